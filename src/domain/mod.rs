@@ -1,0 +1,16 @@
+//! The words of the domain, pure: no I/O, no runtime, no client library.
+//!
+//! Owns identities and coordinates that every other module speaks of. Must not import anything of this crate.
+
+mod position;
+
+pub use position::{MAX_PLAIN_POSITION_BYTES, Position, PositionError, TopicPartition};
+
+/// Name of the record header that carries the id of an event or command (UTF-8 text).
+pub const HEADER_EVENT_ID: &str = "mp-event-id";
+/// Name of the record header that names the producer folder whose contract let the record in (UTF-8 text).
+pub const HEADER_PRODUCER: &str = "mp-producer";
+/// W3C trace context, as in the HTTP header of the same name.
+pub const HEADER_TRACEPARENT: &str = "traceparent";
+/// W3C trace state, as in the HTTP header of the same name.
+pub const HEADER_TRACESTATE: &str = "tracestate";

@@ -1,0 +1,3 @@
+//! Logs and metrics: how Millpond tells what it does. Must not import anything above `domain`.
+
+pub mod metrics;
