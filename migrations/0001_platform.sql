@@ -14,7 +14,7 @@ create table millpond.projections (
 );
 
 -- One row per version ever built. `hash` covers everything that decides what its rows are.
--- `tables` describes the physical tables for readers (see store::versions::TableInfo for its shape).
+-- `tables` describes the physical tables for readers (a JSON array of domain::TableInfo).
 create table millpond.versions (
     projection  text not null references millpond.projections,
     version     integer not null,

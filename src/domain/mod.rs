@@ -3,8 +3,10 @@
 //! Owns identities and coordinates that every other module speaks of. Must not import anything of this crate.
 
 mod position;
+mod table;
 
 pub use position::{MAX_PLAIN_POSITION_BYTES, Position, PositionError, TopicPartition};
+pub use table::{ColumnInfo, TableInfo};
 
 /// Name of the record header that carries the id of an event or command (UTF-8 text).
 pub const HEADER_EVENT_ID: &str = "mp-event-id";
