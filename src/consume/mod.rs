@@ -1,1 +1,61 @@
-//! (in work)
+//! ROLE consume: one member per consumer group, one worker per partition, one transaction per batch.
+//!
+//! The path of a record: poll thread (`kafka::subscription`) → [`buffer`] → [`worker`] → [`prepare`] (Avro to rows)
+//! → [`transaction`] (stage, then fence + rows + outbox + dead letters + commit in one flush). The protocol, and why
+//! each step is there, is told in `docs/ARCHITECTURE.md`. Nothing here may read Kafka's committed offsets.
+
+mod breaker;
+mod buffer;
+mod engine;
+mod group;
+pub mod handler;
+mod partition;
+mod prepare;
+mod reporter;
+mod sessions;
+mod transaction;
+mod worker;
+
+use std::sync::Arc;
+
+pub use buffer::Bounds;
+pub use engine::{Emitter, Engine, Parts};
+pub use handler::Handlers;
+pub use prepare::{Preparer, checksum};
+pub use sessions::Sessions;
+pub use transaction::session_sql;
+use tokio::{sync::watch, task::JoinHandle};
+
+use self::group::Group;
+use crate::kafka::{self, Options, subscription::Subscription};
+
+/// A consumer at work in this process.
+pub struct Member {
+    subscription: Subscription,
+    reporter: JoinHandle<()>,
+    stop: watch::Sender<bool>,
+    pub engine: Arc<Engine>,
+}
+
+impl Member {
+    /// Joins the group of the engine's version.
+    pub fn start(options: &Options, topics: &[String], engine: Engine) -> Result<Self, kafka::Error> {
+        let engine = Arc::new(engine);
+        let group = Arc::new(Group::new(Arc::clone(&engine)));
+        let name = format!("millpond.{}.v{}", engine.projection, engine.version);
+        let inbox = Arc::clone(&group);
+        let subscription = Subscription::start(options, &name, topics, Arc::clone(&group), move |commands| {
+            inbox.connect(commands);
+        })?;
+        let (stop, stopped) = watch::channel(false);
+        let reporter = tokio::spawn(reporter::run(group, stopped));
+        Ok(Self { subscription, reporter, stop, engine })
+    }
+
+    /// Leaves the group: transactions in flight end (5 s at most), fences are released.
+    pub async fn stop(self) {
+        self.stop.send_replace(true);
+        let _ = tokio::task::spawn_blocking(move || self.subscription.stop()).await;
+        let _ = self.reporter.await;
+    }
+}

@@ -1,1 +1,3 @@
-//! (in work)
+//! Kafka: publishing, subscribing, topics, the schema registry. The only importer of `rdkafka`.
+
+pub mod subscription;

@@ -1,1 +1,76 @@
-//! (in work)
+//! Postgres for the consuming side: platform tables, fences, staged batches. The only importer of `sqlx`
+//! (`serve` reads over pipelined `tokio-postgres` connections of its own).
+//!
+//! Owns every statement on the schema `millpond`. Must not know Kafka's client or HTTP.
+
+mod binary_copy;
+mod error;
+pub mod fence;
+pub mod dead_letters;
+pub mod outbox;
+mod quote;
+pub mod status;
+pub mod versions;
+
+use std::str::FromStr;
+
+pub use binary_copy::CopyBuffer;
+pub use error::{Class, Error};
+pub use quote::{bytea, ident, literal};
+pub use sqlx::PgConnection;
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, Connection, Executor,
+    migrate::{Migration, MigrationType, Migrator},
+    postgres::PgConnectOptions,
+};
+
+/// Opens a connection and pins what results depend on: time zone and the formats of dates and intervals.
+///
+/// `idle_in_transaction_session_timeout` (8 s) ends a transaction whose client was stopped or cut off, so that its
+/// row locks do not outlive the group's session timeout (10 s); `statement_timeout` (20 s) bounds one statement.
+pub async fn connect(url: &str, application: &str) -> Result<PgConnection, Error> {
+    let options = PgConnectOptions::from_str(url)
+        .map_err(|e| Error::Url(e.to_string()))?
+        .application_name(application)
+        .options([
+            ("timezone", "UTC"),
+            ("datestyle", "ISO, MDY"),
+            ("intervalstyle", "postgres"),
+            ("extra_float_digits", "1"),
+            ("idle_in_transaction_session_timeout", "8s"),
+            ("statement_timeout", "20s"),
+            ("lock_timeout", "5s"),
+            ("client_min_messages", "warning"),
+        ])
+        .disable_statement_logging();
+    let connecting = PgConnection::connect_with(&options);
+    // A server that is being stopped can accept and never answer: 5 s is above any healthy start-up of a backend.
+    match tokio::time::timeout(std::time::Duration::from_secs(5), connecting).await {
+        Ok(connection) => Ok(connection?),
+        Err(_) => Err(Error::ConnectTimeout),
+    }
+}
+
+/// Runs text that this crate composed (never a client's) over the simple protocol, several statements at once.
+pub async fn run(connection: &mut PgConnection, sql: impl Into<String>) -> Result<(), Error> {
+    connection.execute(sqlx::raw_sql(AssertSqlSafe(sql.into()))).await?;
+    Ok(())
+}
+
+const MIGRATIONS: [(i64, &str, &str); 1] =
+    [(1, "platform", include_str!("../../migrations/0001_platform.sql"))];
+
+/// Brings the platform tables up to this binary's version; safe to run from many processes at once.
+pub async fn migrate(connection: &mut PgConnection) -> Result<(), Error> {
+    let migrations = MIGRATIONS
+        .iter()
+        .map(|(version, name, sql)| {
+            let sql = sqlx::SqlSafeStr::into_sql_str(*sql);
+            Migration::new(*version, (*name).into(), MigrationType::Simple, sql, false)
+        })
+        .collect();
+    run(connection, "create schema if not exists millpond").await?;
+    let mut migrator = Migrator::with_migrations(migrations);
+    migrator.dangerous_set_table_name("millpond.migrations");
+    migrator.run_direct(None, connection, false).await.map_err(Error::Migrate)
+}

@@ -1,1 +1,22 @@
 //! Metrics of `consume`.
+
+use super::{metrics, seconds_buckets};
+
+metrics! {
+    MESSAGES: IntCounterVec = "millpond_consumer_messages_total",
+        "Records whose fate was decided, by outcome: applied, skipped, refused, dead_lettered", &["consumer", "outcome"];
+    BATCH_SECONDS: HistogramVec = "millpond_consumer_batch_duration_seconds",
+        "Time from a batch's first statement to its commit", (&["consumer"], seconds_buckets());
+    BATCHES: IntCounterVec = "millpond_consumer_batches_total",
+        "Transactions, by outcome: committed, record_error, transient_error, fenced", &["consumer", "outcome"];
+    REBALANCES: IntCounterVec = "millpond_consumer_rebalances_total",
+        "Assignments and revocations by the group", &["consumer", "kind"];
+    LAG: IntGaugeVec = "millpond_consumer_lag_messages",
+        "Records between the fence and the end of the partition", &["consumer", "topic", "partition"];
+    FRESHNESS_SECONDS: GaugeVec = "millpond_consumer_freshness_seconds",
+        "How old the projection's data is", &["consumer"];
+    HALTED: IntGaugeVec = "millpond_consumer_halted_partitions",
+        "Partitions that wait for an operator", &["consumer"];
+    DEAD_LETTERS: IntCounterVec = "millpond_dead_letters_total",
+        "Records put into the dead-letter table, by class of reason", &["consumer", "class"];
+}

@@ -1,0 +1,264 @@
+//! The tree of commands, singular nouns throughout. Doc comments are the help text.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// An event-driven backend in one binary: HTTP → Kafka → Postgres projections → HTTP.
+///
+/// Start with `millpond dev`: it brings its own Kafka and Postgres, and prints three lines to try.
+#[derive(Debug, Parser)]
+#[command(name = "millpond", version, max_term_width = 110)]
+pub struct Arguments {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Args, Clone, Default)]
+pub struct Common {
+    /// Configuration file [default: millpond.toml, if it is there]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Set one key, as in `--set consume.max_records=1000`; `millpond config` lists them
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// The folder with schemas/, producers/ and consumers/ (project.dir)
+    #[arg(long, global = true, value_name = "DIR")]
+    pub project: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Everything on this machine: real Kafka and Postgres as child processes, all roles, real flights
+    Dev(Dev),
+    /// All roles in one process, against the Kafka and Postgres that the configuration names
+    All(Role),
+    /// ROLE: take commands and events over HTTP and write them to Kafka (never touches Postgres)
+    Ingest(Role),
+    /// ROLE: apply the log to projections
+    Consume(Role),
+    /// ROLE: answer reads from projections (never touches Kafka)
+    Serve(Role),
+    /// ROLE: send events from the outbox to Kafka
+    Publish(Role),
+    /// Start a project of your own in DIR
+    New {
+        dir: PathBuf,
+        /// Add a crate for handlers in Rust
+        #[arg(long)]
+        rust: bool,
+        /// With --rust: where the crate `millpond` is (a path to its source)
+        #[arg(long, value_name = "PATH", requires = "rust")]
+        millpond: Option<PathBuf>,
+    },
+    /// Print the configuration in force, and where each value came from
+    Config {
+        /// Print the reference of all keys, in Markdown
+        #[arg(long)]
+        reference: bool,
+    },
+    /// Check broker, database, schemas and clock, and say what to do
+    Doctor,
+    /// Show how each projection is doing; exits with 1 when one needs attention
+    Status {
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check and register Avro schemas
+    #[command(subcommand)]
+    Schema(Schema),
+    /// Contracts for those who post
+    #[command(subcommand)]
+    Producer(Producer),
+    /// Projections: write, try, test, pause
+    #[command(subcommand)]
+    Consumer(Consumer),
+    /// Look into topics
+    #[command(subcommand)]
+    Topic(Topic),
+    /// Records that could not be applied
+    #[command(subcommand)]
+    Dlq(Dlq),
+    /// Errors by code: what it means and what to do
+    Explain {
+        /// A code such as MP1004; without it, all
+        code: Option<String>,
+    },
+}
+
+#[derive(Debug, Args, Default)]
+pub struct Role {
+    /// Address to listen on (http.listen)
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<String>,
+    /// Bootstrap servers (kafka.brokers)
+    #[arg(long, value_name = "HOST:PORT")]
+    pub kafka: Option<String>,
+    /// Database URL (postgres.url)
+    #[arg(long, value_name = "URL")]
+    pub postgres: Option<String>,
+    /// Allow an address other than loopback without keys (http.insecure)
+    #[arg(long)]
+    pub insecure: bool,
+}
+
+#[derive(Debug, Args, Default)]
+pub struct Dev {
+    /// Empty Kafka, Postgres and everything else in .millpond first
+    #[arg(long)]
+    pub reset: bool,
+    /// Use this Kafka instead of starting one
+    #[arg(long, value_name = "HOST:PORT")]
+    pub kafka: Option<String>,
+    /// Use this Postgres instead of starting one
+    #[arg(long, value_name = "URL")]
+    pub postgres: Option<String>,
+    /// Do not post the flights
+    #[arg(long)]
+    pub no_demo: bool,
+    /// How many days of flights to post per minute
+    #[arg(long, value_name = "DAYS", default_value_t = 1.0)]
+    pub demo_speed: f64,
+    /// Address to listen on; the next free port is taken when it is in use [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Schema {
+    /// Check the folder schemas/ (and, when it can be reached, the registry); exits with 1 on a fault, for CI
+    Check {
+        /// Only the files: do not ask the registry
+        #[arg(long)]
+        offline: bool,
+    },
+    /// Register what the registry does not have yet
+    Push,
+    /// List what is registered
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Producer {
+    /// Write a schema, a contract and examples from a sample of the JSON that will be posted
+    New {
+        name: String,
+        /// A file with one JSON object
+        #[arg(long, value_name = "SAMPLE.json")]
+        from: PathBuf,
+        /// Name of the record type [default: from NAME]
+        #[arg(long = "type", value_name = "TYPE")]
+        record_type: Option<String>,
+        /// Topic [default: NAME.events.v1, or NAME.commands.v1 with --command]
+        #[arg(long)]
+        topic: Option<String>,
+        /// Field that is the key: records with the same key stay in order [default: the first field]
+        #[arg(long)]
+        key: Option<String>,
+        /// The record is a command, not an event
+        #[arg(long)]
+        command: bool,
+    },
+    /// Run the examples of every contract, or of one
+    Test { name: Option<String> },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Consumer {
+    /// Write the folder of a new projection
+    New {
+        name: String,
+        /// Record type to start from
+        #[arg(long, value_name = "TYPE")]
+        from: String,
+    },
+    /// Show the rows a consumer makes of real events, without writing anything
+    Show {
+        name: String,
+        /// Read at most this many records from the end of its topics
+        #[arg(long, default_value_t = 2000)]
+        records: usize,
+        /// Show at most this many rows per table
+        #[arg(long, default_value_t = 20)]
+        limit: usize,
+    },
+    /// Run a consumer's cases: expected rows, and the three laws over every cut and interleaving
+    Test {
+        /// All consumers without it
+        name: Option<String>,
+        /// Write the rows that came out as the expected ones
+        #[arg(long)]
+        accept: bool,
+    },
+    /// Stop applying records, in every process, until `resume`
+    Pause { name: String },
+    /// Go on applying records
+    Resume { name: String },
+    /// End a halt: claim again and go on where it stopped
+    Restart {
+        name: String,
+        /// Empty the tables and read the log again from its start
+        #[arg(long)]
+        from_zero: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Topic {
+    /// List topics with partitions and records
+    List,
+    /// Print records, decoded
+    Cat {
+        topic: String,
+        /// Where to start: `start`, `end`, an offset, or an RFC 3339 time
+        #[arg(long, default_value = "start")]
+        from: String,
+        /// Only this key
+        #[arg(long)]
+        key: Option<String>,
+        /// Only this partition
+        #[arg(long)]
+        partition: Option<i32>,
+        #[arg(long, default_value_t = 20)]
+        limit: usize,
+        #[arg(long, value_enum, default_value_t = Format::Table)]
+        format: Format,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Format {
+    Table,
+    Jsonl,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Dlq {
+    /// List dead letters, newest first, with counts per reason
+    List {
+        /// Only of this consumer
+        consumer: Option<String>,
+        #[arg(long, default_value_t = 20)]
+        limit: usize,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one dead letter, decoded, with its reason
+    Show {
+        consumer: String,
+        /// `topic/partition/offset`, as the list prints it
+        record: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_tree_of_commands_is_sound() {
+        super::Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,113 @@
+//! Every key there is, in one table: from it come defaults, types, checks, the reference in
+//! `docs/configuration.md` and the nearest known name for a misspelt one.
+
+/// What a value must look like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Text,
+    /// Text that may be empty and then means "none".
+    OptionalText,
+    Address,
+    Duration,
+    Bytes,
+    Count,
+    Bool,
+    /// One of these words.
+    Word(&'static [&'static str]),
+    /// A table of settings passed to the Kafka client as they are.
+    Passthrough,
+}
+
+/// One key.
+pub struct Key {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub default: &'static str,
+    /// Never printed.
+    pub secret: bool,
+    pub help: &'static str,
+}
+
+const fn key(name: &'static str, kind: Kind, default: &'static str, help: &'static str) -> Key {
+    Key { name, kind, default, secret: false, help }
+}
+
+pub const KEYS: &[Key] = &[
+    key("project.dir", Kind::Text, ".", "The folder that holds `schemas/`, `producers/` and `consumers/`."),
+    key("kafka.brokers", Kind::Text, "127.0.0.1:9092", "Bootstrap servers, `host:port`, separated by commas."),
+    key(
+        "kafka.replication",
+        Kind::Count,
+        "0",
+        "Replication factor of topics that Millpond creates; 0 leaves it to the cluster. In production: 3, with `min.insync.replicas` 2.",
+    ),
+    key(
+        "kafka.client",
+        Kind::Passthrough,
+        "",
+        "Settings for librdkafka as it names them, such as `security.protocol` and `sasl.password`. Those that the \
+         promise rests on (`acks`, `enable.idempotence`, offsets and the like) cannot be set.",
+    ),
+    Key {
+        name: "postgres.url",
+        kind: Kind::Text,
+        default: "postgres://millpond@127.0.0.1:5432/millpond",
+        secret: true,
+        help: "The database, as `postgres://user:password@host:port/database`. `ingest` never uses it.",
+    },
+    key("http.listen", Kind::Address, "127.0.0.1:8080", "Address of the HTTP listener. Any address but loopback needs `http.keys_file` or `http.insecure`."),
+    key("http.keys_file", Kind::OptionalText, "", "File of bearer keys, one a line: name, SHA-256 of the key in hex, producer folders it may use (or `*`). Read again when it changes."),
+    key("http.insecure", Kind::Bool, "false", "Listen on an address other than loopback without keys."),
+    key("http.max_connections", Kind::Count, "4096", "Connections open at once; further ones wait in the system's queue."),
+    key("http.drain", Kind::Duration, "10s", "How long requests under way may take after SIGTERM."),
+    key("ingest.max_body", Kind::Bytes, "64MiB", "Longest body of one request, compressed as it comes and again when decompressed."),
+    key("ingest.max_record", Kind::Bytes, "1MiB", "Longest record, encoded; must not exceed the topic's `max.message.bytes`."),
+    key("ingest.in_flight", Kind::Bytes, "64MiB", "Bytes that may wait for Kafka's acknowledgement in this process; above it requests get 503."),
+    key("ingest.linger", Kind::Duration, "1ms", "How long a record waits for company before its batch is sent. 1 ms measured best with 64 and with 256 clients."),
+    key("consume.connections", Kind::Count, "2", "Postgres sessions per consumer and process: how many of its partitions may commit at once."),
+    key("consume.max_records", Kind::Count, "5000", "Records per batch."),
+    key("consume.max_bytes", Kind::Bytes, "4MiB", "Bytes per batch."),
+    key("consume.max_age", Kind::Duration, "5ms", "How long a batch waits to fill up since its first record came."),
+    key("serve.connections", Kind::Count, "4", "Postgres connections for reads; each carries many queries at once."),
+    key("serve.statement_timeout", Kind::Duration, "2s", "Longest a read may run."),
+    key("serve.max_wait", Kind::Duration, "10s", "Longest that a read may wait for a position (`Prefer: wait=N`)."),
+    key("serve.default_limit", Kind::Count, "100", "Rows per page when a request names no limit."),
+    key("serve.max_limit", Kind::Count, "1000", "Most rows per page."),
+    key("log.format", Kind::Word(&["auto", "text", "json"]), "auto", "`auto` is text on a terminal and JSON elsewhere."),
+    key("log.level", Kind::Text, "info", "A level, or directives such as `info,millpond::consume=debug`."),
+];
+
+/// The key of that name; settings below `kafka.client` belong to it.
+pub fn find(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|k| k.name == name || (k.kind == Kind::Passthrough && name.starts_with(k.name) && name.as_bytes().get(k.name.len()) == Some(&b'.')))
+}
+
+/// The environment variable that sets a key: `MILLPOND__HTTP__LISTEN`.
+pub fn variable(name: &str) -> String {
+    format!("MILLPOND__{}", name.to_uppercase().replace('.', "__"))
+}
+
+/// `docs/configuration.md`.
+pub fn reference() -> String {
+    let mut text = String::from(
+        "# Configuration\n\nGenerated from the code by `millpond config --reference`; do not edit.\n\n\
+         Values come from four places, later ones winning: defaults, the file `millpond.toml` (or `--config FILE`), the \
+         environment, flags (`--set key=value`). An unknown key is an error that names the nearest known one; all faults \
+         are reported at once. `millpond config` prints what is in force, and where each value came from.\n\n",
+    );
+    let mut section = "";
+    for key in KEYS {
+        let (this, _) = key.name.split_once('.').unwrap_or((key.name, ""));
+        if this != section {
+            text.push_str(&format!("## `[{this}]`\n\n| key | default | environment | |\n|---|---|---|---|\n"));
+            section = this;
+        }
+        let default = if key.default.is_empty() { "none".to_owned() } else { format!("`{}`", key.default) };
+        text.push_str(&format!("| `{}` | {default} | `{}` | {} |\n", key.name, variable(key.name), key.help));
+        let last = KEYS.iter().rposition(|k| k.name.starts_with(&format!("{this}.")));
+        if last.is_some_and(|i| KEYS[i].name == key.name) {
+            text.push('\n');
+        }
+    }
+    text
+}

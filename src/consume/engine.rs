@@ -1,0 +1,166 @@
+//! Everything the workers of one consumer share.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use uuid::Uuid;
+
+use super::{
+    buffer::Bounds,
+    handler::{Emitted, Handler},
+    prepare::{Fault, Preparer},
+    sessions::Sessions,
+};
+use crate::{
+    domain::TopicPartition,
+    kafka::{self, reader::Reader},
+    projection::Compiled,
+    schema::{Captured, Encoder, framing},
+    store::{
+        self,
+        fence::{self, Claim, Claimed},
+    },
+};
+
+/// What becomes of a record that cannot be applied.
+pub use crate::spec::OnError;
+
+pub struct Engine {
+    pub projection: String,
+    pub version: i32,
+    /// Schema of the version's tables.
+    pub schema: String,
+    pub compiled: Arc<Compiled>,
+    pub handler: Option<Arc<dyn Handler>>,
+    pub preparer: Preparer,
+    pub sessions: Sessions,
+    pub bounds: Bounds,
+    pub max_age: Duration,
+    pub on_error: OnError,
+    /// How the events of a handler are encoded, by record type.
+    pub emitters: HashMap<String, Emitter>,
+    pub reader: Arc<Reader>,
+    paused: AtomicBool,
+    last_error: Mutex<Option<String>>,
+}
+
+/// Where an emitted record type goes and how it is written.
+pub struct Emitter {
+    pub topic: String,
+    pub schema_id: u32,
+    pub encoder: Encoder,
+}
+
+/// An emitted event, ready for the outbox.
+pub struct EncodedEvent {
+    pub topic: String,
+    pub payload: Vec<u8>,
+}
+
+/// What Kafka holds where a fence stands.
+pub struct Inspected {
+    pub low: i64,
+    pub high: i64,
+    /// Key and payload of the last applied record, if it is still there.
+    pub last: Option<(Option<Vec<u8>>, Option<Vec<u8>>)>,
+}
+
+/// The parts that an engine is made of.
+pub struct Parts {
+    pub projection: String,
+    pub version: i32,
+    pub compiled: Arc<Compiled>,
+    pub handler: Option<Arc<dyn Handler>>,
+    pub preparer: Preparer,
+    pub sessions: Sessions,
+    pub bounds: Bounds,
+    pub max_age: Duration,
+    pub on_error: OnError,
+    pub emitters: HashMap<String, Emitter>,
+    pub reader: Arc<Reader>,
+}
+
+impl Engine {
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            schema: store::versions::schema_name(&parts.projection, parts.version),
+            projection: parts.projection,
+            version: parts.version,
+            compiled: parts.compiled,
+            handler: parts.handler,
+            preparer: parts.preparer,
+            sessions: parts.sessions,
+            bounds: parts.bounds,
+            max_age: parts.max_age,
+            on_error: parts.on_error,
+            emitters: parts.emitters,
+            reader: parts.reader,
+            paused: AtomicBool::new(false),
+            last_error: Mutex::default(),
+        }
+    }
+
+    pub async fn claim(&self, at: &TopicPartition, owner: Uuid) -> Result<Claimed, store::Error> {
+        let mut lease = self.sessions.lease().await?;
+        let claimed =
+            fence::claim(lease.connection(), self.sessions.url(), &self.projection, self.version, at, owner).await?;
+        lease.give_back();
+        Ok(claimed)
+    }
+
+    /// Looks at the log where a claim stands.
+    pub async fn inspect(&self, claim: &Claim) -> Result<Inspected, String> {
+        let (reader, at, last) = (Arc::clone(&self.reader), claim.at.clone(), claim.last);
+        let look = move || -> Result<Inspected, kafka::Error> {
+            let (low, high) = reader.watermarks(&at.topic, at.partition)?;
+            let last = match last {
+                Some(last) if last.offset >= low && last.offset < high => {
+                    reader.read_record(&at.topic, at.partition, last.offset)?.map(|r| (r.key, r.payload))
+                }
+                _ => None,
+            };
+            Ok(Inspected { low, high, last })
+        };
+        let looked = tokio::task::spawn_blocking(look).await.map_err(|e| e.to_string())?;
+        looked.map_err(|e| format!("cannot compare the fence with the log: {e}"))
+    }
+
+    /// Encodes an event that a handler emitted.
+    pub fn emit(&self, event: &Emitted) -> Result<EncodedEvent, Fault> {
+        let refuse = |reason: String| Fault { class: "handler", reason, record_type: Some(event.record_type.clone()) };
+        let emitter = self.emitters.get(&event.record_type).ok_or_else(|| {
+            refuse(format!("emitted {}, which consumer.toml does not declare under [emits]", event.record_type))
+        })?;
+        let mut payload = Vec::with_capacity(event.json.len());
+        framing::write_header(emitter.schema_id, &mut payload);
+        let mut captured = Captured::default();
+        emitter.encoder.encode(event.json.as_bytes(), &mut payload, &mut captured).map_err(|faults| {
+            let first = faults.first().map(|f| format!("{}: expected {}, got {}", f.pointer, f.expected, f.got));
+            refuse(format!("emitted a {} that does not fit its schema: {}", event.record_type, first.unwrap_or_default()))
+        })?;
+        Ok(EncodedEvent { topic: emitter.topic.clone(), payload })
+    }
+
+    pub fn set_paused(&self, paused: bool) {
+        self.paused.store(paused, Ordering::Relaxed);
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
+    }
+
+    pub fn note_error(&self, error: &str) {
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_owned());
+    }
+
+    /// The last error since it was asked for.
+    pub fn take_error(&self) -> Option<String> {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}

@@ -1,0 +1,160 @@
+//! One member of a consumer's group: assignment in, workers out.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, OnceLock, PoisonError, mpsc},
+    time::Duration,
+};
+
+use tokio::{runtime::Handle, task::JoinHandle, time::timeout};
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use super::{
+    engine::Engine,
+    partition::{Partition, Stop},
+    worker::Worker,
+};
+use crate::{
+    domain::TopicPartition,
+    kafka::subscription::{Assigned, Assignee, Command, Flow, Incoming},
+    store::fence::{Claim, Claimed},
+    telemetry::metrics::consume as metrics,
+};
+
+/// How long an assignment may wait for claims, and a revocation for transactions in flight: half of the session
+/// timeout, so that waiting never costs the membership.
+const WAIT: Duration = Duration::from_secs(5);
+
+pub struct Group {
+    pub engine: Arc<Engine>,
+    runtime: Handle,
+    commands: OnceLock<mpsc::Sender<Command>>,
+    owned: Mutex<HashMap<TopicPartition, Owned>>,
+}
+
+struct Owned {
+    partition: Arc<Partition>,
+    worker: JoinHandle<()>,
+}
+
+impl Group {
+    pub fn new(engine: Arc<Engine>) -> Self {
+        Self { engine, runtime: Handle::current(), commands: OnceLock::new(), owned: Mutex::default() }
+    }
+
+    /// Gives the workers their way to the poll thread; called once, before the first assignment can come.
+    pub fn connect(&self, commands: mpsc::Sender<Command>) {
+        let _ = self.commands.set(commands);
+    }
+
+    fn owned(&self) -> std::sync::MutexGuard<'_, HashMap<TopicPartition, Owned>> {
+        self.owned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What this member holds, and how far each is.
+    pub fn positions(&self) -> Vec<(TopicPartition, Option<i64>)> {
+        self.owned().values().map(|o| (o.partition.at.clone(), o.partition.next_offset())).collect()
+    }
+
+    async fn claim(&self, at: &TopicPartition) -> Option<Claim> {
+        match timeout(WAIT, self.engine.claim(at, Uuid::new_v4())).await {
+            Ok(Ok(Claimed::Mine(claim))) => Some(claim),
+            Ok(Ok(Claimed::Closed { state, reason, .. })) => {
+                warn!(consumer = %self.engine.projection, partition = %at, state, reason, "partition is closed");
+                None
+            }
+            Ok(Err(error)) => {
+                warn!(consumer = %self.engine.projection, partition = %at, %error, "cannot claim; trying again in the background");
+                None
+            }
+            Err(_) => {
+                warn!(consumer = %self.engine.projection, partition = %at, "no claim within 5 s; trying again in the background");
+                None
+            }
+        }
+    }
+
+    /// Ends workers and waits for them, all at once, at most [`WAIT`]; one that is late is aborted, which its fence
+    /// makes safe.
+    async fn finish(&self, mut stopped: Vec<Owned>) {
+        let deadline = tokio::time::Instant::now() + WAIT;
+        for owned in &mut stopped {
+            if tokio::time::timeout_at(deadline, &mut owned.worker).await.is_err() {
+                owned.worker.abort();
+                warn!(consumer = %self.engine.projection, partition = %owned.partition.at, "transaction did not end within 5 s of the revocation; abandoned");
+            }
+        }
+    }
+}
+
+impl Assignee for Group {
+    type Partition = Arc<Partition>;
+
+    fn assigned(&self, partitions: Vec<TopicPartition>) -> Vec<Assigned<Arc<Partition>>> {
+        if partitions.is_empty() {
+            return Vec::new();
+        }
+        metrics::REBALANCES.with_label_values(&[self.engine.projection.as_str(), "assigned"]).inc();
+        let claims = self.runtime.block_on(futures_util::future::join_all(partitions.iter().map(|at| self.claim(at))));
+        let Some(commands) = self.commands.get() else { return Vec::new() };
+        let mut assigned = Vec::with_capacity(partitions.len());
+        for (at, claim) in partitions.into_iter().zip(claims) {
+            info!(consumer = %self.engine.projection, partition = %at, next_offset = ?claim.as_ref().map(|c| c.next_offset), "assigned");
+            let partition = Arc::new(Partition::new(at.clone()));
+            let start = claim.as_ref().map(|c| c.next_offset);
+            if let Some(start) = start {
+                partition.buffer().accept(start);
+            }
+            let worker = Worker::new(Arc::clone(&self.engine), Arc::clone(&partition), commands.clone(), claim);
+            let worker = self.runtime.spawn(worker.run());
+            self.owned().insert(at.clone(), Owned { partition: Arc::clone(&partition), worker });
+            assigned.push(Assigned { at, partition, start });
+        }
+        assigned
+    }
+
+    fn revoked(&self, partitions: Vec<TopicPartition>, lost: bool) {
+        if partitions.is_empty() {
+            return;
+        }
+        info!(consumer = %self.engine.projection, partitions = partitions.len(), lost, "revoked");
+        metrics::REBALANCES.with_label_values(&[self.engine.projection.as_str(), if lost { "lost" } else { "revoked" }]).inc();
+        let stopped: Vec<Owned> = {
+            let mut owned = self.owned();
+            partitions.iter().filter_map(|at| owned.remove(at)).collect()
+        };
+        for owned in &stopped {
+            owned.partition.stop(if lost { Stop::Abandon } else { Stop::Finish });
+        }
+        if lost {
+            stopped.iter().for_each(|owned| owned.worker.abort());
+            return;
+        }
+        self.runtime.block_on(self.finish(stopped));
+    }
+
+    fn record(&self, partition: &Arc<Partition>, record: Incoming<'_>) -> Flow {
+        let pushed = {
+            let mut buffer = partition.buffer();
+            if !buffer.is_accepting() {
+                return Flow::Continue;
+            }
+            buffer.push(record, self.engine.bounds)
+        };
+        if pushed.wake {
+            partition.wake();
+        }
+        if pushed.pause { Flow::Pause } else { Flow::Continue }
+    }
+
+    fn sought(&self, partition: &Arc<Partition>, offset: i64) {
+        tracing::debug!(consumer = %self.engine.projection, partition = %partition.at, offset, "sought");
+        partition.accept(offset);
+    }
+
+    fn failed(&self, error: &str) {
+        self.engine.note_error(error);
+        warn!(consumer = %self.engine.projection, error, "Kafka consumer reports an error");
+    }
+}

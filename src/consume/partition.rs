@@ -1,0 +1,133 @@
+//! What the poll thread and the worker of one partition share.
+
+use std::{
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+
+use super::buffer::{Bounds, Buffer, Chunk};
+use crate::domain::TopicPartition;
+
+/// Whether a worker may go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    Run,
+    /// End the transaction in flight, start no other, release the fence.
+    Finish,
+    /// The partition is someone else's already: drop everything.
+    Abandon,
+}
+
+pub struct Partition {
+    pub at: TopicPartition,
+    buffer: Mutex<Buffer>,
+    arrived: Notify,
+    sought: Notify,
+    stop: watch::Sender<Stop>,
+    /// First offset that is not applied, as of the last commit; -1 before the claim.
+    next_offset: AtomicI64,
+}
+
+/// What a worker got when it asked for a batch.
+pub enum Next {
+    /// A batch, and whether the poll thread should be told to resume the partition.
+    Batch(Chunk, bool),
+    Stop,
+}
+
+impl Partition {
+    pub fn new(at: TopicPartition) -> Self {
+        Self {
+            at,
+            buffer: Mutex::default(),
+            arrived: Notify::new(),
+            sought: Notify::new(),
+            stop: watch::Sender::new(Stop::Run),
+            next_offset: AtomicI64::new(-1),
+        }
+    }
+
+    pub fn buffer(&self) -> MutexGuard<'_, Buffer> {
+        self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn wake(&self) {
+        self.arrived.notify_one();
+    }
+
+    /// Takes records from `offset` on; everything read before is dropped.
+    pub fn accept(&self, offset: i64) {
+        self.buffer().accept(offset);
+        self.sought.notify_one();
+    }
+
+    pub async fn wait_sought(&self) {
+        self.sought.notified().await;
+    }
+
+    pub fn stop(&self, how: Stop) {
+        self.stop.send_replace(how);
+        self.arrived.notify_one();
+        self.sought.notify_one();
+    }
+
+    pub fn stopping(&self) -> Stop {
+        *self.stop.borrow()
+    }
+
+    /// Ends early when the worker is told to stop.
+    pub async fn sleep(&self, duration: Duration) {
+        let mut stop = self.stop.subscribe();
+        tokio::select! {
+            () = tokio::time::sleep(duration) => {}
+            _ = stop.wait_for(|s| *s != Stop::Run) => {}
+        }
+    }
+
+    pub fn set_next_offset(&self, offset: i64) {
+        self.next_offset.store(offset, Ordering::Relaxed);
+    }
+
+    pub fn next_offset(&self) -> Option<i64> {
+        Some(self.next_offset.load(Ordering::Relaxed)).filter(|o| *o >= 0)
+    }
+
+    /// Waits for a batch: full, or as old as `max_age` since its first record was seen here.
+    pub async fn next_batch(&self, bounds: Bounds, max_age: Duration) -> Next {
+        let mut first_seen: Option<Instant> = None;
+        loop {
+            if self.stopping() != Stop::Run {
+                return Next::Stop;
+            }
+            let mut deadline = None;
+            {
+                let mut buffer = self.buffer();
+                if !buffer.is_empty() {
+                    let due = *first_seen.get_or_insert_with(Instant::now) + max_age;
+                    if buffer.has_full_chunk(bounds) || Instant::now() >= due {
+                        let (chunk, resume) = buffer.pop();
+                        return Next::Batch(chunk.unwrap_or_default(), resume);
+                    }
+                    deadline = Some(due);
+                }
+            }
+            match deadline {
+                Some(due) => {
+                    tokio::select! {
+                        () = tokio::time::sleep_until(due) => {}
+                        () = self.arrived.notified() => {}
+                    }
+                }
+                None => self.arrived.notified().await,
+            }
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! From raw records to rows ready for COPY: framing, schema id, relation, columns. Pure but for the registry's cache.
+//!
+//! Everything that can be known to be faulty before Postgres sees it is found here, record by record.
+
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use super::{
+    buffer::{Chunk, RawRecord},
+    handler::{Effects, Record},
+};
+use crate::{
+    kafka::registry::Registry,
+    projection::{Compiled, META_COLUMNS},
+    schema::{JsonDecoder, Scratch, Transcoder, framing},
+    store::{CopyBuffer, fence::LastApplied},
+};
+
+/// Occurrences of one key that one batch may hold when it is applied in rounds: each round is a set of statements.
+const MAX_ROUNDS: u32 = 64;
+
+/// What a schema id stands for in this projection.
+enum Route {
+    /// A type that the projection does not read.
+    Skip(String),
+    Rows { relation: usize, record_type: String, transcoder: Box<Transcoder> },
+    Json { record_type: String, decoder: Box<JsonDecoder> },
+    /// The schema cannot be read as the pinned one.
+    Unreadable { record_type: String, reason: String },
+}
+
+/// Why a record cannot be applied.
+#[derive(Debug, Clone)]
+pub struct Fault {
+    pub class: &'static str,
+    pub reason: String,
+    pub record_type: Option<String>,
+}
+
+/// A batch, decoded.
+pub struct Prepared {
+    /// One body per relation, in the projection's order.
+    pub relations: Vec<CopyBuffer>,
+    /// Index of the record in its chunk, and what is wrong with it.
+    pub faults: Vec<(usize, Fault)>,
+    pub records: Vec<Record>,
+    pub rounds: u32,
+    pub skipped: usize,
+    pub last: Option<LastApplied>,
+    /// Index after the last record that is part of this batch; less than asked for when rounds ran out.
+    pub end: usize,
+    /// Filled by a Rust handler.
+    pub effects: Effects,
+}
+
+/// Why a batch cannot be decoded yet.
+#[derive(Debug, thiserror::Error)]
+#[error("schema id {0} is not in the registry (yet): its records wait; `millpond doctor` checks the registry")]
+pub struct UnknownSchema(pub i32);
+
+/// Decodes the records of one projection.
+pub struct Preparer {
+    compiled: Arc<Compiled>,
+    registry: Arc<Registry>,
+    routes: RwLock<HashMap<i32, Arc<Route>>>,
+}
+
+impl Preparer {
+    pub fn new(compiled: Arc<Compiled>, registry: Arc<Registry>) -> Self {
+        Self { compiled, registry, routes: RwLock::default() }
+    }
+
+    /// Decodes `range` of a chunk.
+    pub fn prepare(&self, topic: &str, partition: i32, chunk: &Chunk, range: Range<usize>) -> Result<Prepared, UnknownSchema> {
+        let mut prepared = Prepared {
+            relations: self.compiled.relations.iter().map(|_| CopyBuffer::default()).collect(),
+            faults: Vec::new(),
+            records: Vec::new(),
+            rounds: 1,
+            skipped: 0,
+            last: None,
+            end: range.end,
+            effects: Effects::default(),
+        };
+        let mut scratch = Scratch::default();
+        let mut seen: HashMap<&[u8], u32> = HashMap::new();
+        for index in range.clone() {
+            let record = &chunk.records[index];
+            let mut round = 0;
+            if self.compiled.needs_rounds {
+                let count = seen.entry(chunk.key(record).unwrap_or_default()).or_insert(0);
+                round = *count;
+                *count += 1;
+                if round >= MAX_ROUNDS {
+                    prepared.end = index;
+                    break;
+                }
+                prepared.rounds = prepared.rounds.max(round + 1);
+            }
+            let meta = Meta { topic, partition, round };
+            if let Err(fault) = self.record(&meta, chunk, record, &mut prepared, &mut scratch)? {
+                prepared.faults.push((index, fault));
+            }
+        }
+        prepared.last = chunk.records[range.start..prepared.end].last().map(|record| last_applied(chunk, record));
+        Ok(prepared)
+    }
+
+    fn record(
+        &self,
+        meta: &Meta<'_>,
+        chunk: &Chunk,
+        record: &RawRecord,
+        prepared: &mut Prepared,
+        scratch: &mut Scratch,
+    ) -> Result<Result<(), Fault>, UnknownSchema> {
+        let Some(payload) = chunk.payload(record) else {
+            match self.compiled.tombstones {
+                None => prepared.skipped += 1,
+                Some(relation) => {
+                    let rows = &mut prepared.relations[relation];
+                    rows.begin_row(META_COLUMNS);
+                    if let Err(fault) = meta.append(rows, chunk, record) {
+                        rows.undo_row();
+                        return Ok(Err(fault));
+                    }
+                }
+            }
+            return Ok(Ok(()));
+        };
+        let (id, body) = match framing::split(payload) {
+            Ok(split) => split,
+            Err(error) => return Ok(Err(Fault { class: "decode", reason: error.to_string(), record_type: None })),
+        };
+        let id = i32::try_from(id).unwrap_or(i32::MAX);
+        let route = self.route(id)?;
+        match &*route {
+            Route::Skip(_) => prepared.skipped += 1,
+            Route::Unreadable { record_type, reason } => {
+                return Ok(Err(Fault { class: "decode", reason: reason.clone(), record_type: Some(record_type.clone()) }));
+            }
+            Route::Rows { relation, record_type, transcoder } => {
+                let rows = &mut prepared.relations[*relation];
+                rows.begin_row(META_COLUMNS + self.compiled.relations[*relation].columns);
+                let appended = meta.append(rows, chunk, record).and_then(|()| {
+                    transcoder.append(body, scratch, rows.tail()).map_err(|fault| Fault {
+                        class: "decode",
+                        reason: format!("{record_type}{}: expected {}, got {}", fault.pointer, fault.expected, fault.got),
+                        record_type: None,
+                    })
+                });
+                if let Err(mut fault) = appended {
+                    rows.undo_row();
+                    fault.record_type = Some(record_type.clone());
+                    return Ok(Err(fault));
+                }
+            }
+            Route::Json { record_type, decoder } => {
+                let mut json = Vec::new();
+                if let Err(fault) = decoder.append_json(body, &mut json) {
+                    let reason = format!("{record_type}{}: expected {}, got {}", fault.pointer, fault.expected, fault.got);
+                    return Ok(Err(Fault { class: "decode", reason, record_type: Some(record_type.clone()) }));
+                }
+                prepared.records.push(Record {
+                    record_type: record_type.clone(),
+                    key: chunk.key(record).map(|k| String::from_utf8_lossy(k).into_owned()),
+                    topic: meta.topic.to_owned(),
+                    partition: meta.partition,
+                    offset: record.offset,
+                    timestamp: record.timestamp,
+                    json,
+                });
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    fn route(&self, id: i32) -> Result<Arc<Route>, UnknownSchema> {
+        if let Some(route) = self.routes.read().unwrap_or_else(PoisonError::into_inner).get(&id) {
+            return Ok(Arc::clone(route));
+        }
+        let registered = self.registry.schema_by_id(id).ok_or(UnknownSchema(id))?;
+        let route = Arc::new(self.compile_route(&registered.subject, &registered.text));
+        self.routes.write().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::clone(&route));
+        Ok(route)
+    }
+
+    fn compile_route(&self, subject: &str, text: &str) -> Route {
+        let Some(input) = self.compiled.inputs.iter().find(|input| input.subject == subject) else {
+            return Route::Skip(subject.to_owned());
+        };
+        let record_type = input.record_type.clone();
+        let unreadable = |reason: String| Route::Unreadable { record_type: record_type.clone(), reason };
+        let writer = match crate::schema::parse(text) {
+            Ok(writer) => writer,
+            Err(error) => return unreadable(format!("the registered schema does not parse: {error}")),
+        };
+        if self.compiled.handler {
+            return match JsonDecoder::compile(&writer, &input.reader) {
+                Ok(decoder) => Route::Json { record_type, decoder: Box::new(decoder) },
+                Err(error) => unreadable(error.to_string()),
+            };
+        }
+        match Transcoder::compile(&writer, &input.reader) {
+            Ok(transcoder) => {
+                Route::Rows { relation: input.relation, record_type, transcoder: Box::new(transcoder) }
+            }
+            Err(error) => unreadable(error.to_string()),
+        }
+    }
+}
+
+/// What identifies the last record of a batch when it is read again.
+pub fn last_applied(chunk: &Chunk, record: &RawRecord) -> LastApplied {
+    let checksum = checksum(chunk.key(record), chunk.payload(record));
+    LastApplied { offset: record.offset, timestamp: record.timestamp, checksum }
+}
+
+/// CRC-32 over key and payload, each with its length.
+pub fn checksum(key: Option<&[u8]>, payload: Option<&[u8]>) -> i64 {
+    let mut crc = flate2::Crc::new();
+    for part in [key, payload] {
+        crc.update(&part.map_or(u64::MAX, |p| p.len() as u64).to_be_bytes());
+        crc.update(part.unwrap_or_default());
+    }
+    i64::from(crc.sum())
+}
+
+struct Meta<'a> {
+    topic: &'a str,
+    partition: i32,
+    round: u32,
+}
+
+impl Meta<'_> {
+    /// The engine's own columns, in the order of [`META_COLUMNS`]: `_key _topic _partition _offset _timestamp
+    /// _event_id _seq _round`.
+    fn append(&self, rows: &mut CopyBuffer, chunk: &Chunk, record: &RawRecord) -> Result<(), Fault> {
+        let fault = |what: &str| Fault { class: "decode", reason: format!("{what} is not UTF-8 text without NUL"), record_type: None };
+        let text = |bytes| std::str::from_utf8(bytes).ok().filter(|t| !t.contains('\0'));
+        match chunk.key(record) {
+            None => rows.null(),
+            Some(key) => rows.bytes(text(key).ok_or_else(|| fault("the record's key"))?.as_bytes()),
+        }
+        rows.bytes(self.topic.as_bytes());
+        rows.int4(self.partition);
+        rows.int8(record.offset);
+        rows.timestamp_millis(record.timestamp);
+        match record.event_id.as_ref() {
+            Some(id) => rows.bytes(text(chunk.slice(id)).ok_or_else(|| fault("the event id"))?.as_bytes()),
+            // A record that did not come through ingest is identified by where it is.
+            None => rows.bytes(format!("{}/{}/{}", self.topic, self.partition, record.offset).as_bytes()),
+        }
+        // Offsets order the records of a batch over all relations: a batch is of one partition.
+        rows.int8(record.offset);
+        rows.int4(i32::try_from(self.round).unwrap_or(i32::MAX));
+        Ok(())
+    }
+}

@@ -1,0 +1,72 @@
+//! Once a second: how far the ends of this member's partitions are, for lag and age; whether an operator paused it.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+use tracing::debug;
+
+use super::group::Group;
+use crate::{
+    domain::TopicPartition,
+    store::{
+        self, PgConnection,
+        status::{self, End},
+    },
+    telemetry::metrics::consume as metrics,
+};
+
+/// Age is known to about this much.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// Reports until told to stop.
+pub async fn run(group: Arc<Group>, mut stop: watch::Receiver<bool>) {
+    let mut connection = None;
+    loop {
+        if let Err(error) = report(&group, &mut connection).await {
+            // The workers say that the database is away; here it only means that lag is not known.
+            debug!(consumer = %group.engine.projection, error, "cannot report");
+            connection = None;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(PERIOD) => {}
+            _ = stop.wait_for(|s| *s) => return,
+        }
+    }
+}
+
+async fn report(group: &Group, connection: &mut Option<PgConnection>) -> Result<(), String> {
+    let engine = &group.engine;
+    let connection = match connection {
+        Some(connection) => connection,
+        None => {
+            let new = store::connect(engine.sessions.url(), "millpond report").await.map_err(|e| e.to_string())?;
+            connection.insert(new)
+        }
+    };
+    let paused = status::is_paused(connection, &engine.projection).await.map_err(|e| e.to_string())?;
+    engine.set_paused(paused);
+    let positions = group.positions();
+    if positions.is_empty() {
+        return Ok(());
+    }
+    let reader = Arc::clone(&engine.reader);
+    let partitions: Vec<TopicPartition> = positions.iter().map(|(at, _)| at.clone()).collect();
+    let look = move || {
+        let ends = partitions.into_iter().map(|at| {
+            let (_, end_offset) = reader.watermarks(&at.topic, at.partition)?;
+            Ok(End { at, end_offset })
+        });
+        ends.collect::<Result<Vec<End>, crate::kafka::Error>>()
+    };
+    let ends = tokio::task::spawn_blocking(look).await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+    for (at, next_offset) in &positions {
+        let end = ends.iter().find(|e| e.at == *at).map_or(0, |e| e.end_offset);
+        let lag = (end - next_offset.unwrap_or_default()).max(0);
+        let labels = [engine.projection.as_str(), &at.topic, &at.partition.to_string()];
+        metrics::LAG.with_label_values(&labels).set(lag);
+    }
+    let error = engine.take_error();
+    status::note_ends(connection, &engine.projection, engine.version, &ends, error.as_deref())
+        .await
+        .map_err(|e| e.to_string())
+}

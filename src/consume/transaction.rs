@@ -1,0 +1,279 @@
+//! One batch, one transaction: stage, then fence, rows, dead letters, outbox and commit in a single flush.
+//!
+//! Rows are staged before the fence row is touched, so that its lock is never held while the server waits for us:
+//! from the compare-and-set to COMMIT there is one message and one answer.
+
+use serde_json::json;
+use uuid::Uuid;
+
+use super::{
+    buffer::{Chunk, RawRecord},
+    engine::Engine,
+    handler::{self, HandlerError, State},
+    prepare::{Fault, Prepared},
+    sessions::Lease,
+};
+use crate::{
+    domain::HEADER_EVENT_ID,
+    store::{
+        self, CopyBuffer, bytea,
+        fence::{Advance, Claim},
+        literal,
+    },
+};
+
+/// Namespace of the ids of emitted events (UUIDv5 over version lineage and source).
+const EVENT_NAMESPACE: Uuid = Uuid::from_u128(0x6d69_6c6c_706f_6e64_8f2b_6f75_7462_6f78);
+
+/// Temporary tables that every session needs beside the projection's own: handlers' rows, and what goes to the outbox.
+pub fn session_sql() -> Vec<String> {
+    vec![
+        "create temp table if not exists _rows (tbl text, ord int8, deleted bool, row jsonb) on commit delete rows"
+            .to_owned(),
+        "create temp table if not exists _outbox (out_seq int8, source_offset int8, index int4, event_id uuid,
+             target_topic text, record_type text, key bytea, payload bytea, headers jsonb) on commit delete rows"
+            .to_owned(),
+    ]
+}
+
+/// A dead letter that goes with a batch.
+pub struct DeadLetter<'a> {
+    pub record: &'a RawRecord,
+    pub fault: &'a Fault,
+}
+
+/// Everything one transaction does.
+pub struct Work<'a> {
+    pub claim: &'a Claim,
+    pub chunk: &'a Chunk,
+    pub from: i64,
+    pub to: i64,
+    pub prepared: Prepared,
+    pub dead: Vec<DeadLetter<'a>>,
+}
+
+/// Why a transaction did not commit.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// A record that can never be applied, by its offset.
+    #[error("{}", .1.reason)]
+    Record(i64, Fault),
+}
+
+/// Runs the transaction to its commit; returns the outbox number it ends at.
+pub async fn run(engine: &Engine, lease: &mut Lease<'_>, mut work: Work<'_>) -> Result<i64, Failure> {
+    store::run(lease.connection(), "begin").await?;
+    if let Some(handler) = &engine.handler {
+        let schema = &engine.schema;
+        let mut state = State { connection: lease.connection(), schema };
+        let records = std::mem::take(&mut work.prepared.records);
+        handler.apply(&records, &mut state, &mut work.prepared.effects).await.map_err(|e| match e {
+            HandlerError::Store(e) => Failure::Store(e),
+            HandlerError::Reject { offset, reason } => {
+                Failure::Record(offset, Fault { class: "handler", reason, record_type: None })
+            }
+        })?;
+        work.prepared.effects.check()?;
+    }
+    let mut with_rows = Vec::new();
+    for (index, rows) in std::mem::take(&mut work.prepared.relations).into_iter().enumerate() {
+        if rows.rows() > 0 {
+            copy(lease, &engine.compiled.relations[index].copy_sql, rows).await?;
+            with_rows.push(index);
+        }
+    }
+    let outbox = stage_outbox(engine, lease, &work).await?;
+    let tables = stage_effects(lease, &work).await?;
+    let flush = flush_sql(engine, &work, outbox, &with_rows, &tables);
+    store::run(lease.connection(), flush).await?;
+    Ok(work.claim.out_seq + outbox)
+}
+
+async fn copy(lease: &mut Lease<'_>, statement: &str, rows: CopyBuffer) -> Result<(), store::Error> {
+    let mut copy = lease.connection().copy_in_raw(statement).await?;
+    copy.send(rows.finish()).await?;
+    copy.finish().await?;
+    Ok(())
+}
+
+fn flush_sql(engine: &Engine, work: &Work<'_>, emitted: i64, with_rows: &[usize], tables: &[String]) -> String {
+    let advance = Advance {
+        projection: &engine.projection,
+        version: engine.version,
+        claim: work.claim,
+        from: work.from,
+        to: work.to,
+        last: work.prepared.last,
+        emitted,
+    };
+    let mut sql = advance.sql();
+    sql.push('\n');
+    sql.push_str(&engine.compiled.apply_sql(with_rows, work.prepared.rounds));
+    for table in tables {
+        if let Some(info) = engine.compiled.tables.iter().find(|t| &t.name == table) {
+            let columns: Vec<String> = info.columns.iter().map(|c| c.name.clone()).collect();
+            sql.push_str(&handler::write_rows_sql(&engine.schema, table, &columns, &info.key));
+        }
+    }
+    for dead in &work.dead {
+        sql.push_str(&dead_letter_sql(engine, work, dead));
+    }
+    for refusal in &work.prepared.effects.refusals {
+        sql.push_str(&format!(
+            "insert into millpond.refusals (projection, version, topic, partition, \"offset\", code, reason)
+             values ({}, {}, {}, {}, {}, {}, {}) on conflict do nothing;\n",
+            literal(&engine.projection),
+            engine.version,
+            literal(&work.claim.at.topic),
+            work.claim.at.partition,
+            refusal.offset,
+            literal(&refusal.code),
+            literal(&refusal.reason),
+        ));
+    }
+    if emitted > 0 {
+        sql.push_str(&format!(
+            "insert into millpond.outbox select {}, {}, {}, {}, o.* from pg_temp._outbox o;\n",
+            literal(&engine.projection),
+            engine.version,
+            literal(&work.claim.at.topic),
+            work.claim.at.partition
+        ));
+    }
+    sql.push_str("commit");
+    sql
+}
+
+fn dead_letter_sql(engine: &Engine, work: &Work<'_>, dead: &DeadLetter<'_>) -> String {
+    let headers: Vec<_> = work
+        .chunk
+        .headers(dead.record)
+        .into_iter()
+        .map(|(name, value)| json!([name.replace('\0', ""), value.map(|v| base64(&v))]))
+        .collect();
+    format!(
+        "insert into millpond.dead_letters (projection, version, topic, partition, \"offset\", record_type, key,
+            headers, payload, recorded_at, reason_class, reason)
+         values ({}, {}, {}, {}, {}, {}, {}, {}::jsonb, {}, to_timestamp({} / 1000.0), {}, {}) on conflict do nothing;\n",
+        literal(&engine.projection),
+        engine.version,
+        literal(&work.claim.at.topic),
+        work.claim.at.partition,
+        dead.record.offset,
+        dead.fault.record_type.as_deref().map_or("null".to_owned(), literal),
+        bytea(work.chunk.key(dead.record)),
+        literal(&json!(headers).to_string()),
+        bytea(work.chunk.payload(dead.record)),
+        dead.record.timestamp,
+        literal(dead.fault.class),
+        literal(&dead.fault.reason),
+    )
+}
+
+/// Stages emitted events and the mirror of dead letters; returns how many rows the outbox gets.
+async fn stage_outbox(engine: &Engine, lease: &mut Lease<'_>, work: &Work<'_>) -> Result<i64, Failure> {
+    let mut rows = CopyBuffer::default();
+    let mut seq = work.claim.out_seq;
+    let mut index_of_source = (-1, 0);
+    for event in &work.prepared.effects.emitted {
+        index_of_source = if index_of_source.0 == event.source_offset {
+            (event.source_offset, index_of_source.1 + 1)
+        } else {
+            (event.source_offset, 0)
+        };
+        let encoded = engine.emit(event).map_err(|fault| Failure::Record(event.source_offset, fault))?;
+        seq += 1;
+        let id = event_id(engine, work.claim, event.source_offset, index_of_source.1);
+        let headers = json!([[HEADER_EVENT_ID, base64(id.to_string().as_bytes())]]).to_string();
+        rows.begin_row(9);
+        rows.int8(seq);
+        rows.int8(event.source_offset);
+        rows.int4(index_of_source.1);
+        rows.bytes(id.as_bytes());
+        rows.bytes(encoded.topic.as_bytes());
+        rows.bytes(event.record_type.as_bytes());
+        rows.text_or_null(event.key.as_deref());
+        rows.bytes(&encoded.payload);
+        rows.jsonb(&headers);
+    }
+    for dead in &work.dead {
+        seq += 1;
+        stage_dead_letter(engine, work, dead, seq, &mut rows);
+    }
+    let emitted = seq - work.claim.out_seq;
+    if emitted > 0 {
+        copy(lease, "copy pg_temp._outbox from stdin (format binary)", rows).await?;
+    }
+    Ok(emitted)
+}
+
+/// The record as it was, with its coordinates and the reason in headers, for the topic `<consumer>.dlq`.
+fn stage_dead_letter(engine: &Engine, work: &Work<'_>, dead: &DeadLetter<'_>, seq: i64, rows: &mut CopyBuffer) {
+    let at = &work.claim.at;
+    let mut headers: Vec<_> = work
+        .chunk
+        .headers(dead.record)
+        .into_iter()
+        .map(|(name, value)| json!([name.replace('\0', ""), value.map(|v| base64(&v))]))
+        .collect();
+    for (name, value) in [
+        ("mp-dlq-topic", at.topic.to_string()),
+        ("mp-dlq-partition", at.partition.to_string()),
+        ("mp-dlq-offset", dead.record.offset.to_string()),
+        ("mp-dlq-class", dead.fault.class.to_owned()),
+        ("mp-dlq-reason", dead.fault.reason.clone()),
+    ] {
+        headers.push(json!([name, base64(value.as_bytes())]));
+    }
+    rows.begin_row(9);
+    rows.int8(seq);
+    rows.int8(dead.record.offset);
+    rows.int4(-1);
+    rows.bytes(event_id(engine, work.claim, dead.record.offset, -1).as_bytes());
+    rows.bytes(format!("{}.dlq", engine.projection).as_bytes());
+    rows.bytes(dead.fault.record_type.as_deref().unwrap_or_default().as_bytes());
+    match work.chunk.key(dead.record) {
+        Some(key) => rows.bytes(key),
+        None => rows.null(),
+    }
+    match work.chunk.payload(dead.record) {
+        Some(payload) => rows.bytes(payload),
+        None => rows.null(),
+    }
+    rows.jsonb(&json!(headers).to_string());
+}
+
+/// The same source and index give the same id, in every version and after every crash.
+fn event_id(engine: &Engine, claim: &Claim, offset: i64, index: i32) -> Uuid {
+    let name = format!("{}/{}/{}/{offset}/{index}", engine.projection, claim.at.topic, claim.at.partition);
+    Uuid::new_v5(&EVENT_NAMESPACE, name.as_bytes())
+}
+
+async fn stage_effects(lease: &mut Lease<'_>, work: &Work<'_>) -> Result<Vec<String>, store::Error> {
+    let effects = &work.prepared.effects.rows;
+    if effects.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut rows = CopyBuffer::default();
+    let mut tables: Vec<String> = Vec::new();
+    for (order, effect) in (0_i64..).zip(effects) {
+        rows.begin_row(4);
+        rows.bytes(effect.table.as_bytes());
+        rows.int8(order);
+        rows.bytes(&[u8::from(effect.deleted)]);
+        rows.jsonb(&effect.row);
+        if !tables.contains(&effect.table) {
+            tables.push(effect.table.clone());
+        }
+    }
+    tables.sort();
+    copy(lease, "copy pg_temp._rows from stdin (format binary)", rows).await?;
+    Ok(tables)
+}
+
+fn base64(bytes: &[u8]) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}

@@ -1,0 +1,446 @@
+//! The worker of one partition: claim, batch, transaction, and what to do when one of them fails.
+//!
+//! One transaction is in flight per partition. A worker that loses its fence throws its batch away; one that loses
+//! the database keeps its batch, backs off and claims again, for only the claim tells what was committed.
+
+use std::{
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use tracing::{error, info, warn};
+use uuid::Uuid;
+
+use super::{
+    breaker::Breaker,
+    buffer::Chunk,
+    engine::{Engine, OnError},
+    partition::{Next, Partition, Stop},
+    prepare::{self, Fault, Prepared},
+    transaction::{self, DeadLetter, Failure, Work},
+};
+use crate::{
+    kafka::subscription::Command,
+    store::{
+        Class,
+        fence::{self, Claim, Claimed, Halt},
+    },
+    telemetry::metrics::consume as metrics,
+};
+
+pub struct Worker {
+    engine: Arc<Engine>,
+    partition: Arc<Partition>,
+    commands: mpsc::Sender<Command>,
+    claim: Option<Claim>,
+    /// A batch whose transaction failed for no fault of its own.
+    pending: Option<Chunk>,
+    breaker: Breaker,
+    /// Whether the last record before the claim was compared with Kafka's.
+    verified: bool,
+}
+
+/// Why applying a batch stopped.
+enum Broken {
+    /// Back off, claim again, go on with the same batch.
+    Retry(String),
+    /// Someone else owns the fence.
+    Fenced,
+    Halt(Halt),
+}
+
+impl Worker {
+    pub fn new(
+        engine: Arc<Engine>,
+        partition: Arc<Partition>,
+        commands: mpsc::Sender<Command>,
+        claim: Option<Claim>,
+    ) -> Self {
+        if let Some(claim) = &claim {
+            partition.set_next_offset(claim.next_offset);
+        }
+        Self { engine, partition, commands, claim, pending: None, breaker: Breaker::default(), verified: false }
+    }
+
+    /// Works until the partition is taken away.
+    pub async fn run(mut self) {
+        let mut waits = backoff();
+        while self.partition.stopping() == Stop::Run {
+            match self.turn().await {
+                Ok(true) => waits = backoff(),
+                Ok(false) => {}
+                Err(Broken::Fenced) => {
+                    warn!(consumer = %self.engine.projection, partition = %self.partition.at, "fenced: another member owns this partition's fence");
+                    metrics::BATCHES.with_label_values(&[self.engine.projection.as_str(), "fenced"]).inc();
+                    self.drop_claim();
+                    self.partition.sleep(waits.next().unwrap_or(MAX_WAIT)).await;
+                }
+                Err(Broken::Retry(reason)) => {
+                    self.engine.note_error(&reason);
+                    warn!(consumer = %self.engine.projection, partition = %self.partition.at, error = %reason, "batch not applied; trying again");
+                    metrics::BATCHES.with_label_values(&[self.engine.projection.as_str(), "transient_error"]).inc();
+                    self.engine.sessions.drop_idle();
+                    self.drop_claim();
+                    self.partition.sleep(waits.next().unwrap_or(MAX_WAIT)).await;
+                }
+                Err(Broken::Halt(halt)) => self.halt(&halt).await,
+            }
+        }
+        if self.partition.stopping() == Stop::Finish {
+            self.release().await;
+        }
+    }
+
+    /// One claim or one batch. True when something was applied.
+    async fn turn(&mut self) -> Result<bool, Broken> {
+        if self.claim.is_none() && !self.reclaim().await? {
+            return Ok(false);
+        }
+        if !self.verified {
+            self.verify().await?;
+            self.verified = true;
+        }
+        if self.engine.is_paused() {
+            self.partition.sleep(Duration::from_millis(200)).await;
+            return Ok(false);
+        }
+        let chunk = match self.pending.take() {
+            Some(chunk) => chunk,
+            None => match self.partition.next_batch(self.engine.bounds, self.engine.max_age).await {
+                Next::Stop => return Ok(false),
+                Next::Batch(chunk, resume) => {
+                    if resume {
+                        self.send(Command::Resume { at: self.partition.at.clone() });
+                    }
+                    chunk
+                }
+            },
+        };
+        let result = self.apply(&chunk).await;
+        // Its records were not applied, and the buffer continues behind them.
+        if matches!(result, Err(Broken::Retry(_) | Broken::Fenced)) {
+            self.pending = Some(chunk);
+        }
+        result.map(|()| true)
+    }
+
+    fn send(&self, command: Command) {
+        // The poll thread ends only when every partition is being taken away.
+        let _ = self.commands.send(command);
+    }
+
+    /// Keeps where the buffer continues, so that a new claim can tell whether it still fits.
+    fn drop_claim(&mut self) {
+        self.claim = None;
+        self.verified = false;
+    }
+
+    /// Claims again after a failure; on success the consumer stands at the fence. False: not now.
+    async fn reclaim(&mut self) -> Result<bool, Broken> {
+        let claimed = self.engine.claim(&self.partition.at, Uuid::new_v4()).await.map_err(|e| Broken::Retry(e.to_string()))?;
+        let claim = match claimed {
+            Claimed::Mine(claim) => claim,
+            Claimed::Closed { code, .. } => {
+                self.partition.buffer().refuse();
+                self.pending = None;
+                if code != "paused" {
+                    self.partition.sleep(Duration::from_secs(1)).await;
+                }
+                return Ok(false);
+            }
+        };
+        let continues = self.partition.next_offset().is_some_and(|next| next <= claim.next_offset)
+            && self.partition.buffer().is_accepting();
+        if !continues {
+            self.pending = None;
+            self.partition.buffer().refuse();
+            self.send(Command::Seek { at: self.partition.at.clone(), offset: claim.next_offset });
+            self.partition.wait_sought().await;
+            if self.partition.stopping() != Stop::Run {
+                self.claim = Some(claim);
+                return Ok(false);
+            }
+        }
+        self.partition.set_next_offset(claim.next_offset);
+        info!(consumer = %self.engine.projection, partition = %self.partition.at, next_offset = claim.next_offset, epoch = claim.epoch, "claimed");
+        self.claim = Some(claim);
+        Ok(true)
+    }
+
+    /// Compares the log with the fence: a topic that was deleted, recreated or cut must not be taken for the same.
+    async fn verify(&mut self) -> Result<(), Broken> {
+        let Some(claim) = self.claim.clone() else { return Ok(()) };
+        let found = self.engine.inspect(&claim).await.map_err(Broken::Retry)?;
+        let name = &self.engine.projection;
+        let at = &claim.at;
+        let next = claim.next_offset;
+        let halt = |code, what: String| {
+            Err(Broken::Halt(Halt {
+                code,
+                reason: format!("{what}; to read the log as it is now from its start: millpond consumer restart {name} --from-zero"),
+            }))
+        };
+        if next > found.high {
+            return halt("log_is_shorter", format!("{at} ends at offset {}, but {name} has applied it up to {next}: the topic was recreated or lost records", found.high));
+        }
+        if next < found.low {
+            return halt("log_was_cut", format!("{at} starts at offset {}, but {name} has applied it only up to {next}: records were removed before they were applied", found.low));
+        }
+        if let (Some(last), Some((key, payload))) = (&claim.last, &found.last) {
+            let checksum = prepare::checksum(key.as_deref(), payload.as_deref());
+            if checksum != last.checksum {
+                return halt("log_is_another", format!("the record at {at} offset {} is not the one {name} applied: the topic was recreated", last.offset));
+            }
+        }
+        Ok(())
+    }
+
+    async fn apply(&mut self, chunk: &Chunk) -> Result<(), Broken> {
+        let next = self.claim.as_ref().map_or(0, |c| c.next_offset);
+        if next < chunk.from {
+            // Never step over an offset: read again from the fence.
+            self.partition.buffer().refuse();
+            return Err(Broken::Retry(format!("records from {next} to {} are missing from the batch", chunk.from)));
+        }
+        // Whatever the client delivered again is below the fence.
+        let first = chunk.records.partition_point(|r| r.offset < next);
+        let mut ranges = vec![first..chunk.records.len()];
+        while let Some(range) = ranges.pop() {
+            if range.is_empty() {
+                continue;
+            }
+            let prepared = self
+                .engine
+                .preparer
+                .prepare(&self.partition.at.topic, self.partition.at.partition, chunk, range.clone())
+                .map_err(|e| Broken::Retry(e.to_string()))?;
+            let done = prepared.end;
+            if done < range.end {
+                ranges.push(done..range.end);
+            }
+            let range = range.start..done;
+            let faults = prepared.faults.clone();
+            if let Some((index, fault)) = faults.first().filter(|_| self.engine.on_error == OnError::Halt) {
+                self.halt_at(chunk, range.start, *index, fault, prepared).await?;
+                continue;
+            }
+            match self.transact(chunk, &range, prepared, &faults).await {
+                Ok(()) => self.count(range.len(), faults.len())?,
+                Err(Failure::Record(offset, fault)) => {
+                    let index = chunk.records.partition_point(|r| r.offset < offset).clamp(range.start, range.end - 1);
+                    self.around(chunk, &mut ranges, range, index, fault).await?;
+                }
+                Err(Failure::Store(e)) if e.class() == Class::Record => {
+                    metrics::BATCHES.with_label_values(&[self.engine.projection.as_str(), "record_error"]).inc();
+                    if range.len() > 1 {
+                        // Bisect: each half is a transaction of its own that advances the fence.
+                        let middle = range.start + range.len() / 2;
+                        ranges.push(middle..range.end);
+                        ranges.push(range.start..middle);
+                    } else {
+                        let fault = Fault { class: "refused_by_postgres", reason: e.to_string(), record_type: None };
+                        self.around(chunk, &mut ranges, range.clone(), range.start, fault).await?;
+                    }
+                }
+                Err(Failure::Store(e)) => return Err(self.broken(e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies what is before a faulty record, dead-letters it, leaves the rest to do.
+    async fn around(
+        &mut self,
+        chunk: &Chunk,
+        ranges: &mut Vec<std::ops::Range<usize>>,
+        range: std::ops::Range<usize>,
+        index: usize,
+        fault: Fault,
+    ) -> Result<(), Broken> {
+        if range.start < index {
+            ranges.push(index..range.end);
+            ranges.push(range.start..index);
+            return Ok(());
+        }
+        ranges.push(index + 1..range.end);
+        if self.engine.on_error == OnError::Halt {
+            return Err(Broken::Halt(self.halt_reason(chunk.records[index].offset, &fault)));
+        }
+        let alone = index..index + 1;
+        let mut prepared = Prepared::nothing(&self.engine.compiled, index + 1);
+        prepared.last = Some(prepare::last_applied(chunk, &chunk.records[index]));
+        match self.transact(chunk, &alone, prepared, &[(index, fault)]).await {
+            Ok(()) => self.count(1, 1),
+            Err(Failure::Store(e)) => Err(self.broken(e)),
+            Err(Failure::Record(_, fault)) => Err(Broken::Retry(fault.reason)),
+        }
+    }
+
+    /// Under `halt`: applies the records before the fault, then stops at it.
+    async fn halt_at(
+        &mut self,
+        chunk: &Chunk,
+        start: usize,
+        index: usize,
+        fault: &Fault,
+        prepared: Prepared,
+    ) -> Result<(), Broken> {
+        drop(prepared);
+        if start < index {
+            let before = self
+                .engine
+                .preparer
+                .prepare(&self.partition.at.topic, self.partition.at.partition, chunk, start..index)
+                .map_err(|e| Broken::Retry(e.to_string()))?;
+            let end = before.end;
+            match self.transact(chunk, &(start..end), before, &[]).await {
+                Ok(()) => {}
+                Err(Failure::Store(e)) => return Err(self.broken(e)),
+                Err(Failure::Record(offset, fault)) => return Err(Broken::Halt(self.halt_reason(offset, &fault))),
+            }
+        }
+        Err(Broken::Halt(self.halt_reason(chunk.records[index].offset, fault)))
+    }
+
+    fn halt_reason(&self, offset: i64, fault: &Fault) -> Halt {
+        Halt {
+            code: "poison",
+            reason: format!(
+                "the record at {} offset {offset} cannot be applied: {}; mend the consumer's folder and run `millpond \
+                 consumer restart {2}`, or set on_error = \"skip\" to dead-letter it",
+                self.partition.at, fault.reason, self.engine.projection
+            ),
+        }
+    }
+
+    fn broken(&self, error: crate::store::Error) -> Broken {
+        match error.class() {
+            Class::Fenced => Broken::Fenced,
+            Class::Deploy => Broken::Halt(Halt {
+                code: "statements_do_not_fit",
+                reason: format!(
+                    "the statements of consumer {0} failed: {error}; mend its folder and run `millpond consumer restart {0}`",
+                    self.engine.projection
+                ),
+            }),
+            _ => Broken::Retry(error.to_string()),
+        }
+    }
+
+    /// One transaction over `range`, with the dead letters among it.
+    async fn transact(
+        &mut self,
+        chunk: &Chunk,
+        range: &std::ops::Range<usize>,
+        prepared: Prepared,
+        faults: &[(usize, Fault)],
+    ) -> Result<(), Failure> {
+        let Some(claim) = self.claim.clone() else { return Ok(()) };
+        let to = chunk.records[range.end - 1].offset + 1;
+        let dead: Vec<DeadLetter<'_>> =
+            faults.iter().map(|(index, fault)| DeadLetter { record: &chunk.records[*index], fault }).collect();
+        let started = Instant::now();
+        let tally = Tally {
+            applied: range.len() - dead.len() - prepared.skipped,
+            skipped: prepared.skipped,
+            classes: faults.iter().map(|(_, f)| f.class).collect(),
+        };
+        let mut lease = self.engine.sessions.lease().await?;
+        let work = Work { claim: &claim, chunk, from: claim.next_offset, to, prepared, dead };
+        let result = transaction::run(&self.engine, &mut lease, work).await;
+        let out_seq = match result {
+            Ok(out_seq) => {
+                lease.give_back();
+                out_seq
+            }
+            Err(failure) => return Err(failure),
+        };
+        if let Some(claim) = &mut self.claim {
+            claim.next_offset = to;
+            claim.out_seq = out_seq;
+        }
+        self.partition.set_next_offset(to);
+        self.send(Command::Commit { at: self.partition.at.clone(), offset: to });
+        tally.report(&self.engine.projection, started);
+        Ok(())
+    }
+
+    fn count(&mut self, records: usize, failures: usize) -> Result<(), Broken> {
+        let Some((failures, records)) = self.breaker.count(Instant::now(), records, failures) else { return Ok(()) };
+        self.breaker.reset();
+        Err(Broken::Halt(Halt {
+            code: "breaker",
+            reason: format!(
+                "{failures} of {records} records of {} failed within a minute, which looks like a faulty deploy rather \
+                 than faulty data; see `millpond dlq list {1}`, then run `millpond consumer restart {1}`",
+                self.partition.at, self.engine.projection
+            ),
+        }))
+    }
+
+    async fn halt(&mut self, halt: &Halt) {
+        error!(consumer = %self.engine.projection, partition = %self.partition.at, code = halt.code, reason = %halt.reason, "halted");
+        self.engine.note_error(&halt.reason);
+        self.pending = None;
+        self.partition.buffer().refuse();
+        if let Some(claim) = self.claim.take() {
+            self.verified = false;
+            let halted = match self.engine.sessions.lease().await {
+                Ok(mut lease) => {
+                    fence::halt(lease.connection(), &self.engine.projection, self.engine.version, &claim, halt).await
+                }
+                Err(e) => Err(e),
+            };
+            if let Err(error) = halted {
+                warn!(consumer = %self.engine.projection, %error, "the halt could not be written; trying again");
+                self.partition.sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+
+    async fn release(&mut self) {
+        let Some(claim) = self.claim.take() else { return };
+        let Ok(mut lease) = self.engine.sessions.lease().await else { return };
+        if fence::release(lease.connection(), &self.engine.projection, self.engine.version, &claim).await.is_ok() {
+            lease.give_back();
+        }
+    }
+}
+
+/// Longest wait between attempts while the database is away.
+const MAX_WAIT: Duration = Duration::from_secs(5);
+
+/// Full jitter between 100 ms and 5 s: a returning database is not met by all workers at once.
+fn backoff() -> impl Iterator<Item = Duration> {
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(100))
+        .with_max_delay(MAX_WAIT)
+        .with_factor(2.0)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}
+
+/// What a committed batch did, for the metrics.
+struct Tally {
+    applied: usize,
+    skipped: usize,
+    classes: Vec<&'static str>,
+}
+
+impl Tally {
+    fn report(&self, consumer: &str, started: Instant) {
+        let count = |outcome: &str, n: usize| {
+            metrics::MESSAGES.with_label_values(&[consumer, outcome]).inc_by(n as u64);
+        };
+        count("applied", self.applied);
+        count("skipped", self.skipped);
+        count("dead_lettered", self.classes.len());
+        for class in &self.classes {
+            metrics::DEAD_LETTERS.with_label_values(&[consumer, *class]).inc();
+        }
+        metrics::BATCHES.with_label_values(&[consumer, "committed"]).inc();
+        metrics::BATCH_SECONDS.with_label_values(&[consumer]).observe(started.elapsed().as_secs_f64());
+    }
+}

@@ -1,0 +1,81 @@
+//! What can go wrong with Postgres, and what that means for the batch in hand.
+
+use sqlx::postgres::PgDatabaseError;
+
+/// What to do about an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// The database is away, busy or resolving a conflict: roll back, back off, try again. Never a dead letter.
+    Transient,
+    /// A value in the batch was refused: look for the record.
+    Record,
+    /// The statements do not fit the tables: no record is to blame, the projection halts.
+    Deploy,
+    /// The fence belongs to someone else, or stands elsewhere.
+    Fenced,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("postgres.url is not a Postgres URL: {0}")]
+    Url(String),
+    #[error("Postgres accepted the connection but did not answer within 5 s")]
+    ConnectTimeout,
+    #[error("{}", describe(.0))]
+    Sql(#[from] sqlx::Error),
+    #[error("the platform tables cannot be migrated: {0}")]
+    Migrate(#[source] sqlx::migrate::MigrateError),
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl Error {
+    /// SQLSTATE, where Postgres itself answered.
+    pub fn sqlstate(&self) -> Option<&str> {
+        match self {
+            Error::Sql(sqlx::Error::Database(e)) => Some(e.downcast_ref::<PgDatabaseError>().code()),
+            _ => None,
+        }
+    }
+
+    /// Classes follow the first two characters of SQLSTATE (Postgres manual, appendix A).
+    pub fn class(&self) -> Class {
+        let Some(code) = self.sqlstate() else {
+            return match self {
+                Error::Url(_) | Error::Refused(_) | Error::Migrate(_) => Class::Deploy,
+                _ => Class::Transient,
+            };
+        };
+        match code {
+            "MP001" => Class::Fenced,
+            // 21000: a row proposed twice, 54: a limit of Postgres such as a row too wide: the record's doing.
+            "21000" => Class::Record,
+            "25006" => Class::Transient,
+            _ => match &code[..2] {
+                "22" | "23" | "54" => Class::Record,
+                "42" | "3F" | "0A" | "2F" | "38" | "39" | "P0" => Class::Deploy,
+                _ => Class::Transient,
+            },
+        }
+    }
+}
+
+fn describe(error: &sqlx::Error) -> String {
+    let sqlx::Error::Database(e) = error else {
+        return format!("Postgres cannot be reached or broke off: {error}");
+    };
+    let e = e.downcast_ref::<PgDatabaseError>();
+    let mut text = format!("{} (SQLSTATE {})", e.message(), e.code());
+    for (name, value) in [
+        ("table", e.table()),
+        ("column", e.column()),
+        ("constraint", e.constraint()),
+        ("detail", e.detail()),
+        ("hint", e.hint()),
+    ] {
+        if let Some(value) = value {
+            text.push_str(&format!("; {name}: {value}"));
+        }
+    }
+    text
+}

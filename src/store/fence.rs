@@ -1,0 +1,264 @@
+//! Fences: the rows that say how far a version is on a partition, and who may write it.
+//!
+//! The claim raises the epoch and so shuts out every earlier owner; its UPDATE waits for a transaction that an
+//! earlier owner has in flight, and therefore reads the offset that transaction leaves behind.
+
+use std::time::Duration;
+
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+use super::{Error, literal, run};
+use crate::domain::TopicPartition;
+
+/// What a claim found and took.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    pub at: TopicPartition,
+    pub owner: Uuid,
+    pub epoch: i64,
+    pub next_offset: i64,
+    /// Number of the last row put into the outbox for this partition.
+    pub out_seq: i64,
+    pub last: Option<LastApplied>,
+}
+
+/// The last applied record, to be compared with what Kafka holds at that offset now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LastApplied {
+    pub offset: i64,
+    /// Milliseconds since the Unix epoch.
+    pub timestamp: i64,
+    pub checksum: i64,
+}
+
+/// What a fence says when a batch did not go through.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    pub owner: Option<Uuid>,
+    pub epoch: i64,
+    pub next_offset: i64,
+    pub state: String,
+}
+
+/// Result of claiming one partition.
+#[derive(Debug)]
+pub enum Claimed {
+    Mine(Claim),
+    /// Halted or retired: (state, code, reason).
+    Closed { state: String, code: String, reason: String },
+}
+
+/// How long a claim may wait for a transaction of an earlier owner before that backend is terminated.
+const BLOCKED_FOR: Duration = Duration::from_secs(4);
+
+/// Claims one partition for `owner`. `observer` is a second connection, used only to end a backend that has
+/// blocked the claim for four seconds: a client that was stopped inside its transaction would hold the row for long.
+pub async fn claim(
+    connection: &mut PgConnection,
+    observer_url: &str,
+    projection: &str,
+    version: i32,
+    at: &TopicPartition,
+    owner: Uuid,
+) -> Result<Claimed, Error> {
+    let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut *connection).await?;
+    let claiming = try_claim(connection, projection, version, at, owner);
+    tokio::pin!(claiming);
+    tokio::select! {
+        result = &mut claiming => return result,
+        () = tokio::time::sleep(BLOCKED_FOR) => {}
+    }
+    terminate_blockers(observer_url, pid).await?;
+    claiming.await
+}
+
+async fn try_claim(
+    connection: &mut PgConnection,
+    projection: &str,
+    version: i32,
+    at: &TopicPartition,
+    owner: Uuid,
+) -> Result<Claimed, Error> {
+    sqlx::query(
+        "insert into millpond.fences (projection, version, topic, partition, next_offset)
+         values ($1, $2, $3, $4, 0) on conflict do nothing",
+    )
+    .bind(projection)
+    .bind(version)
+    .bind(&*at.topic)
+    .bind(at.partition)
+    .execute(&mut *connection)
+    .await?;
+    run(connection, "set lock_timeout = '8s'").await?;
+    let row = sqlx::query(
+        "update millpond.fences
+            set epoch = epoch + case when state = 'running' then 1 else 0 end,
+                owner = case when state = 'running' then $5 else owner end
+          where projection = $1 and version = $2 and topic = $3 and partition = $4
+        returning state, halt_code, halt_reason, epoch, next_offset, out_seq, last_offset,
+                  (extract(epoch from last_timestamp) * 1000)::int8 as last_timestamp, last_checksum",
+    )
+    .bind(projection)
+    .bind(version)
+    .bind(&*at.topic)
+    .bind(at.partition)
+    .bind(owner)
+    .fetch_one(&mut *connection)
+    .await;
+    run(connection, "set lock_timeout = '5s'").await?;
+    let row = row?;
+    let state: String = row.try_get("state")?;
+    if state != "running" {
+        return Ok(Claimed::Closed {
+            state,
+            code: row.try_get::<Option<String>, _>("halt_code")?.unwrap_or_default(),
+            reason: row.try_get::<Option<String>, _>("halt_reason")?.unwrap_or_default(),
+        });
+    }
+    let last = match row.try_get::<Option<i64>, _>("last_offset")? {
+        None => None,
+        Some(offset) => Some(LastApplied {
+            offset,
+            timestamp: row.try_get::<Option<i64>, _>("last_timestamp")?.unwrap_or_default(),
+            checksum: row.try_get::<Option<i64>, _>("last_checksum")?.unwrap_or_default(),
+        }),
+    };
+    Ok(Claimed::Mine(Claim {
+        at: at.clone(),
+        owner,
+        epoch: row.try_get("epoch")?,
+        next_offset: row.try_get("next_offset")?,
+        out_seq: row.try_get("out_seq")?,
+        last,
+    }))
+}
+
+async fn terminate_blockers(url: &str, pid: i32) -> Result<(), Error> {
+    let mut observer = super::connect(url, "millpond claim").await?;
+    let ended: i64 = sqlx::query_scalar(
+        "select count(*) filter (where pg_terminate_backend(b)) from unnest(pg_blocking_pids($1)) b",
+    )
+    .bind(pid)
+    .fetch_one(&mut observer)
+    .await?;
+    if ended > 0 {
+        tracing::warn!(backends = ended, "ended a Postgres backend that blocked a claim for 4 s");
+    }
+    Ok(())
+}
+
+/// Reads the fence, waiting for a transaction that still holds it: a plain SELECT could show the state before a
+/// commit that is under way.
+pub async fn read_settled(
+    connection: &mut PgConnection,
+    projection: &str,
+    version: i32,
+    at: &TopicPartition,
+) -> Result<Option<Seen>, Error> {
+    let row = sqlx::query(
+        "select owner, epoch, next_offset, state from millpond.fences
+          where projection = $1 and version = $2 and topic = $3 and partition = $4 for share",
+    )
+    .bind(projection)
+    .bind(version)
+    .bind(&*at.topic)
+    .bind(at.partition)
+    .fetch_optional(connection)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some(Seen {
+        owner: row.try_get("owner")?,
+        epoch: row.try_get("epoch")?,
+        next_offset: row.try_get("next_offset")?,
+        state: row.try_get("state")?,
+    }))
+}
+
+/// Gives a partition back, if it is still ours.
+pub async fn release(
+    connection: &mut PgConnection,
+    projection: &str,
+    version: i32,
+    claim: &Claim,
+) -> Result<(), Error> {
+    sqlx::query(
+        "update millpond.fences set owner = null
+          where projection = $1 and version = $2 and topic = $3 and partition = $4 and owner = $5 and epoch = $6",
+    )
+    .bind(projection)
+    .bind(version)
+    .bind(&*claim.at.topic)
+    .bind(claim.at.partition)
+    .bind(claim.owner)
+    .bind(claim.epoch)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Why a fence stopped: a stable code and a sentence that ends with the command to run.
+#[derive(Debug, Clone)]
+pub struct Halt {
+    pub code: &'static str,
+    pub reason: String,
+}
+
+/// Halts a partition, if it is still ours; it stays halted until `consumer restart`.
+pub async fn halt(
+    connection: &mut PgConnection,
+    projection: &str,
+    version: i32,
+    claim: &Claim,
+    halt: &Halt,
+) -> Result<(), Error> {
+    sqlx::query(
+        "update millpond.fences set state = 'halted', halt_code = $7, halt_reason = $8, owner = null
+          where projection = $1 and version = $2 and topic = $3 and partition = $4 and owner = $5 and epoch = $6",
+    )
+    .bind(projection)
+    .bind(version)
+    .bind(&*claim.at.topic)
+    .bind(claim.at.partition)
+    .bind(claim.owner)
+    .bind(claim.epoch)
+    .bind(halt.code)
+    .bind(&halt.reason)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// How a batch moves its fence.
+pub struct Advance<'a> {
+    pub projection: &'a str,
+    pub version: i32,
+    pub claim: &'a Claim,
+    pub from: i64,
+    pub to: i64,
+    /// The last record of the batch; none when the batch only passes over offsets without records.
+    pub last: Option<LastApplied>,
+    /// Rows this batch adds to the outbox.
+    pub emitted: i64,
+}
+
+impl Advance<'_> {
+    /// The compare-and-set as text for the batch's one flush. It raises `MP001` when it hits no row.
+    pub fn sql(&self) -> String {
+        let last = self.last.map_or("null, null, null".to_owned(), |last| {
+            format!("{}, to_timestamp({} / 1000.0), {}", last.offset, last.timestamp, last.checksum)
+        });
+        format!(
+            "select millpond.advance_fence({}, {}, {}, {}, '{}', {}, {}, {}, {last}, {});",
+            literal(self.projection),
+            self.version,
+            literal(&self.claim.at.topic),
+            self.claim.at.partition,
+            self.claim.owner,
+            self.claim.epoch,
+            self.from,
+            self.to,
+            self.emitted,
+        )
+    }
+}

@@ -1,0 +1,155 @@
+//! How projections are doing, and the switches an operator has: read by `status`, written by `consumer pause`.
+
+use serde::Serialize;
+use sqlx::{PgConnection, Row};
+
+use super::Error;
+use crate::domain::TopicPartition;
+
+/// One partition of one projection.
+#[derive(Debug, Clone, Serialize)]
+pub struct PartitionStatus {
+    pub topic: String,
+    pub partition: i32,
+    pub next_offset: i64,
+    /// As last seen by the consumer; none when it has not looked yet.
+    pub end_offset: Option<i64>,
+    pub state: String,
+    pub halt_code: Option<String>,
+    pub halt_reason: Option<String>,
+    pub owned: bool,
+    /// Seconds since the consumer last looked at the end of the partition.
+    pub seen_seconds: Option<f64>,
+    /// Seconds by which the projection's data is old.
+    pub age_seconds: Option<f64>,
+    pub last_error: Option<String>,
+}
+
+/// One projection.
+#[derive(Debug, Clone, Serialize)]
+pub struct ProjectionStatus {
+    pub projection: String,
+    pub version: Option<i32>,
+    pub paused: bool,
+    pub dead_letters: i64,
+    pub partitions: Vec<PartitionStatus>,
+}
+
+/// Every projection that has ever been built, by name.
+pub async fn projections(connection: &mut PgConnection) -> Result<Vec<ProjectionStatus>, Error> {
+    let rows = sqlx::query(
+        "select p.projection, p.live_version, p.paused,
+                (select count(*) from millpond.dead_letters d
+                  where d.projection = p.projection and d.version = p.live_version) as dead_letters,
+                f.topic, f.partition, f.next_offset, f.state, f.halt_code, f.halt_reason, f.owner is not null as owned,
+                e.end_offset, e.last_error,
+                extract(epoch from now() - e.observed_at)::float8 as seen,
+                case when e.end_offset is null then null
+                     when f.next_offset >= e.end_offset then extract(epoch from now() - e.observed_at)::float8
+                     when f.last_timestamp is null then null
+                     else extract(epoch from now() - f.last_timestamp)::float8 end as age
+           from millpond.projections p
+           left join millpond.fences f on f.projection = p.projection and f.version = p.live_version
+           left join millpond.ends e on e.projection = f.projection and e.version = f.version
+                and e.topic = f.topic and e.partition = f.partition
+          order by p.projection, f.topic, f.partition",
+    )
+    .fetch_all(connection)
+    .await?;
+    let mut found: Vec<ProjectionStatus> = Vec::new();
+    for row in rows {
+        let name: String = row.try_get("projection")?;
+        if found.last().is_none_or(|p| p.projection != name) {
+            found.push(ProjectionStatus {
+                projection: name,
+                version: row.try_get("live_version")?,
+                paused: row.try_get("paused")?,
+                dead_letters: row.try_get("dead_letters")?,
+                partitions: Vec::new(),
+            });
+        }
+        if let (Some(topic), Some(last)) = (row.try_get::<Option<String>, _>("topic")?, found.last_mut()) {
+            last.partitions.push(PartitionStatus {
+                topic,
+                partition: row.try_get("partition")?,
+                next_offset: row.try_get("next_offset")?,
+                end_offset: row.try_get("end_offset")?,
+                state: row.try_get("state")?,
+                halt_code: row.try_get("halt_code")?,
+                halt_reason: row.try_get("halt_reason")?,
+                owned: row.try_get("owned")?,
+                seen_seconds: row.try_get("seen")?,
+                age_seconds: row.try_get("age")?,
+                last_error: row.try_get("last_error")?,
+            });
+        }
+    }
+    Ok(found)
+}
+
+/// Sets or lifts the pause; false when there is no such projection.
+pub async fn set_paused(connection: &mut PgConnection, projection: &str, paused: bool) -> Result<bool, Error> {
+    let done = sqlx::query("update millpond.projections set paused = $2 where projection = $1")
+        .bind(projection)
+        .bind(paused)
+        .execute(connection)
+        .await?;
+    Ok(done.rows_affected() > 0)
+}
+
+/// Whether an operator has paused the projection.
+pub async fn is_paused(connection: &mut PgConnection, projection: &str) -> Result<bool, Error> {
+    let paused: Option<bool> = sqlx::query_scalar("select paused from millpond.projections where projection = $1")
+        .bind(projection)
+        .fetch_optional(connection)
+        .await?;
+    Ok(paused.unwrap_or_default())
+}
+
+/// Ends the halts of the live version; returns how many partitions had halted.
+pub async fn end_halts(connection: &mut PgConnection, projection: &str) -> Result<u64, Error> {
+    let done = sqlx::query(
+        "update millpond.fences f set state = 'running', halt_code = null, halt_reason = null
+           from millpond.projections p
+          where p.projection = $1 and f.projection = p.projection and f.version = p.live_version and f.state = 'halted'",
+    )
+    .bind(projection)
+    .execute(connection)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// What a consumer saw of the end of a partition.
+pub struct End {
+    pub at: TopicPartition,
+    pub end_offset: i64,
+}
+
+/// Notes the ends of partitions, seen just now.
+pub async fn note_ends(
+    connection: &mut PgConnection,
+    projection: &str,
+    version: i32,
+    ends: &[End],
+    error: Option<&str>,
+) -> Result<(), Error> {
+    sqlx::query(
+        "insert into millpond.ends (projection, version, topic, partition, end_offset, observed_at, last_error, last_error_at)
+         select $1, $2, s.topic, s.partition, s.end_offset, now(), $6, case when $6 is null then null else now() end
+           from unnest($3::text[], $4::int4[], $5::int8[]) as s(topic, partition, end_offset)
+          order by s.topic, s.partition
+         on conflict (projection, version, topic, partition) do update
+            set end_offset = greatest(ends.end_offset, excluded.end_offset), observed_at = excluded.observed_at,
+                last_error = coalesce(excluded.last_error, ends.last_error),
+                last_error_at = coalesce(excluded.last_error_at, ends.last_error_at)",
+    )
+    .bind(projection)
+    .bind(version)
+    .bind(ends.iter().map(|e| e.at.topic.to_string()).collect::<Vec<_>>())
+    .bind(ends.iter().map(|e| e.at.partition).collect::<Vec<_>>())
+    .bind(ends.iter().map(|e| e.end_offset).collect::<Vec<_>>())
+    .bind(error)
+    .execute(connection)
+    .await?;
+    Ok(())
+}

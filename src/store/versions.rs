@@ -1,0 +1,174 @@
+//! Versions of projections: which exist, which one people read, and how a changed folder becomes a new one.
+
+use sqlx::{Connection, PgConnection, Row};
+
+use super::{Error, ident, literal, run};
+use crate::domain::TableInfo;
+
+/// What decides the rows of a projection, as the compiler found it in a consumer's folder.
+pub struct Definition<'a> {
+    pub projection: &'a str,
+    pub hash: &'a str,
+    pub topics: &'a [String],
+    pub tables: &'a [TableInfo],
+    /// DDL of the version's schema and everything in it.
+    pub create: &'a dyn Fn(i32) -> Vec<String>,
+    /// Statements that point the views in `live` at a version.
+    pub live_views: &'a dyn Fn(i32) -> Vec<String>,
+}
+
+/// What to do when the folder no longer is what the live version was built from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnChange {
+    /// Build a new version from the start of the log and make it live at once: for `millpond dev` only.
+    StartOver,
+    /// Leave everything as it is and say what to do.
+    Refuse,
+}
+
+/// The version a folder stands for now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ensured {
+    Unchanged(i32),
+    Created(i32),
+    StartedOver { version: i32, retired: i32 },
+}
+
+impl Ensured {
+    pub fn version(&self) -> i32 {
+        match self {
+            Self::Unchanged(v) | Self::Created(v) | Self::StartedOver { version: v, .. } => *v,
+        }
+    }
+}
+
+/// Finds or creates the version that a definition stands for. One transaction, serialised per projection, so that
+/// any number of processes may start at once.
+pub async fn ensure(
+    connection: &mut PgConnection,
+    definition: &Definition<'_>,
+    on_change: OnChange,
+) -> Result<Ensured, Error> {
+    let mut tx = connection.begin().await?;
+    sqlx::query("select pg_advisory_xact_lock(hashtextextended('millpond.version.' || $1, 0))")
+        .bind(definition.projection)
+        .execute(&mut *tx)
+        .await?;
+    sqlx::query("insert into millpond.projections (projection) values ($1) on conflict do nothing")
+        .bind(definition.projection)
+        .execute(&mut *tx)
+        .await?;
+    let newest: Option<i32> = sqlx::query_scalar("select max(version) from millpond.versions where projection = $1")
+        .bind(definition.projection)
+        .fetch_one(&mut *tx)
+        .await?;
+    let next = newest.unwrap_or_default() + 1;
+    let live = sqlx::query(
+        "select v.version, v.hash from millpond.projections p join millpond.versions v
+             on v.projection = p.projection and v.version = p.live_version
+          where p.projection = $1",
+    )
+    .bind(definition.projection)
+    .fetch_optional(&mut *tx)
+    .await?;
+    let ensured = match live {
+        None => {
+            create(&mut tx, definition, next).await?;
+            Ensured::Created(next)
+        }
+        Some(row) if row.try_get::<String, _>("hash")? == definition.hash => {
+            Ensured::Unchanged(row.try_get("version")?)
+        }
+        Some(_) if on_change == OnChange::Refuse => {
+            return Err(Error::Refused(format!(
+                "the folder of consumer {0} has changed since its live version was built; outside `millpond dev` a \
+                 changed folder is not applied to existing tables: restore the folder, or drop the projection with \
+                 `millpond consumer restart {0} --from-zero`, which empties its tables and reads the log again",
+                definition.projection
+            )));
+        }
+        Some(row) => {
+            let retired: i32 = row.try_get("version")?;
+            create(&mut tx, definition, next).await?;
+            retire(&mut tx, definition.projection, retired).await?;
+            Ensured::StartedOver { version: next, retired }
+        }
+    };
+    tx.commit().await?;
+    Ok(ensured)
+}
+
+/// Creates a version's schema and makes it the one people read.
+async fn create(tx: &mut PgConnection, definition: &Definition<'_>, version: i32) -> Result<(), Error> {
+    sqlx::query(
+        "insert into millpond.versions (projection, version, hash, schema_name, state, topics, tables)
+         values ($1, $2, $3, $4, 'live', $5, $6)",
+    )
+    .bind(definition.projection)
+    .bind(version)
+    .bind(definition.hash)
+    .bind(schema_name(definition.projection, version))
+    .bind(definition.topics)
+    .bind(sqlx::types::Json(definition.tables))
+    .execute(&mut *tx)
+    .await?;
+    for statement in (definition.create)(version) {
+        run(tx, statement).await?;
+    }
+    // Nobody may wait behind a long SELECT on the view for longer than this: lock_timeout is 5 s per session.
+    for statement in (definition.live_views)(version) {
+        run(tx, statement).await?;
+    }
+    sqlx::query("update millpond.projections set live_version = $2 where projection = $1")
+        .bind(definition.projection)
+        .bind(version)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+/// Closes a version's fences to its writers and drops its tables.
+async fn retire(tx: &mut PgConnection, projection: &str, version: i32) -> Result<(), Error> {
+    run(
+        tx,
+        format!(
+            "update millpond.fences set state = 'retired', owner = null where projection = {0} and version = {1};
+             update millpond.versions set state = 'retired' where projection = {0} and version = {1};
+             delete from millpond.outbox where projection = {0} and version = {1};
+             delete from millpond.ends where projection = {0} and version = {1};
+             drop schema if exists {2} cascade;",
+            literal(projection),
+            version,
+            ident(&schema_name(projection, version)),
+        ),
+    )
+    .await
+}
+
+/// The schema that holds a version's tables.
+pub fn schema_name(projection: &str, version: i32) -> String {
+    format!("p_{projection}_v{version}")
+}
+
+/// Forgets everything of a projection but its dead letters and refusals: the next start reads the log from zero.
+pub async fn start_over(connection: &mut PgConnection, projection: &str) -> Result<bool, Error> {
+    let mut tx = connection.begin().await?;
+    sqlx::query("select pg_advisory_xact_lock(hashtextextended('millpond.version.' || $1, 0))")
+        .bind(projection)
+        .execute(&mut *tx)
+        .await?;
+    let live: Option<i32> =
+        sqlx::query_scalar("select live_version from millpond.projections where projection = $1 for update")
+            .bind(projection)
+            .fetch_optional(&mut *tx)
+            .await?
+            .flatten();
+    let Some(version) = live else { return Ok(false) };
+    retire(&mut tx, projection, version).await?;
+    sqlx::query("update millpond.projections set live_version = null where projection = $1")
+        .bind(projection)
+        .execute(&mut *tx)
+        .await?;
+    tx.commit().await?;
+    Ok(true)
+}
