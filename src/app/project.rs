@@ -1,0 +1,116 @@
+//! The folders of an application, loaded and checked together.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use anyhow::bail;
+
+use crate::{
+    config,
+    kafka::TopicSpec,
+    schema::SchemaSet,
+    spec::{ConsumerSpec, ProducerSpec, producer::Retention},
+};
+
+/// Everything that `schemas/`, `producers/` and `consumers/` declare.
+#[derive(Debug)]
+pub struct Project {
+    pub dir: PathBuf,
+    pub schemas: SchemaSet,
+    pub producers: Vec<ProducerSpec>,
+    pub consumers: Vec<ConsumerSpec>,
+}
+
+/// Partitions of the topics that belong to a consumer alone: their order matters per source, not their throughput.
+const DLQ_PARTITIONS: i32 = 1;
+
+impl Project {
+    /// Loads all folders; all faults of all of them in one error.
+    pub fn load(dir: &Path) -> anyhow::Result<Self> {
+        let mut faults: Vec<String> = Vec::new();
+        let schemas = match SchemaSet::load(&dir.join("schemas")) {
+            Ok(schemas) => Some(schemas),
+            Err(found) => {
+                faults.extend(found.iter().map(ToString::to_string));
+                None
+            }
+        };
+        let mut producers = Vec::new();
+        for folder in folders(&dir.join("producers"))? {
+            match ProducerSpec::load(&folder) {
+                Ok(spec) => producers.push(spec),
+                Err(found) => faults.extend(found.iter().map(ToString::to_string)),
+            }
+        }
+        let mut consumers = Vec::new();
+        for folder in folders(&dir.join("consumers"))? {
+            match ConsumerSpec::load(&folder) {
+                Ok(spec) => consumers.push(spec),
+                Err(found) => faults.extend(found.iter().map(ToString::to_string)),
+            }
+        }
+        match schemas {
+            Some(schemas) if faults.is_empty() => {
+                Ok(Self { dir: dir.to_owned(), schemas, producers, consumers })
+            }
+            _ => bail!("the project in {} has faults:\n  {}", dir.display(), faults.join("\n  ")),
+        }
+    }
+
+    pub fn consumer(&self, name: &str) -> anyhow::Result<&ConsumerSpec> {
+        let names = || self.consumers.iter().map(|c| c.name.as_str());
+        match self.consumers.iter().find(|c| c.name == name) {
+            Some(spec) => Ok(spec),
+            None => match crate::spec::nearest(name, names()) {
+                Some(near) => bail!("there is no consumer {name}; did you mean {near}?"),
+                None => bail!("there is no consumer {name} in {}", self.dir.join("consumers").display()),
+            },
+        }
+    }
+
+    /// The fields that the Kafka key of each record type is made of.
+    pub fn keys(&self) -> BTreeMap<String, Vec<String>> {
+        let records = self.producers.iter().flat_map(|p| &p.records);
+        records.map(|(name, record)| (name.clone(), record.key.clone())).collect()
+    }
+
+    /// Every topic that the folders declare, and those that Millpond needs for them.
+    pub fn topics(&self, kafka: &config::Kafka) -> Vec<TopicSpec> {
+        let mut topics = Vec::new();
+        for (name, spec) in self.producers.iter().flat_map(|p| &p.topics) {
+            let retention = match spec.retention {
+                Retention::Forever => "-1".to_owned(),
+                Retention::For(duration) => duration.as_millis().to_string(),
+            };
+            topics.push(topic(name, spec.partitions, kafka).with("retention.ms", retention));
+        }
+        for consumer in &self.consumers {
+            topics.push(topic(&format!("{}.dlq", consumer.name), DLQ_PARTITIONS, kafka).with("retention.ms", "-1"));
+        }
+        topics.sort_by(|a, b| a.name.cmp(&b.name));
+        topics.dedup_by(|a, b| a.name == b.name);
+        topics
+    }
+}
+
+fn topic(name: &str, partitions: i32, kafka: &config::Kafka) -> TopicSpec {
+    TopicSpec::new(name, partitions, kafka.replication)
+}
+
+/// The folders below `dir`, by name; none when `dir` is not there. Hidden ones are not ours.
+fn folders(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    if !dir.exists() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() && !entry.file_name().to_string_lossy().starts_with('.') {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
