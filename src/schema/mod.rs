@@ -1,5 +1,14 @@
 //! Avro: everything that knows the format. The only importer of `apache_avro`.
 
+mod columns;
 mod fault;
+mod pg;
+mod reader;
+mod resolve;
+mod to_json;
 
+pub use columns::{Column, PgType, columns_of};
 pub use fault::Fault;
+pub use pg::{Scratch, Transcoder};
+pub use resolve::{MAX_DEPTH, ResolveError};
+pub use to_json::JsonDecoder;
