@@ -5,6 +5,8 @@ mod fault;
 mod pg;
 mod reader;
 mod resolve;
+#[cfg(test)]
+mod testing;
 mod to_json;
 
 pub use columns::{Column, PgType, columns_of};

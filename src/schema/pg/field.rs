@@ -146,12 +146,12 @@ fn integer(value: i64, to: Integer, out: &mut Vec<u8>) -> Result<(), Problem> {
 #[inline]
 fn timestamp(value: i64, unit: Unit) -> Result<i64, Problem> {
     let micros = match unit {
-        Unit::Millis => value.checked_mul(1_000),
-        Unit::Micros => Some(value),
-        Unit::Nanos => Some(value.div_euclid(1_000)),
+        // In this order: the last of Postgres' years do not fit in microseconds since 1970.
+        Unit::Millis => value.checked_sub(EPOCH_MICROS / 1_000).and_then(|millis| millis.checked_mul(1_000)),
+        Unit::Micros => value.checked_sub(EPOCH_MICROS),
+        Unit::Nanos => Some(value.div_euclid(1_000) - EPOCH_MICROS),
     };
-    let since_epoch = micros.and_then(|micros| micros.checked_sub(EPOCH_MICROS));
-    since_epoch.filter(|micros| TIMESTAMPS.contains(micros)).ok_or_else(|| timestamp_out_of_range(value, unit))
+    micros.filter(|micros| TIMESTAMPS.contains(micros)).ok_or_else(|| timestamp_out_of_range(value, unit))
 }
 
 #[inline]
