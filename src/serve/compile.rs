@@ -1,0 +1,245 @@
+//! From a query's tree and a table to one SQL statement.
+//!
+//! Every name in the SQL comes from the catalog, every value is a bound text that Postgres itself reads as the column's
+//! type (`$3::text::bigint`). The statement's text depends on the query's shape only, so it is prepared once.
+
+mod order;
+
+use super::{
+    catalog::Table,
+    cursor::Cursor,
+    format::Format,
+    freshness,
+    grammar::{Filter, Query, Test, abbreviated, nearest},
+    names::{literal, quoted, value_type},
+    problem::{BAD_OPERATOR, BAD_QUERY, Problem, UNKNOWN_COLUMN},
+};
+use crate::domain::ColumnInfo;
+pub use order::{Term, terms};
+
+/// A value of the query, and what to say when Postgres cannot read it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bound {
+    pub value: Value,
+    pub parameter: String,
+    pub column: String,
+    /// What the value is read as.
+    pub pg_type: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Value {
+    Text(String),
+    List(Vec<String>),
+}
+
+/// One statement that answers position, age and rows from one snapshot.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Statement {
+    pub sql: String,
+    pub binds: Vec<Bound>,
+    /// The whole key is given: at most one row, found by the primary key's index.
+    pub point: bool,
+    pub limit: u32,
+    /// (expression, name shown) in order.
+    pub shown: Vec<(String, String)>,
+}
+
+/// What surrounds the query.
+#[derive(Debug, Clone, Copy)]
+pub struct Frame {
+    pub format: Format,
+    /// Rows of a page, already within the cap.
+    pub limit: u32,
+    /// Whether the outcomes at a wanted position are asked for too.
+    pub wanted: bool,
+}
+
+/// Compiles; `cursor` is the decoded `after`, checked against this query.
+pub fn compile(query: &Query, table: &Table, cursor: Option<&Cursor>, frame: Frame) -> Result<Statement, Problem> {
+    let mut compiler = Compiler { table, binds: Vec::new(), first: freshness::parameters(frame.wanted) + 1 };
+    let shown = compiler.shown(query)?;
+    let terms = terms(query, table)?;
+    let mut conditions = Vec::new();
+    for param in &query.filters {
+        conditions.push(compiler.filter(&param.filter, &param.name)?);
+    }
+    let point = cursor.is_none() && frame.limit > 0 && is_point(query, table);
+    if let Some(cursor) = cursor {
+        conditions.push(compiler.after(&terms, cursor)?);
+    }
+    let filter = if conditions.is_empty() { String::new() } else { format!(" where {}", conditions.join(" and ")) };
+    let row = frame.format.row_sql(&shown);
+    let rows = if point {
+        format!("select {row} as body, 1::bigint as rows, null::text[] as next from {} t{filter}", table.relation)
+    } else {
+        page_sql(&row, &shown, &terms, table, &filter, frame)
+    };
+    let sql = freshness::statement(frame.wanted, Some(&rows));
+    Ok(Statement { sql, binds: compiler.binds, point, limit: frame.limit, shown })
+}
+
+/// One row more than asked is fetched, to know whether there is a next page; it is never printed.
+fn page_sql(
+    row: &str,
+    shown: &[(String, String)],
+    terms: &[Term<'_>],
+    table: &Table,
+    filter: &str,
+    frame: Frame,
+) -> String {
+    let mut columns: Vec<String> = table.info.columns.iter().map(|c| format!("t.{}", quoted(&c.name))).collect();
+    columns.retain(|column| {
+        let ordering = terms.iter().any(|term| term.expression() == *column);
+        ordering || shown.iter().any(|(expression, _)| expression.trim_end_matches("::text") == column)
+    });
+    let columns = columns.join(", ");
+    let order: Vec<String> = terms.iter().map(Term::order_sql).collect();
+    let next: Vec<String> = terms.iter().map(|term| format!("{}::text", term.expression())).collect();
+    format!(
+        "select string_agg(r.body, {separator} order by r.n) filter (where r.n <= {limit}) as body, count(*) as rows, \
+         max(r.next) as next from (select t.n, {row} as body, case when t.n = {limit} then array[{next}]::text[] end as next \
+         from (select row_number() over () as n, {columns} from (select {columns} from {relation} t{filter} \
+         order by {order} limit {fetched}) t) t) r",
+        separator = newline_literal(frame.format.separator()),
+        limit = frame.limit,
+        next = next.join(", "),
+        relation = table.relation,
+        order = order.join(", "),
+        fetched = u64::from(frame.limit) + 1,
+    )
+}
+
+fn newline_literal(separator: &str) -> String {
+    format!("E{}", literal(&separator.replace('\n', "␤").replace('\r', "␍")).replace('␤', "\\n").replace('␍', "\\r"))
+}
+
+/// Whether each column of the key must equal one value.
+fn is_point(query: &Query, table: &Table) -> bool {
+    let fixed = |key: &String| {
+        query.filters.iter().any(|param| match &param.filter {
+            Filter::Is { column, test: Test::Compare(super::grammar::Comparison::Eq, _) } => column == key,
+            _ => false,
+        })
+    };
+    table.info.key.iter().all(fixed)
+}
+
+/// The column of that name, or a problem that names the nearest.
+pub fn column<'t>(table: &'t Table, name: &str, parameter: &str) -> Result<&'t ColumnInfo, Problem> {
+    table.info.columns.iter().find(|column| column.name == name).ok_or_else(|| {
+        let names = || table.info.columns.iter().map(|column| column.name.as_str());
+        let detail = if name == parameter {
+            format!("{} has no column {}", table.title(), abbreviated(name))
+        } else {
+            format!("parameter `{parameter}`: {} has no column {}", table.title(), abbreviated(name))
+        };
+        Problem::new(&UNKNOWN_COLUMN, detail)
+            .with("parameter", parameter)
+            .with("columns", names().collect::<Vec<_>>())
+            .hint(nearest(name, names()).map(|near| format!("did you mean `{near}`?")))
+    })
+}
+
+struct Compiler<'t> {
+    table: &'t Table,
+    binds: Vec<Bound>,
+    /// Number of the first parameter that is the query's own.
+    first: usize,
+}
+
+impl Compiler<'_> {
+    fn shown(&self, query: &Query) -> Result<Vec<(String, String)>, Problem> {
+        let expression = |name: &str| format!("t.{}", quoted(name));
+        if query.select.is_empty() {
+            let all = self.table.info.columns.iter();
+            return Ok(all.map(|column| (expression(&column.name), column.name.clone())).collect());
+        }
+        let mut shown = Vec::with_capacity(query.select.len());
+        for item in &query.select {
+            let column = column(self.table, &item.column, "select")?;
+            let cast = if item.as_text { "::text" } else { "" };
+            shown.push((format!("{}{cast}", expression(&column.name)), item.shown_as().to_owned()));
+        }
+        Ok(shown)
+    }
+
+    fn filter(&mut self, filter: &Filter, parameter: &str) -> Result<String, Problem> {
+        match filter {
+            Filter::All(items) => self.group(items, " and ", parameter),
+            Filter::Any(items) => self.group(items, " or ", parameter),
+            Filter::Not(inner) => Ok(format!("not ({})", self.filter(inner, parameter)?)),
+            Filter::Is { column: name, test } => {
+                let column = column(self.table, name, parameter)?;
+                self.test(column, test, parameter)
+            }
+        }
+    }
+
+    fn group(&mut self, items: &[Filter], joint: &str, parameter: &str) -> Result<String, Problem> {
+        let items: Result<Vec<String>, Problem> = items.iter().map(|item| self.filter(item, parameter)).collect();
+        Ok(format!("({})", items?.join(joint)))
+    }
+
+    fn test(&mut self, column: &ColumnInfo, test: &Test, parameter: &str) -> Result<String, Problem> {
+        let sql = format!("t.{}", quoted(&column.name));
+        let pg_type = value_type(&column.pg_type);
+        match test {
+            Test::Compare(comparison, value) => {
+                let value = self.bind(Value::Text(value.clone()), column, parameter);
+                Ok(format!("{sql} {} {value}", comparison.sql()))
+            }
+            Test::In(_) if pg_type.ends_with(']') => Err(misfit(column, parameter, "in", "a type that is not an array")),
+            Test::In(values) => {
+                let values = self.bind(Value::List(values.clone()), column, parameter);
+                Ok(format!("{sql} = any({values})"))
+            }
+            Test::Like { pattern, ignore_case } => {
+                let operator = if *ignore_case { "ilike" } else { "like" };
+                if !matches!(pg_type.as_str(), "text" | "character varying" | "bpchar" | "citext" | "name") {
+                    return Err(misfit(column, parameter, operator, "text"));
+                }
+                if dangling_escape(pattern) {
+                    let detail = format!("parameter `{parameter}`: the pattern ends in a backslash, which escapes nothing");
+                    return Err(Problem::new(&BAD_QUERY, detail).with("parameter", parameter));
+                }
+                let pattern = Value::Text(pattern.replace('*', "%"));
+                let bound = self.push(pattern, column, "text".to_owned(), parameter);
+                Ok(format!("{sql} {operator} ${bound}::text"))
+            }
+            Test::Is(known) => {
+                use super::grammar::Known::{NotNull, Null};
+                if !matches!(known, Null | NotNull) && pg_type != "boolean" {
+                    return Err(misfit(column, parameter, "is.true, is.false and is.unknown", "boolean"));
+                }
+                Ok(format!("{sql} {}", known.sql()))
+            }
+        }
+    }
+
+    /// Binds a value and answers the expression that reads it as the column's type.
+    fn bind(&mut self, value: Value, column: &ColumnInfo, parameter: &str) -> String {
+        let pg_type = value_type(&column.pg_type);
+        let list = if matches!(value, Value::List(_)) { "[]" } else { "" };
+        let number = self.push(value, column, pg_type.clone(), parameter);
+        format!("${number}::text{list}::{pg_type}{list}")
+    }
+
+    fn push(&mut self, value: Value, column: &ColumnInfo, pg_type: String, parameter: &str) -> usize {
+        let (parameter, column) = (parameter.to_owned(), column.name.clone());
+        self.binds.push(Bound { value, parameter, column, pg_type });
+        self.first + self.binds.len() - 1
+    }
+}
+
+/// LIKE refuses a pattern that ends in its escape character, but only once a row gets that far.
+fn dangling_escape(pattern: &str) -> bool {
+    let backslashes = pattern.bytes().rev().take_while(|b| *b == b'\\').count();
+    backslashes % 2 == 1
+}
+
+fn misfit(column: &ColumnInfo, parameter: &str, operator: &str, needs: &str) -> Problem {
+    let detail =
+        format!("parameter `{parameter}`: {operator} needs {needs}, and `{}` is {}", column.name, column.pg_type);
+    Problem::new(&BAD_OPERATOR, detail).with("parameter", parameter)
+}

@@ -1,0 +1,115 @@
+//! What an error of Postgres means to the person who sent the query.
+
+use tokio_postgres::{error::SqlState, types::ToSql};
+
+use super::{
+    ServeState,
+    compile::{Bound, Statement, Value},
+    connections::{Error, Lane},
+    grammar::abbreviated,
+    problem::{BAD_CURSOR, BAD_OPERATOR, BAD_VALUE, BUSY, INTERNAL, Problem, TIMED_OUT, UNAVAILABLE},
+};
+
+/// How a failed statement is answered.
+pub enum Failure {
+    /// The tables are not those the statement was written for.
+    Stale,
+    Problem(Problem),
+}
+
+/// Explains the failure of a read.
+pub async fn explain(state: &ServeState, error: &Error, statement: &Statement) -> Failure {
+    let Some(code) = error.code() else { return Failure::Problem(problem(error, Some(statement))) };
+    let gone = [
+        SqlState::UNDEFINED_TABLE,
+        SqlState::UNDEFINED_COLUMN,
+        SqlState::INVALID_SCHEMA_NAME,
+        SqlState::UNDEFINED_OBJECT,
+        SqlState::FEATURE_NOT_SUPPORTED, // cached plan must not change result type
+    ];
+    if gone.contains(code) {
+        return Failure::Stale;
+    }
+    // Class 22 is "data exception": Postgres does not say which parameter, so each is tried alone.
+    if code.code().starts_with("22") {
+        for bound in &statement.binds {
+            if !is_readable(state, bound).await {
+                return Failure::Problem(bad_value(bound));
+            }
+        }
+    }
+    Failure::Problem(problem(error, Some(statement)))
+}
+
+async fn is_readable(state: &ServeState, bound: &Bound) -> bool {
+    let (list, value): (_, &(dyn ToSql + Sync)) = match &bound.value {
+        Value::Text(text) => ("", text),
+        Value::List(values) => ("[]", values),
+    };
+    let sql = format!("select $1::text{list}::{}{list} is null", bound.pg_type);
+    let tried = state.connections().rows(Lane::Point, &sql, &[value]).await;
+    !matches!(tried, Err(error) if error.code().is_some_and(|code| code.code().starts_with("22")))
+}
+
+fn bad_value(bound: &Bound) -> Problem {
+    if bound.is_of_cursor() {
+        return Problem::new(&BAD_CURSOR, "parameter `after`: the value is damaged").with("parameter", "after");
+    }
+    let got = match &bound.value {
+        Value::Text(text) => abbreviated(text),
+        Value::List(values) => format!("the list {}", abbreviated(&values.join(","))),
+    };
+    let detail =
+        format!("parameter `{}`: {got} cannot be read as {}, the type of `{}`", bound.parameter, bound.pg_type, bound.column);
+    let spaced = bound.pg_type.starts_with("time") && got.contains(' ');
+    let hint = spaced.then_some("a `+` in a URL means a space: write %2B for a time zone's plus, or Z");
+    Problem::new(&BAD_VALUE, detail)
+        .with("parameter", bound.parameter.clone())
+        .with("expected", bound.pg_type.clone())
+        .hint(hint)
+}
+
+/// The problem for an error that is not about one value.
+pub fn problem(error: &Error, statement: Option<&Statement>) -> Problem {
+    match error {
+        Error::Busy => Problem::new(&BUSY, "too many reads are waiting for the database").retry_after(1),
+        Error::NoAnswer(_) => Problem::new(&UNAVAILABLE, "the database did not answer in time").retry_after(2),
+        Error::Unavailable(last) => {
+            tracing::debug!(last, "read refused without a connection");
+            Problem::new(&UNAVAILABLE, "there is no connection to the database").retry_after(1)
+        }
+        Error::Postgres(cause) => match cause.code() {
+            Some(code) => by_code(code, error, cause, statement),
+            None => Problem::new(&UNAVAILABLE, "the connection to the database was lost").retry_after(1),
+        },
+    }
+}
+
+fn by_code(code: &SqlState, error: &Error, cause: &tokio_postgres::Error, statement: Option<&Statement>) -> Problem {
+    let message = cause.as_db_error().map(tokio_postgres::error::DbError::message).unwrap_or_default();
+    let operator = [
+        SqlState::UNDEFINED_FUNCTION,
+        SqlState::AMBIGUOUS_FUNCTION,
+        SqlState::DATATYPE_MISMATCH,
+        SqlState::CANNOT_COERCE,
+        SqlState::INDETERMINATE_DATATYPE,
+    ];
+    if operator.contains(code) && statement.is_some() {
+        return Problem::new(&BAD_OPERATOR, message.to_owned());
+    }
+    if *code == SqlState::QUERY_CANCELED {
+        return Problem::new(&TIMED_OUT, TIMED_OUT.action);
+    }
+    if *code == SqlState::UNDEFINED_TABLE {
+        let detail = "the platform's tables are not in this database: start `millpond consume` or `millpond dev` on it once";
+        return Problem::new(&UNAVAILABLE, detail).retry_after(5);
+    }
+    let passing = matches!(&code.code()[..2], "08" | "40" | "53" | "55" | "57" | "58");
+    if passing {
+        tracing::warn!(code = code.code(), error = message, "read refused by postgres");
+        return Problem::new(&UNAVAILABLE, "the database refuses reads at the moment").retry_after(1);
+    }
+    let sql = statement.map(|statement| statement.sql.as_str());
+    tracing::error!(code = code.code(), %error, message, sql, "read failed");
+    Problem::new(&INTERNAL, format!("postgres answered with error {}", code.code()))
+}

@@ -1,0 +1,110 @@
+//! The paths of the role, and what each answers.
+
+use axum::{
+    Router,
+    extract::{OriginalUri, Path, RawQuery, State},
+    http::{HeaderMap, HeaderValue, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+
+use super::{
+    ServeState, headers,
+    listing::{self, Base},
+    outcome,
+    problem::Problem,
+    read::Request,
+};
+use crate::telemetry::metrics::serve as metrics;
+
+/// The routes of `serve`.
+pub fn router(state: ServeState) -> Router {
+    Router::new()
+        .route("/", get(index))
+        .route("/v1/views", get(views))
+        .route("/v1/views/{consumer}", get(consumer))
+        .route("/v1/views/{consumer}/{table}", get(table))
+        .route("/v1/positions/{*position}", get(position))
+        .with_state(state)
+}
+
+async fn index(State(state): State<ServeState>, OriginalUri(uri): OriginalUri, headers: HeaderMap) -> Response {
+    let base = Base::of(&state, &uri, &headers);
+    match listing::index(&state, &base, &headers).await {
+        Ok(response) => response,
+        Err(problem) => problem.into_response(),
+    }
+}
+
+async fn views(State(state): State<ServeState>, OriginalUri(uri): OriginalUri, headers: HeaderMap) -> Response {
+    let base = Base::of(&state, &uri, &headers);
+    json(listing::views(&state, &base, None).await)
+}
+
+/// A consumer with one table answers with its rows; with several it lists them.
+async fn consumer(
+    State(state): State<ServeState>,
+    Path(consumer): Path<String>,
+    OriginalUri(uri): OriginalUri,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Response {
+    match state.find(&consumer).await {
+        Ok(projection) if projection.tables.len() != 1 => {
+            json(listing::views(&state, &Base::of(&state, &uri, &headers), Some(&consumer)).await)
+        }
+        _ => rows(&state, &consumer, None, uri.path(), query, &headers).await,
+    }
+}
+
+async fn table(
+    State(state): State<ServeState>,
+    Path((consumer, table)): Path<(String, String)>,
+    OriginalUri(uri): OriginalUri,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Response {
+    rows(&state, &consumer, Some(&table), uri.path(), query, &headers).await
+}
+
+async fn rows(
+    state: &ServeState,
+    consumer: &str,
+    table: Option<&str>,
+    path: &str,
+    query: Option<String>,
+    headers: &HeaderMap,
+) -> Response {
+    let query = query.unwrap_or_default();
+    let answered = match Request::new(state, path, &query, headers) {
+        Ok(request) => request.answer(state, consumer, table).await,
+        Err(problem) => Err(problem),
+    };
+    let (outcome, response) = match answered {
+        Ok(response) if response.status().is_success() => ("rows", response),
+        Ok(response) => ("not_modified", response),
+        Err(problem) => (problem.kind.code, problem.into_response()),
+    };
+    // Names from outside are no labels.
+    let known = state.0.catalog.current().is_some_and(|snapshot| snapshot.projections.contains_key(consumer));
+    metrics::READS.with_label_values(&[if known { consumer } else { "" }, outcome]).inc();
+    response
+}
+
+async fn position(State(state): State<ServeState>, Path(position): Path<String>) -> Response {
+    json(outcome::describe(&state, &position).await)
+}
+
+/// Listings are read by people too, so they are indented.
+fn json(body: Result<serde_json::Value, Problem>) -> Response {
+    match body {
+        Ok(body) => {
+            let text = format!("{body:#}\n");
+            let mut response = ([(header::CONTENT_TYPE, "application/json")], text).into_response();
+            response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+            response.headers_mut().insert(header::VARY, HeaderValue::from_static(headers::VARY_ON));
+            response
+        }
+        Err(problem) => problem.into_response(),
+    }
+}
