@@ -1,0 +1,236 @@
+//! Bounds on schemas and documents, in one place, with the reason for each.
+
+use std::collections::HashMap;
+
+use apache_avro::{
+    Schema,
+    schema::{InnerDecimalSchema, Name, RecordSchema, UuidSchema},
+};
+
+/// Longest schema file or registration, in bytes.
+pub const MAX_SCHEMA_BYTES: usize = 256 * 1024;
+/// Deepest nesting of a schema. Decoders recurse by it, and a stack that overflows ends the process.
+pub const MAX_SCHEMA_DEPTH: usize = 32;
+/// Most fields of one record; Postgres tables end at 1,600 columns.
+pub const MAX_FIELDS: usize = 1_000;
+/// Most types of a schema with every reference written out. References to references grow by powers.
+pub const MAX_SCHEMA_NODES: usize = 10_000;
+/// Longest name of a field or relation in bytes; Postgres cuts longer ones off.
+pub const MAX_NAME_BYTES: usize = 63;
+/// Largest `fixed`, in bytes.
+pub const MAX_FIXED_BYTES: usize = 1024 * 1024;
+/// Most digits of a decimal; the most that `numeric(p, s)` can declare.
+pub const MAX_DECIMAL_DIGITS: usize = 1_000;
+/// Deepest nesting of a JSON document.
+pub const MAX_JSON_DEPTH: usize = 64;
+/// Most faults reported of one document.
+pub const MAX_FAULTS: usize = 20;
+
+/// The named types that a schema defines, by full name and aliases, logical types included.
+pub(super) struct NamedTypes<'a>(HashMap<Name, &'a Schema>);
+
+impl<'a> NamedTypes<'a> {
+    pub(super) fn of(schema: &'a Schema) -> Self {
+        let mut types = Self(HashMap::new());
+        types.collect(schema);
+        types
+    }
+
+    pub(super) fn get(&self, name: &Name) -> Option<&'a Schema> {
+        self.0.get(name).copied()
+    }
+
+    fn collect(&mut self, schema: &'a Schema) {
+        let (name, aliases) = match schema {
+            Schema::Array(array) => return self.collect(&array.items),
+            Schema::Map(map) => return self.collect(&map.types),
+            Schema::Union(union) => return union.variants().iter().for_each(|branch| self.collect(branch)),
+            Schema::Record(record) => {
+                record.fields.iter().for_each(|field| self.collect(&field.schema));
+                (&record.name, &record.aliases)
+            }
+            Schema::Enum(symbols) => (&symbols.name, &symbols.aliases),
+            Schema::Fixed(fixed) | Schema::Duration(fixed) | Schema::Uuid(UuidSchema::Fixed(fixed)) => {
+                (&fixed.name, &fixed.aliases)
+            }
+            Schema::Decimal(decimal) => match &decimal.inner {
+                InnerDecimalSchema::Fixed(fixed) => (&fixed.name, &fixed.aliases),
+                InnerDecimalSchema::Bytes => return,
+            },
+            _ => return,
+        };
+        for alias in aliases.iter().flatten() {
+            self.0.entry(alias.fully_qualified_name(name.namespace()).into_owned()).or_insert(schema);
+        }
+        self.0.insert(name.clone(), schema);
+    }
+}
+
+/// Everything about a record schema that Millpond cannot take, each said with what to do.
+pub fn faults(schema: &Schema) -> Vec<String> {
+    let Schema::Record(record) = schema else {
+        return vec!["the schema is not a record: wrap it in one, with this value as a field".to_owned()];
+    };
+    let names = NamedTypes::of(schema);
+    let mut walk = Walk { names: &names, path: Vec::new(), open: Vec::new(), nodes: 0, faults: Vec::new() };
+    walk.visit(schema);
+    let mut faults = walk.faults;
+    faults.extend(column_faults(record));
+    faults
+}
+
+/// The top record's fields become columns of a relation.
+fn column_faults(record: &RecordSchema) -> Vec<String> {
+    let mut faults = Vec::new();
+    for field in &record.fields {
+        if field.name.starts_with('_') {
+            faults.push(format!("field `{}`: names that begin with `_` are the engine's own columns: rename it", field.name));
+        }
+        if field.name.len() > MAX_NAME_BYTES {
+            faults.push(format!(
+                "field `{}` has {} bytes; a Postgres column has at most {MAX_NAME_BYTES}: shorten it",
+                field.name,
+                field.name.len()
+            ));
+        }
+    }
+    faults
+}
+
+struct Walk<'a> {
+    names: &'a NamedTypes<'a>,
+    path: Vec<&'a str>,
+    /// Records that the walk is inside of.
+    open: Vec<&'a Name>,
+    nodes: usize,
+    faults: Vec<String>,
+}
+
+impl<'a> Walk<'a> {
+    fn visit(&mut self, schema: &'a Schema) {
+        self.nodes += 1;
+        if self.nodes > MAX_SCHEMA_NODES {
+            if self.nodes == MAX_SCHEMA_NODES + 1 {
+                self.faults.push(format!(
+                    "the schema has more than {MAX_SCHEMA_NODES} types with its references written out: split the record"
+                ));
+            }
+            return;
+        }
+        match schema {
+            Schema::Array(array) => self.inside("items", &array.items),
+            Schema::Map(map) => self.inside("values", &map.types),
+            Schema::Union(union) => {
+                if union.variants().is_empty() {
+                    self.fault("a union needs at least one branch");
+                }
+                union.variants().iter().for_each(|branch| self.visit(branch));
+            }
+            Schema::Record(record) => self.record(record),
+            Schema::Ref { name } => match self.names.get(name) {
+                Some(_) if self.open.contains(&name) => {
+                    self.fault(&format!("`{name}` contains itself: recursive schemas are refused; hold the id of the other record instead"));
+                }
+                Some(target) => self.visit(target),
+                None => self.fault(&format!("there is no type `{name}`: define it where it is first used")),
+            },
+            Schema::Fixed(fixed) if fixed.size > MAX_FIXED_BYTES => {
+                self.fault(&format!("a fixed of {} bytes is above the limit of {MAX_FIXED_BYTES}: use bytes", fixed.size));
+            }
+            Schema::Decimal(decimal) => {
+                let most = match &decimal.inner {
+                    // 256^n / 2 is the number of values on each side of zero.
+                    InnerDecimalSchema::Fixed(fixed) => {
+                        ((fixed.size.saturating_mul(8).saturating_sub(1)) as f64 * std::f64::consts::LOG10_2) as usize
+                    }
+                    InnerDecimalSchema::Bytes => MAX_DECIMAL_DIGITS,
+                }
+                .min(MAX_DECIMAL_DIGITS);
+                if decimal.precision > most {
+                    self.fault(&format!("precision {} is above the {most} digits that fit: lower it", decimal.precision));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn record(&mut self, record: &'a RecordSchema) {
+        if record.fields.len() > MAX_FIELDS {
+            self.fault(&format!("{} fields are above the limit of {MAX_FIELDS}: split the record", record.fields.len()));
+        }
+        self.open.push(&record.name);
+        for field in &record.fields {
+            self.inside(&field.name, &field.schema);
+        }
+        self.open.pop();
+    }
+
+    fn inside(&mut self, step: &'a str, schema: &'a Schema) {
+        self.path.push(step);
+        if self.path.len() > MAX_SCHEMA_DEPTH {
+            self.fault(&format!("nested deeper than {MAX_SCHEMA_DEPTH} levels: flatten it"));
+        } else {
+            self.visit(schema);
+        }
+        self.path.pop();
+    }
+
+    fn fault(&mut self, message: &str) {
+        let place = if self.path.is_empty() { "the schema".to_owned() } else { format!("field `{}`", self.path.join(".")) };
+        self.faults.push(format!("{place}: {message}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults_of(schema: &str) -> Vec<String> {
+        faults(&Schema::parse_str(schema).unwrap())
+    }
+
+    #[test]
+    fn unusable_schemas_are_refused_with_the_reason() {
+        assert_eq!(faults_of("\"string\""), ["the schema is not a record: wrap it in one, with this value as a field"]);
+        assert_eq!(
+            faults_of(
+                r#"{"type":"record","name":"Node","fields":[
+                    {"name":"_seq","type":"long"},
+                    {"name":"next","type":["null","Node"]},
+                    {"name":"price","type":{"type":"fixed","size":2,"name":"Price","logicalType":"decimal","precision":5}}]}"#
+            ),
+            [
+                "field `next`: `Node` contains itself: recursive schemas are refused; hold the id of the other record instead",
+                "field `price`: precision 5 is above the 4 digits that fit: lower it",
+                "field `_seq`: names that begin with `_` are the engine's own columns: rename it",
+            ]
+        );
+    }
+
+    #[test]
+    fn depth_is_bounded() {
+        let nested = |levels: usize| {
+            let field = (1..levels).fold("\"int\"".to_owned(), |inner, _| format!(r#"{{"type":"array","items":{inner}}}"#));
+            format!(r#"{{"type":"record","name":"Deep","fields":[{{"name":"a","type":{field}}}]}}"#)
+        };
+        assert!(faults_of(&nested(MAX_SCHEMA_DEPTH)).is_empty());
+        assert_eq!(faults_of(&nested(MAX_SCHEMA_DEPTH + 1)).len(), 1);
+    }
+
+    #[test]
+    fn references_that_multiply_are_bounded() {
+        let mut fields = vec![r#"{"name":"r0","type":{"type":"record","name":"R0","fields":[{"name":"x","type":"int"}]}}"#.to_owned()];
+        for level in 1..20 {
+            let below = level - 1;
+            fields.push(format!(
+                r#"{{"name":"r{level}","type":{{"type":"record","name":"R{level}","fields":[
+                    {{"name":"a","type":"R{below}"}},{{"name":"b","type":"R{below}"}}]}}}}"#
+            ));
+        }
+        let schema = format!(r#"{{"type":"record","name":"Bomb","fields":[{}]}}"#, fields.join(","));
+        assert_eq!(
+            faults_of(&schema),
+            ["the schema has more than 10000 types with its references written out: split the record"]
+        );
+    }
+}
