@@ -1,1 +1,6 @@
 //! (in work)
+#![allow(dead_code)]
+mod admission;
+mod body;
+mod negotiate;
+pub mod problems;
