@@ -21,6 +21,8 @@ use super::client::Client;
 
 /// Commands in the order in which they were given, below the project's folder.
 const DATA: &str = "data/flights/commands.ndjson.gz";
+/// The file that remembers how many lines were posted.
+pub const MEMORY: &str = "demo-posted";
 /// How often what is due is posted.
 const TICK: Duration = Duration::from_millis(250);
 /// The order in which types of one tick are posted: that of a flight's life, for a tick can span hours of its day.
@@ -62,7 +64,7 @@ impl Demo {
             .map(|line| Ok(serde_json::from_str(&line?)?))
             .collect::<anyhow::Result<Vec<Line>>>()
             .with_context(|| format!("cannot read {}", path.display()))?;
-        Ok(Some(Self { lines, memory: state.join("demo-posted"), progress: Arc::default() }))
+        Ok(Some(Self { lines, memory: state.join(MEMORY), progress: Arc::default() }))
     }
 
     /// Posts what is due, `speed` days a minute, until the data ends.

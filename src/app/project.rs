@@ -8,8 +8,7 @@ use std::{
 use anyhow::bail;
 
 use crate::{
-    config,
-    kafka::TopicSpec,
+    kafka::{TopicSpec, registry::RegistryOptions},
     schema::SchemaSet,
     spec::{ConsumerSpec, ProducerSpec, producer::Retention},
 };
@@ -24,7 +23,7 @@ pub struct Project {
 }
 
 /// Partitions of the topics that belong to a consumer alone: their order matters per source, not their throughput.
-const DLQ_PARTITIONS: i32 = 1;
+const DLQ_PARTITIONS: u32 = 1;
 
 impl Project {
     /// Loads all folders; all faults of all of them in one error.
@@ -76,27 +75,40 @@ impl Project {
         records.map(|(name, record)| (name.clone(), record.key.clone())).collect()
     }
 
+    /// The topics that each record type is sent to, by producers and by handlers.
+    pub fn record_topics(&self) -> BTreeMap<String, Vec<String>> {
+        let mut topics: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let posted = self.producers.iter().flat_map(|p| &p.records).map(|(name, record)| (name, &record.topic));
+        for (name, topic) in posted.chain(self.consumers.iter().flat_map(|c| &c.emits)) {
+            let known = topics.entry(name.clone()).or_default();
+            if !known.contains(topic) {
+                known.push(topic.clone());
+            }
+        }
+        topics
+    }
+
     /// Every topic that the folders declare, and those that Millpond needs for them.
-    pub fn topics(&self, kafka: &config::Kafka) -> Vec<TopicSpec> {
-        let mut topics = Vec::new();
+    pub fn topics(&self) -> Vec<TopicSpec> {
+        let mut topics = vec![RegistryOptions::default().topic_spec()];
         for (name, spec) in self.producers.iter().flat_map(|p| &p.topics) {
+            let mut topic = TopicSpec::log(name, spec.partitions.unsigned_abs());
             let retention = match spec.retention {
                 Retention::Forever => "-1".to_owned(),
                 Retention::For(duration) => duration.as_millis().to_string(),
             };
-            topics.push(topic(name, spec.partitions, kafka).with("retention.ms", retention));
+            topic.config.insert("retention.ms".to_owned(), retention);
+            topics.push(topic);
         }
         for consumer in &self.consumers {
-            topics.push(topic(&format!("{}.dlq", consumer.name), DLQ_PARTITIONS, kafka).with("retention.ms", "-1"));
+            let mut topic = TopicSpec::log(format!("{}.dlq", consumer.name), DLQ_PARTITIONS);
+            topic.config.insert("retention.ms".to_owned(), "-1".to_owned());
+            topics.push(topic);
         }
         topics.sort_by(|a, b| a.name.cmp(&b.name));
         topics.dedup_by(|a, b| a.name == b.name);
         topics
     }
-}
-
-fn topic(name: &str, partitions: i32, kafka: &config::Kafka) -> TopicSpec {
-    TopicSpec::new(name, partitions, kafka.replication)
 }
 
 /// The folders below `dir`, by name; none when `dir` is not there. Hidden ones are not ours.

@@ -19,9 +19,12 @@ use super::{
 };
 use crate::{
     domain::TopicPartition,
-    kafka::{self, reader::Reader},
+    kafka::{self, Reader},
     projection::Compiled,
-    schema::{Captured, Encoder, framing},
+    schema::{
+        encode::{Captured, Encoder},
+        framing,
+    },
     store::{
         self,
         fence::{self, Claim, Claimed},
@@ -34,6 +37,8 @@ pub use crate::spec::OnError;
 pub struct Engine {
     pub projection: String,
     pub version: i32,
+    /// Hash of everything that decides the rows.
+    pub definition: String,
     /// Schema of the version's tables.
     pub schema: String,
     pub compiled: Arc<Compiled>,
@@ -45,7 +50,7 @@ pub struct Engine {
     pub on_error: OnError,
     /// How the events of a handler are encoded, by record type.
     pub emitters: HashMap<String, Emitter>,
-    pub reader: Arc<Reader>,
+    pub reader: Arc<Mutex<Reader>>,
     paused: AtomicBool,
     last_error: Mutex<Option<String>>,
 }
@@ -75,6 +80,7 @@ pub struct Inspected {
 pub struct Parts {
     pub projection: String,
     pub version: i32,
+    pub definition: String,
     pub compiled: Arc<Compiled>,
     pub handler: Option<Arc<dyn Handler>>,
     pub preparer: Preparer,
@@ -83,7 +89,7 @@ pub struct Parts {
     pub max_age: Duration,
     pub on_error: OnError,
     pub emitters: HashMap<String, Emitter>,
-    pub reader: Arc<Reader>,
+    pub reader: Arc<Mutex<Reader>>,
 }
 
 impl Engine {
@@ -92,6 +98,7 @@ impl Engine {
             schema: store::versions::schema_name(&parts.projection, parts.version),
             projection: parts.projection,
             version: parts.version,
+            definition: parts.definition,
             compiled: parts.compiled,
             handler: parts.handler,
             preparer: parts.preparer,
@@ -118,6 +125,7 @@ impl Engine {
     pub async fn inspect(&self, claim: &Claim) -> Result<Inspected, String> {
         let (reader, at, last) = (Arc::clone(&self.reader), claim.at.clone(), claim.last);
         let look = move || -> Result<Inspected, kafka::Error> {
+            let reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
             let (low, high) = reader.watermarks(&at.topic, at.partition)?;
             let last = match last {
                 Some(last) if last.offset >= low && last.offset < high => {

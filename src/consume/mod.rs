@@ -21,7 +21,7 @@ use std::sync::Arc;
 pub use buffer::Bounds;
 pub use engine::{Emitter, Engine, Parts};
 pub use handler::Handlers;
-pub use prepare::{Preparer, checksum};
+pub use prepare::{Input, Preparer};
 pub use sessions::Sessions;
 pub use transaction::session_sql;
 use tokio::{sync::watch, task::JoinHandle};

@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{
     kafka::registry::Registry,
-    projection::{Compiled, META_COLUMNS},
-    schema::{JsonDecoder, Scratch, Transcoder, framing},
+    projection::{Compiled, METADATA_COLUMNS, TOMBSTONES},
+    schema::{JsonDecoder, Schema, Scratch, Transcoder, framing, parse},
     store::{CopyBuffer, fence::LastApplied},
 };
 
@@ -26,7 +26,7 @@ const MAX_ROUNDS: u32 = 64;
 enum Route {
     /// A type that the projection does not read.
     Skip(String),
-    Rows { relation: usize, record_type: String, transcoder: Box<Transcoder> },
+    Rows { relation: usize, columns: i16, record_type: String, transcoder: Box<Transcoder> },
     Json { record_type: String, decoder: Box<JsonDecoder> },
     /// The schema cannot be read as the pinned one.
     Unreadable { record_type: String, reason: String },
@@ -61,36 +61,42 @@ pub struct Prepared {
 #[error("schema id {0} is not in the registry (yet): its records wait; `millpond doctor` checks the registry")]
 pub struct UnknownSchema(pub i32);
 
+/// A record type that a projection reads.
+pub struct Input {
+    /// Simple name: `RecordDeparture`.
+    pub record_type: String,
+    /// Subject in the registry: the full name of the record.
+    pub subject: String,
+    /// The version that the projection pins.
+    pub reader: Schema,
+}
+
 /// Decodes the records of one projection.
 pub struct Preparer {
     compiled: Arc<Compiled>,
+    inputs: Vec<Input>,
     registry: Arc<Registry>,
+    tombstones: Option<usize>,
+    /// Records of types that the projection does not read are dead letters, not passed over.
+    strict: bool,
     routes: RwLock<HashMap<i32, Arc<Route>>>,
 }
 
 impl Preparer {
-    pub fn new(compiled: Arc<Compiled>, registry: Arc<Registry>) -> Self {
-        Self { compiled, registry, routes: RwLock::default() }
+    pub fn new(compiled: Arc<Compiled>, inputs: Vec<Input>, strict: bool, registry: Arc<Registry>) -> Self {
+        let tombstones = compiled.relations().iter().position(|r| r.name == TOMBSTONES);
+        Self { compiled, inputs, registry, tombstones, strict, routes: RwLock::default() }
     }
 
     /// Decodes `range` of a chunk.
     pub fn prepare(&self, topic: &str, partition: i32, chunk: &Chunk, range: Range<usize>) -> Result<Prepared, UnknownSchema> {
-        let mut prepared = Prepared {
-            relations: self.compiled.relations.iter().map(|_| CopyBuffer::default()).collect(),
-            faults: Vec::new(),
-            records: Vec::new(),
-            rounds: 1,
-            skipped: 0,
-            last: None,
-            end: range.end,
-            effects: Effects::default(),
-        };
+        let mut prepared = Prepared::nothing(&self.compiled, range.end);
         let mut scratch = Scratch::default();
         let mut seen: HashMap<&[u8], u32> = HashMap::new();
         for index in range.clone() {
             let record = &chunk.records[index];
             let mut round = 0;
-            if self.compiled.needs_rounds {
+            if self.compiled.needs_rounds() {
                 let count = seen.entry(chunk.key(record).unwrap_or_default()).or_insert(0);
                 round = *count;
                 *count += 1;
@@ -118,11 +124,11 @@ impl Preparer {
         scratch: &mut Scratch,
     ) -> Result<Result<(), Fault>, UnknownSchema> {
         let Some(payload) = chunk.payload(record) else {
-            match self.compiled.tombstones {
+            match self.tombstones {
                 None => prepared.skipped += 1,
                 Some(relation) => {
                     let rows = &mut prepared.relations[relation];
-                    rows.begin_row(META_COLUMNS);
+                    rows.begin_row(metadata_columns());
                     if let Err(fault) = meta.append(rows, chunk, record) {
                         rows.undo_row();
                         return Ok(Err(fault));
@@ -138,13 +144,17 @@ impl Preparer {
         let id = i32::try_from(id).unwrap_or(i32::MAX);
         let route = self.route(id)?;
         match &*route {
+            Route::Skip(subject) if self.strict => {
+                let reason = format!("records of type {subject} are not expected here (unknown = \"dead_letter\")");
+                return Ok(Err(Fault { class: "decode", reason, record_type: Some(subject.clone()) }));
+            }
             Route::Skip(_) => prepared.skipped += 1,
             Route::Unreadable { record_type, reason } => {
                 return Ok(Err(Fault { class: "decode", reason: reason.clone(), record_type: Some(record_type.clone()) }));
             }
-            Route::Rows { relation, record_type, transcoder } => {
+            Route::Rows { relation, columns, record_type, transcoder } => {
                 let rows = &mut prepared.relations[*relation];
-                rows.begin_row(META_COLUMNS + self.compiled.relations[*relation].columns);
+                rows.begin_row(*columns);
                 let appended = meta.append(rows, chunk, record).and_then(|()| {
                     transcoder.append(body, scratch, rows.tail()).map_err(|fault| Fault {
                         class: "decode",
@@ -189,26 +199,50 @@ impl Preparer {
     }
 
     fn compile_route(&self, subject: &str, text: &str) -> Route {
-        let Some(input) = self.compiled.inputs.iter().find(|input| input.subject == subject) else {
+        let Some(input) = self.inputs.iter().find(|input| input.subject == subject) else {
             return Route::Skip(subject.to_owned());
         };
         let record_type = input.record_type.clone();
         let unreadable = |reason: String| Route::Unreadable { record_type: record_type.clone(), reason };
-        let writer = match crate::schema::parse(text) {
+        let writer = match parse(text) {
             Ok(writer) => writer,
             Err(error) => return unreadable(format!("the registered schema does not parse: {error}")),
         };
-        if self.compiled.handler {
+        if self.compiled.is_handler() {
             return match JsonDecoder::compile(&writer, &input.reader) {
                 Ok(decoder) => Route::Json { record_type, decoder: Box::new(decoder) },
                 Err(error) => unreadable(error.to_string()),
             };
         }
+        let relations = self.compiled.relations();
+        let Some(relation) = relations.iter().position(|r| r.record_type == record_type) else {
+            return Route::Skip(subject.to_owned());
+        };
+        let columns = METADATA_COLUMNS.len() + relations[relation].columns.len();
+        let columns = i16::try_from(columns).expect("invariant: a schema has at most 1,000 fields");
         match Transcoder::compile(&writer, &input.reader) {
-            Ok(transcoder) => {
-                Route::Rows { relation: input.relation, record_type, transcoder: Box::new(transcoder) }
-            }
+            Ok(transcoder) => Route::Rows { relation, columns, record_type, transcoder: Box::new(transcoder) },
             Err(error) => unreadable(error.to_string()),
+        }
+    }
+}
+
+fn metadata_columns() -> i16 {
+    i16::try_from(METADATA_COLUMNS.len()).expect("invariant: there are a handful of them")
+}
+
+impl Prepared {
+    /// Nothing to apply: for a record that only becomes a dead letter.
+    pub fn nothing(compiled: &Compiled, end: usize) -> Self {
+        Self {
+            relations: compiled.relations().iter().map(|_| CopyBuffer::default()).collect(),
+            faults: Vec::new(),
+            records: Vec::new(),
+            rounds: 1,
+            skipped: 0,
+            last: None,
+            end,
+            effects: Effects::default(),
         }
     }
 }
@@ -236,8 +270,7 @@ struct Meta<'a> {
 }
 
 impl Meta<'_> {
-    /// The engine's own columns, in the order of [`META_COLUMNS`]: `_key _topic _partition _offset _timestamp
-    /// _event_id _seq _round`.
+    /// The engine's own columns, in the order of [`METADATA_COLUMNS`].
     fn append(&self, rows: &mut CopyBuffer, chunk: &Chunk, record: &RawRecord) -> Result<(), Fault> {
         let fault = |what: &str| Fault { class: "decode", reason: format!("{what} is not UTF-8 text without NUL"), record_type: None };
         let text = |bytes| std::str::from_utf8(bytes).ok().filter(|t| !t.contains('\0'));
@@ -245,7 +278,6 @@ impl Meta<'_> {
             None => rows.null(),
             Some(key) => rows.bytes(text(key).ok_or_else(|| fault("the record's key"))?.as_bytes()),
         }
-        rows.bytes(self.topic.as_bytes());
         rows.int4(self.partition);
         rows.int8(record.offset);
         rows.timestamp_millis(record.timestamp);

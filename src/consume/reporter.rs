@@ -1,6 +1,9 @@
 //! Once a second: how far the ends of this member's partitions are, for lag and age; whether an operator paused it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use tokio::sync::watch;
 use tracing::debug;
@@ -52,6 +55,7 @@ async fn report(group: &Group, connection: &mut Option<PgConnection>) -> Result<
     let reader = Arc::clone(&engine.reader);
     let partitions: Vec<TopicPartition> = positions.iter().map(|(at, _)| at.clone()).collect();
     let look = move || {
+        let reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
         let ends = partitions.into_iter().map(|at| {
             let (_, end_offset) = reader.watermarks(&at.topic, at.partition)?;
             Ok(End { at, end_offset })

@@ -3,6 +3,8 @@
 //! Rows are staged before the fence row is touched, so that its lock is never held while the server waits for us:
 //! from the compare-and-set to COMMIT there is one message and one answer.
 
+use std::collections::BTreeSet;
+
 use serde_json::json;
 use uuid::Uuid;
 
@@ -28,9 +30,9 @@ const EVENT_NAMESPACE: Uuid = Uuid::from_u128(0x6d69_6c6c_706f_6e64_8f2b_6f75_74
 /// Temporary tables that every session needs beside the projection's own: handlers' rows, and what goes to the outbox.
 pub fn session_sql() -> Vec<String> {
     vec![
-        "create temp table if not exists _rows (tbl text, ord int8, deleted bool, row jsonb) on commit delete rows"
+        "create temp table _rows (tbl text, ord int8, deleted bool, row jsonb) on commit delete rows"
             .to_owned(),
-        "create temp table if not exists _outbox (out_seq int8, source_offset int8, index int4, event_id uuid,
+        "create temp table _outbox (out_seq int8, source_offset int8, index int4, event_id uuid,
              target_topic text, record_type text, key bytea, payload bytea, headers jsonb) on commit delete rows"
             .to_owned(),
     ]
@@ -77,11 +79,13 @@ pub async fn run(engine: &Engine, lease: &mut Lease<'_>, mut work: Work<'_>) -> 
         })?;
         work.prepared.effects.check()?;
     }
-    let mut with_rows = Vec::new();
+    let mut with_rows = BTreeSet::new();
     for (index, rows) in std::mem::take(&mut work.prepared.relations).into_iter().enumerate() {
         if rows.rows() > 0 {
-            copy(lease, &engine.compiled.relations[index].copy_sql, rows).await?;
-            with_rows.push(index);
+            let relation = &engine.compiled.relations()[index].name;
+            let statement = engine.compiled.copy_sql(relation).unwrap_or_default();
+            copy(lease, &statement, rows).await?;
+            with_rows.insert(relation.as_str());
         }
     }
     let outbox = stage_outbox(engine, lease, &work).await?;
@@ -98,7 +102,7 @@ async fn copy(lease: &mut Lease<'_>, statement: &str, rows: CopyBuffer) -> Resul
     Ok(())
 }
 
-fn flush_sql(engine: &Engine, work: &Work<'_>, emitted: i64, with_rows: &[usize], tables: &[String]) -> String {
+fn flush_sql(engine: &Engine, work: &Work<'_>, emitted: i64, with_rows: &BTreeSet<&str>, tables: &[String]) -> String {
     let advance = Advance {
         projection: &engine.projection,
         version: engine.version,
@@ -110,9 +114,9 @@ fn flush_sql(engine: &Engine, work: &Work<'_>, emitted: i64, with_rows: &[usize]
     };
     let mut sql = advance.sql();
     sql.push('\n');
-    sql.push_str(&engine.compiled.apply_sql(with_rows, work.prepared.rounds));
+    sql.push_str(&engine.compiled.apply_sql(engine.version, work.prepared.rounds, with_rows));
     for table in tables {
-        if let Some(info) = engine.compiled.tables.iter().find(|t| &t.name == table) {
+        if let Some(info) = engine.compiled.tables().iter().find(|t| &t.name == table) {
             let columns: Vec<String> = info.columns.iter().map(|c| c.name.clone()).collect();
             sql.push_str(&handler::write_rows_sql(&engine.schema, table, &columns, &info.key));
         }

@@ -206,6 +206,33 @@ impl Options {
         Ok(config)
     }
 
+    /// A member of a consumer group; see `subscription` for what it does.
+    pub(super) fn member(&self, group: &str) -> Result<ClientConfig, Error> {
+        let mut config = self.base()?;
+        config
+            .set("group.id", group)
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            // Positions live in Postgres: Kafka neither commits nor resets anything by itself.
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("auto.offset.reset", "error")
+            .set("isolation.level", "read_committed")
+            // A dead member is replaced after 10 s; above the 8 s after which Postgres ends a stopped transaction.
+            .set("session.timeout.ms", "10000")
+            .set("heartbeat.interval.ms", "3000")
+            // The poll thread never waits longer than about 10 s; five minutes would only hide a fault.
+            .set("max.poll.interval.ms", "60000")
+            // Prefetch is memory: 16 MiB for the member, 1 MiB a fetch and partition.
+            .set("queued.min.messages", "5000")
+            .set("queued.max.messages.kbytes", "16384")
+            .set("fetch.message.max.bytes", "1048576")
+            // A new record ends the wait at the broker at once; this bounds only how often an idle one is asked.
+            .set("fetch.wait.max.ms", "500")
+            .set("fetch.error.backoff.ms", "100")
+            .set("topic.metadata.refresh.interval.ms", "10000");
+        Ok(config)
+    }
+
     pub(super) fn admin(&self) -> Result<ClientConfig, Error> {
         self.base()
     }

@@ -16,14 +16,15 @@ use std::{
 };
 
 use rdkafka::{
-    ClientConfig, ClientContext, Message, Offset, TopicPartitionList,
+    ClientContext, Message, Offset, TopicPartitionList,
+    config::RDKafkaLogLevel,
     consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol},
     error::{KafkaError, RDKafkaErrorCode},
     message::{BorrowedMessage, Headers},
     types::RDKafkaRespErr,
 };
 
-use super::{Error, Options};
+use super::{Error, Options, client};
 use crate::domain::TopicPartition;
 
 /// A record as the poll thread sees it; everything is borrowed from librdkafka.
@@ -85,32 +86,6 @@ pub struct Subscription {
     thread: Option<thread::JoinHandle<()>>,
 }
 
-/// Group settings that decide who owns what; every number with its reason.
-fn configure(config: &mut ClientConfig, group: &str) {
-    config
-        .set("group.id", group)
-        .set("partition.assignment.strategy", "cooperative-sticky")
-        // Positions live in Postgres: Kafka neither commits nor resets anything by itself.
-        .set("enable.auto.commit", "false")
-        .set("enable.auto.offset.store", "false")
-        .set("auto.offset.reset", "error")
-        .set("isolation.level", "read_committed")
-        // A dead member is replaced after 10 s; above the 8 s after which Postgres ends a stopped transaction.
-        .set("session.timeout.ms", "10000")
-        .set("heartbeat.interval.ms", "3000")
-        // The poll thread never waits longer than about 10 s; five minutes would only hide a fault.
-        .set("max.poll.interval.ms", "60000")
-        // Prefetch is memory: 16 MiB for the member, 1 MiB a fetch and partition.
-        .set("queued.min.messages", "5000")
-        .set("queued.max.messages.kbytes", "16384")
-        .set("fetch.message.max.bytes", "1048576")
-        // A record waits at the broker at most this long for company.
-        .set("fetch.wait.max.ms", "100")
-        .set("fetch.error.backoff.ms", "100")
-        .set("topic.metadata.refresh.interval.ms", "10000")
-        .set("allow.auto.create.topics", "false");
-}
-
 impl Subscription {
     /// Joins the group and starts polling. `connect` gets the way to send commands before anything can be assigned.
     pub fn start<A: Assignee>(
@@ -120,8 +95,7 @@ impl Subscription {
         assignee: Arc<A>,
         connect: impl FnOnce(mpsc::Sender<Command>),
     ) -> Result<Self, Error> {
-        let mut config = options.consumer()?;
-        configure(&mut config, group);
+        let config = options.member(group)?;
         let failed = |e: KafkaError| Error::Create { what: "consumer", why: e.to_string() };
         let context = Context { assignee, partitions: Mutex::default(), changes: AtomicU64::new(0) };
         let consumer: BaseConsumer<Context<A>> = config.create_with_context(context).map_err(failed)?;
@@ -158,7 +132,11 @@ struct Context<A: Assignee> {
     changes: AtomicU64,
 }
 
-impl<A: Assignee> ClientContext for Context<A> {}
+impl<A: Assignee> ClientContext for Context<A> {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        client::log(level, facility, message);
+    }
+}
 
 impl<A: Assignee> ConsumerContext for Context<A> {
     /// Replaces the library's own handling, which ignores the result of the assignment and has no start offsets.

@@ -153,3 +153,22 @@ pub async fn note_ends(
     .await?;
     Ok(())
 }
+
+/// What `doctor` wants to know of the server.
+pub struct Server {
+    /// As `server_version_num` gives it: 150018.
+    pub version: i32,
+    pub fsync: bool,
+    /// Seconds since the Unix epoch.
+    pub now: f64,
+}
+
+pub async fn server(connection: &mut PgConnection) -> Result<Server, Error> {
+    let row = sqlx::query(
+        "select current_setting('server_version_num')::int4 as version, current_setting('fsync') = 'on' as fsync,
+                extract(epoch from clock_timestamp())::float8 as now",
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(Server { version: row.try_get("version")?, fsync: row.try_get("fsync")?, now: row.try_get("now")? })
+}

@@ -9,6 +9,7 @@ mod run;
 mod topics;
 
 use std::{
+    borrow::Cow,
     ops::Range,
     sync::{Arc, PoisonError, RwLock, TryLockError},
     time::{Duration, Instant},
@@ -47,7 +48,7 @@ pub struct EncodedBatch {
     pub bytes: Vec<u8>,
     pub records: Vec<EncodedRecord>,
     /// Headers that every record of the batch gets: name, value.
-    pub headers: Vec<(&'static str, Vec<u8>)>,
+    pub headers: Vec<(Cow<'static, str>, Vec<u8>)>,
 }
 
 /// One record, as ranges of its batch's bytes.

@@ -1,0 +1,316 @@
+//! Consumers as the application sees them: compiled, versioned, started, reloaded; and the commands about them.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    process::ExitCode,
+    sync::{Arc, Mutex},
+};
+
+use anyhow::{Context as _, bail};
+use sha2::{Digest as _, Sha256};
+use tracing::info;
+
+use super::{project::Project, scaffold, wiring};
+use crate::{
+    cli::args::Consumer,
+    config::Config,
+    consume::{self, Bounds, Emitter, Engine, Handlers, Input, Member, Parts, Preparer, Sessions},
+    kafka::{self, Reader, Registry},
+    projection::{self, Compiled, Relation, RelationColumn},
+    schema::{columns_of, encode::Encoder},
+    spec::{ConsumerSpec, UnknownType},
+    store::{
+        self, PgConnection, status,
+        versions::{self, Definition, Ensured, OnChange},
+    },
+};
+
+/// What every consumer of a process needs.
+pub struct Context {
+    config: Config,
+    kafka: kafka::Options,
+    registry: Arc<Registry>,
+    reader: Arc<Mutex<Reader>>,
+    handlers: Arc<Handlers>,
+    on_change: OnChange,
+}
+
+impl Context {
+    pub fn new(
+        config: &Config,
+        registry: Arc<Registry>,
+        handlers: Arc<Handlers>,
+        on_change: OnChange,
+    ) -> anyhow::Result<Self> {
+        let kafka = wiring::kafka_options(config);
+        let reader = Arc::new(Mutex::new(Reader::open(&kafka)?));
+        Ok(Self { config: config.clone(), kafka, registry, reader, handlers, on_change })
+    }
+
+    /// Starts every consumer of a project; all faults of all of them in one error, before any runs.
+    pub async fn start_all(&self, project: &Project) -> anyhow::Result<BTreeMap<String, Member>> {
+        let mut connection = store::connect(&self.config.postgres.url, "millpond compile").await?;
+        let (mut ready, mut faults) = (Vec::new(), Vec::new());
+        for spec in &project.consumers {
+            match self.prepare(project, spec, &mut connection).await {
+                Ok(compiled) => ready.push((spec, compiled)),
+                Err(error) => faults.push(format!("{error:#}")),
+            }
+        }
+        if !faults.is_empty() {
+            bail!("consumers cannot be started:\n  {}", faults.join("\n").replace('\n', "\n  "));
+        }
+        let mut running = BTreeMap::new();
+        for (spec, compiled) in ready {
+            let member = self.start(project, spec, compiled, &mut connection).await?;
+            running.insert(spec.name.clone(), member);
+        }
+        Ok(running)
+    }
+
+    /// Takes a new, changed or removed folder in.
+    pub async fn reload(
+        &self,
+        project: &Project,
+        name: &str,
+        running: &mut BTreeMap<String, Member>,
+    ) -> anyhow::Result<()> {
+        let Some(spec) = project.consumers.iter().find(|c| c.name == name) else {
+            if let Some(member) = running.remove(name) {
+                member.stop().await;
+                eprintln!("consumer {name}: its folder is gone; stopped, its tables stay");
+            }
+            return Ok(());
+        };
+        let mut connection = store::connect(&self.config.postgres.url, "millpond compile").await?;
+        let compiled = self.prepare(project, spec, &mut connection).await?;
+        // A README or a test case changes no rows.
+        if let Some(member) = running.get(name)
+            && member.engine.definition == self.definition_hash(spec, &compiled)
+        {
+            return Ok(());
+        }
+        if let Some(member) = running.remove(name) {
+            member.stop().await;
+        }
+        let member = self.start(project, spec, compiled, &mut connection).await?;
+        eprintln!("consumer {name}: version {} reads the log from its start", member.engine.version);
+        running.insert(name.to_owned(), member);
+        Ok(())
+    }
+
+    async fn prepare(
+        &self,
+        project: &Project,
+        spec: &ConsumerSpec,
+        connection: &mut PgConnection,
+    ) -> anyhow::Result<Compiled> {
+        let compiled = compile(project, spec, connection).await?;
+        if compiled.is_handler() && !self.handlers.contains_key(&spec.name) {
+            bail!(
+                "consumer {0} says handler = \"rust\", but no handler is registered under that name: add \
+                 .handler(\"{0}\", …) to the application's main",
+                spec.name
+            );
+        }
+        Ok(compiled)
+    }
+
+    /// What decides rows and emitted events beyond the folder: the handler's own revision.
+    fn definition_hash(&self, spec: &ConsumerSpec, compiled: &Compiled) -> String {
+        let Some(handler) = self.handlers.get(&spec.name).filter(|_| compiled.is_handler()) else {
+            return compiled.hash().to_owned();
+        };
+        let text = format!("{} handler revision {} emits {:?}", compiled.hash(), handler.revision(), spec.emits);
+        hex::encode(Sha256::digest(text.as_bytes()))
+    }
+
+    async fn start(
+        &self,
+        project: &Project,
+        spec: &ConsumerSpec,
+        compiled: Compiled,
+        connection: &mut PgConnection,
+    ) -> anyhow::Result<Member> {
+        let hash = self.definition_hash(spec, &compiled);
+        let definition = Definition {
+            projection: &spec.name,
+            hash: &hash,
+            topics: &spec.topics,
+            tables: &compiled.tables(),
+            create: &|version| compiled.create_sql(version),
+            live_views: &|version| compiled.live_views_sql(version),
+        };
+        let ensured = versions::ensure(connection, &definition, self.on_change).await?;
+        match &ensured {
+            Ensured::Unchanged(version) => info!(consumer = %spec.name, version, "starting"),
+            Ensured::Created(version) => info!(consumer = %spec.name, version, "created"),
+            Ensured::StartedOver { version, retired } => {
+                info!(consumer = %spec.name, version, retired, "changed: reading the log again from its start");
+            }
+        }
+        let engine = self.engine(project, spec, compiled, ensured.version(), hash)?;
+        Member::start(&self.kafka, &spec.topics, engine).with_context(|| format!("cannot start consumer {}", spec.name))
+    }
+
+    fn engine(
+        &self,
+        project: &Project,
+        spec: &ConsumerSpec,
+        compiled: Compiled,
+        version: i32,
+        definition: String,
+    ) -> anyhow::Result<Engine> {
+        let compiled = Arc::new(compiled);
+        let defaults = &self.config.consume;
+        let mut setup = compiled.session_sql(version);
+        setup.extend(consume::session_sql());
+        let application = format!("millpond consume {}", spec.name);
+        let strict = spec.unknown == UnknownType::DeadLetter;
+        let preparer =
+            Preparer::new(Arc::clone(&compiled), inputs(project, spec)?, strict, Arc::clone(&self.registry));
+        Ok(Engine::new(Parts {
+            projection: spec.name.clone(),
+            version,
+            definition,
+            handler: self.handlers.get(&spec.name).filter(|_| compiled.is_handler()).cloned(),
+            preparer,
+            sessions: Sessions::new(&self.config.postgres.url, &application, &setup, defaults.connections),
+            bounds: Bounds {
+                max_records: spec.batch.max_records.unwrap_or(defaults.max_records),
+                max_bytes: spec.batch.max_bytes.unwrap_or(defaults.max_bytes),
+            },
+            max_age: spec.batch.max_age.unwrap_or(defaults.max_age),
+            on_error: spec.on_error,
+            emitters: self.emitters(project, spec)?,
+            reader: Arc::clone(&self.reader),
+            compiled,
+        }))
+    }
+
+    fn emitters(&self, project: &Project, spec: &ConsumerSpec) -> anyhow::Result<HashMap<String, Emitter>> {
+        let mut emitters = HashMap::new();
+        for (record_type, topic) in &spec.emits {
+            let record = project.schemas.get(record_type).with_context(|| {
+                format!("consumer {} emits {record_type}, but there is no schemas/{record_type}/v1.avsc", spec.name)
+            })?;
+            let latest = record.latest();
+            let registered = self.registry.lookup(&record.subject, &latest.text).with_context(|| {
+                format!("the schema of {record_type} is not registered: run `millpond schema push`")
+            })?;
+            let emitter = Emitter {
+                topic: topic.clone(),
+                schema_id: u32::try_from(registered.id)?,
+                encoder: Encoder::compile(&latest.schema, &[])?,
+            };
+            emitters.insert(record_type.clone(), emitter);
+        }
+        Ok(emitters)
+    }
+}
+
+/// Compiles a consumer's folder; Postgres judges its SQL.
+pub async fn compile(
+    project: &Project,
+    spec: &ConsumerSpec,
+    connection: &mut PgConnection,
+) -> anyhow::Result<Compiled> {
+    projection::compile(spec, &relations(project, spec)?, connection).await.map_err(|error| match error {
+        projection::Error::Faults(faults) => {
+            let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+            anyhow::anyhow!("{}", faults.join("\n"))
+        }
+        other => anyhow::Error::new(other).context(format!("consumer {}", spec.name)),
+    })
+}
+
+/// The record types that a consumer's topics may carry, as relations.
+pub fn relations(project: &Project, spec: &ConsumerSpec) -> anyhow::Result<Vec<Relation>> {
+    let keys = project.keys();
+    let topics = project.record_topics();
+    let mut relations = Vec::new();
+    for record in project.schemas.iter() {
+        let version = reader_version(record, spec)?;
+        let columns = columns_of(&version.schema)?;
+        relations.push(Relation {
+            name: record.relation_name(),
+            record_type: record.name.clone(),
+            columns: columns
+                .into_iter()
+                .map(|c| RelationColumn { sql_type: c.pg_type.sql(), name: c.name, nullable: c.nullable })
+                .collect(),
+            key_fields: keys.get(&record.name).cloned().unwrap_or_default(),
+            topics: topics.get(&record.name).cloned().unwrap_or_default(),
+            fingerprint: format!("{} {}", version.version, version.text),
+        });
+    }
+    Ok(relations)
+}
+
+/// The version of a schema that a consumer reads with: the pinned one, or the newest.
+fn reader_version<'a>(
+    record: &'a crate::schema::RecordType,
+    spec: &ConsumerSpec,
+) -> anyhow::Result<&'a crate::schema::SchemaVersion> {
+    let Some(pinned) = spec.schemas.get(&record.name) else { return Ok(record.latest()) };
+    record.versions.iter().find(|v| v.version == *pinned).with_context(|| {
+        format!("consumer {} pins {} to version {pinned}, which does not exist", spec.name, record.name)
+    })
+}
+
+/// What a consumer decodes, and with which schema.
+pub fn inputs(project: &Project, spec: &ConsumerSpec) -> anyhow::Result<Vec<Input>> {
+    let wanted = |name: &String| spec.types.as_ref().is_none_or(|types| types.contains(name));
+    let records = project.schemas.iter().filter(|record| wanted(&record.name));
+    records
+        .map(|record| {
+            Ok(Input {
+                record_type: record.name.clone(),
+                subject: record.subject.clone(),
+                reader: reader_version(record, spec)?.schema.clone(),
+            })
+        })
+        .collect()
+}
+
+/// `millpond consumer …`
+pub async fn command(config: &Config, command: Consumer, handlers: &Handlers) -> anyhow::Result<ExitCode> {
+    match command {
+        Consumer::New { name, from } => {
+            scaffold::consumer(&Project::load(&config.project.dir)?, &name, &from)?;
+        }
+        Consumer::Show { name, records, limit } => {
+            super::trial::show(config, &name, records, limit, handlers).await?;
+        }
+        Consumer::Test { name, accept } => {
+            return super::trial::test(config, name.as_deref(), accept, handlers).await;
+        }
+        Consumer::Pause { name } => set_paused(config, &name, true).await?,
+        Consumer::Resume { name } => set_paused(config, &name, false).await?,
+        Consumer::Restart { name, from_zero } => restart(config, &name, from_zero).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn set_paused(config: &Config, name: &str, paused: bool) -> anyhow::Result<()> {
+    let mut connection = store::connect(&config.postgres.url, "millpond consumer").await?;
+    if !status::set_paused(&mut connection, name, paused).await? {
+        bail!("there is no projection {name} in this database; see `millpond status`");
+    }
+    println!("{name}: {} within a second, in every process", if paused { "pauses" } else { "goes on" });
+    Ok(())
+}
+
+async fn restart(config: &Config, name: &str, from_zero: bool) -> anyhow::Result<()> {
+    let mut connection = store::connect(&config.postgres.url, "millpond consumer").await?;
+    if from_zero {
+        if !versions::start_over(&mut connection, name).await? {
+            bail!("there is no live version of {name} in this database; see `millpond status`");
+        }
+        println!("{name}: its tables are gone; the next start of a process with the role consume reads the log again");
+        return Ok(());
+    }
+    let ended = status::end_halts(&mut connection, name).await?;
+    println!("{name}: {ended} halted partition{} go{} on", if ended == 1 { "" } else { "s" }, if ended == 1 { "es" } else { "" });
+    Ok(())
+}

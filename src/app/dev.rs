@@ -1,0 +1,296 @@
+//! `millpond dev`: real servers, all roles, real flights, and folders that are picked up as they change.
+
+use std::{
+    io::{IsTerminal, Write},
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, atomic::Ordering},
+};
+
+use anyhow::Context;
+use tokio::{net::TcpListener, task::JoinHandle};
+use tracing::{error, warn};
+
+use super::{
+    client::Client,
+    demo::{self, Demo},
+    project::Project,
+    roles::{Roles, Running, stop_signal},
+    schemas,
+};
+use crate::{
+    cli::args::Dev,
+    config::Config,
+    consume::Handlers,
+    dev::{
+        self, Servers,
+        progress::Progress,
+        watch::{self, Changed, Watch},
+    },
+    store::{self, PgConnection, status, versions::OnChange},
+};
+
+/// Where `dev` keeps everything, below the project's folder.
+const STATE: &str = ".millpond";
+
+pub async fn run(mut config: Config, arguments: Dev, handlers: Arc<Handlers>) -> anyhow::Result<()> {
+    let stopping = stop_signal();
+    tokio::pin!(stopping);
+    let state = config.project.dir.join(STATE);
+    let progress = Progress::for_terminal();
+    let starting = start_servers(&state, &arguments, progress);
+    // Ctrl-C while servers start: dropping what has been started ends it.
+    let mut servers = tokio::select! {
+        servers = starting => servers?,
+        result = &mut stopping => return result,
+    };
+    config.kafka.brokers = servers.brokers();
+    config.postgres.url = servers.postgres_url();
+    if arguments.reset {
+        forget_demo(&state);
+    }
+    let result = tokio::select! {
+        result = live(&config, &arguments, &state, handlers, &mut servers) => result,
+        result = &mut stopping => result,
+    };
+    if std::io::stderr().is_terminal() {
+        eprintln!();
+    }
+    eprintln!("stopping; the data stays in {}", state.display());
+    let stopped = tokio::task::spawn_blocking(move || servers.stop()).await?;
+    result?;
+    Ok(stopped?)
+}
+
+async fn start_servers(state: &Path, arguments: &Dev, progress: Progress) -> anyhow::Result<Servers> {
+    let mut options = dev::Options::new(state);
+    options.kafka.clone_from(&arguments.kafka);
+    options.postgres.clone_from(&arguments.postgres);
+    options.reset = arguments.reset;
+    Ok(tokio::task::spawn_blocking(move || Servers::start(&options, &progress)).await??)
+}
+
+fn forget_demo(state: &Path) {
+    // Absent on the first start.
+    let _ = std::fs::remove_file(state.join(demo::MEMORY));
+}
+
+/// Everything after the servers are up, until an error.
+async fn live(
+    config: &Config,
+    arguments: &Dev,
+    state: &Path,
+    handlers: Arc<Handlers>,
+    servers: &mut Servers,
+) -> anyhow::Result<()> {
+    let listener = listen(config, state).await?;
+    let mut roles = DevRoles { config: config.clone(), handlers, address: listener.local_addr()?, running: None };
+    roles.start(listener).await?;
+    let base = format!("http://{}", roles.address);
+    let demo = start_demo(config, arguments, state, &base).await?;
+    banner(config, &base, demo.is_some());
+    let mut watch = Watch::new(&config.project.dir);
+    let mut line = LiveLine::new(config.postgres.url.clone(), demo);
+    let mut ticks = 0_u32;
+    loop {
+        tokio::time::sleep(watch::INTERVAL).await;
+        let changes = watch.changes();
+        if !changes.is_empty() {
+            line.clear();
+            roles.pick_up(&changes).await;
+        }
+        ticks += 1;
+        if ticks.is_multiple_of(4) {
+            servers.check()?;
+            line.show().await;
+        }
+    }
+}
+
+/// The usual address, or the one of the last start; the next free port when it is taken.
+async fn listen(config: &Config, state: &Path) -> anyhow::Result<TcpListener> {
+    let memory = state.join("http-port");
+    let remembered = std::fs::read_to_string(&memory).ok().and_then(|t| t.trim().parse().ok());
+    let wanted = config.http.listen;
+    let first = remembered.filter(|_| wanted.port() == 8080).unwrap_or(wanted.port());
+    let ports = std::iter::once(first).chain(wanted.port()..wanted.port().saturating_add(100));
+    for port in ports {
+        if let Ok(listener) = TcpListener::bind(SocketAddr::new(wanted.ip(), port)).await {
+            let _ = std::fs::write(&memory, listener.local_addr()?.port().to_string());
+            return Ok(listener);
+        }
+    }
+    anyhow::bail!("no free port from {wanted} on")
+}
+
+/// The roles of `dev`, which restart when contracts or schemas change.
+struct DevRoles {
+    config: Config,
+    handlers: Arc<Handlers>,
+    address: SocketAddr,
+    running: Option<Running>,
+}
+
+impl DevRoles {
+    async fn start(&mut self, listener: TcpListener) -> anyhow::Result<()> {
+        let project = Project::load(&self.config.project.dir)?;
+        schemas::create_topics(&self.config, &project).await?;
+        let registry = schemas::connect(&self.config).await?;
+        schemas::push(&project, registry).await?;
+        let handlers = Arc::clone(&self.handlers);
+        let running = Running::start(&self.config, Roles::ALL, handlers, OnChange::StartOver, listener).await?;
+        self.running = Some(running);
+        Ok(())
+    }
+
+    /// Takes changed folders in; a fault leaves what runs as it is and says what to mend.
+    async fn pick_up(&mut self, changes: &[Changed]) {
+        if let Err(error) = self.try_pick_up(changes).await {
+            error!("{error:#}");
+        }
+    }
+
+    async fn try_pick_up(&mut self, changes: &[Changed]) -> anyhow::Result<()> {
+        let project = Project::load(&self.config.project.dir)?;
+        if changes.iter().any(|c| c.kind != "consumers") {
+            super::roles::contracts(&project)?;
+            eprintln!("schemas or producers changed: restarting the roles");
+            if let Some(running) = self.running.take() {
+                running.stop().await;
+            }
+            let listener = TcpListener::bind(self.address).await.context("cannot listen again")?;
+            return self.start(listener).await;
+        }
+        schemas::create_topics(&self.config, &project).await?;
+        let Some(running) = &mut self.running else { return Ok(()) };
+        let Some(context) = &running.members.context else { return Ok(()) };
+        for change in changes {
+            context.reload(&project, &change.name, &mut running.members.running).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn start_demo(
+    config: &Config,
+    arguments: &Dev,
+    state: &Path,
+    base: &str,
+) -> anyhow::Result<Option<(Arc<demo::Progress>, JoinHandle<()>)>> {
+    if arguments.no_demo {
+        return Ok(None);
+    }
+    let Some(demo) = Demo::load(&config.project.dir, state)? else { return Ok(None) };
+    let progress = Arc::clone(&demo.progress);
+    let (client, speed) = (Client::new(base), arguments.demo_speed);
+    let task = tokio::spawn(async move {
+        if let Err(error) = demo.run(client, speed).await {
+            warn!("the demo ended early: {error:#}");
+        }
+    });
+    Ok(Some((progress, task)))
+}
+
+fn banner(config: &Config, base: &str, demo: bool) {
+    let project = Project::load(&config.project.dir).ok();
+    eprintln!("\nMillpond is up.\n");
+    eprintln!("  HTTP      {base}          (docs of what it serves: curl {base}/)");
+    eprintln!("  Kafka     {}", config.kafka.brokers);
+    eprintln!("  Postgres  psql '{}'", config.postgres.url);
+    eprintln!("\nTry, in another terminal:\n");
+    for line in examples(base, project.as_ref()) {
+        eprintln!("  {line}");
+    }
+    if demo {
+        eprintln!("\nFlights of January 2013 are being posted through the API, as the airlines would have.");
+    }
+    eprintln!("Ctrl-C stops everything; the data stays.\n");
+}
+
+/// Three lines that show the point: write, read your own write, see how it is doing.
+fn examples(base: &str, project: Option<&Project>) -> Vec<String> {
+    let flights = project.is_some_and(|p| p.consumers.iter().any(|c| c.name == "flights"));
+    if !flights {
+        return vec![format!("curl {base}/v1/commands"), format!("curl {base}/v1/views"), "millpond status".to_owned()];
+    }
+    vec![
+        format!(
+            "curl -i {base}/v1/commands/ScheduleFlight -H 'content-type: application/json' -d '{{\"flight_id\":\"MP1-JFK-20130101-0900\",\
+             \"carrier\":\"MP\",\"flight_number\":1,\"origin\":\"JFK\",\"destination\":\"BOS\",\
+             \"scheduled_at\":\"2013-01-01T14:00:00Z\",\"distance_miles\":187}}'"
+        ),
+        format!(
+            "curl -i '{base}/v1/views/flights?flight_id=eq.MP1-JFK-20130101-0900' -H 'Millpond-Min-Position: <the \
+             Millpond-Position of that answer>'"
+        ),
+        format!("curl '{base}/v1/views/punctuality?order=delayed.desc&limit=5'"),
+    ]
+}
+
+/// `posted · applied · age`, renewed in place on a terminal, every ten seconds elsewhere.
+struct LiveLine {
+    url: String,
+    connection: Option<PgConnection>,
+    demo: Option<(Arc<demo::Progress>, JoinHandle<()>)>,
+    terminal: bool,
+    shown: u32,
+    end_said: bool,
+}
+
+impl LiveLine {
+    fn new(url: String, demo: Option<(Arc<demo::Progress>, JoinHandle<()>)>) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        Self { url, connection: None, demo, terminal, shown: 0, end_said: false }
+    }
+
+    fn clear(&self) {
+        if self.terminal {
+            eprint!("\r\x1b[2K");
+        }
+    }
+
+    async fn show(&mut self) {
+        let Some(text) = self.text().await else { return };
+        if self.terminal {
+            eprint!("\r\x1b[2K{text}");
+            let _ = std::io::stderr().flush();
+        } else if self.shown.is_multiple_of(10) {
+            eprintln!("{text}");
+        }
+        self.shown += 1;
+        if let Some((progress, _)) = &self.demo
+            && progress.ended.load(Ordering::Relaxed)
+            && !self.end_said
+        {
+            self.end_said = true;
+            self.clear();
+            eprintln!("All flights of the slice are posted; Millpond goes on. `--reset` starts over.");
+        }
+    }
+
+    async fn text(&mut self) -> Option<String> {
+        if self.connection.is_none() {
+            self.connection = store::connect(&self.url, "millpond dev").await.ok();
+        }
+        let projections = match status::projections(self.connection.as_mut()?).await {
+            Ok(projections) => projections,
+            Err(_) => {
+                self.connection = None;
+                return None;
+            }
+        };
+        let applied: Vec<String> = projections
+            .iter()
+            .map(|p| format!("{} {}", p.projection, p.partitions.iter().map(|p| p.next_offset).sum::<i64>()))
+            .collect();
+        let ages = projections.iter().flat_map(|p| &p.partitions).filter_map(|p| p.age_seconds);
+        let age = ages.fold(0.0, f64::max);
+        let posted = match &self.demo {
+            Some((progress, _)) => format!("posted {} · ", progress.posted.load(Ordering::Relaxed)),
+            None => String::new(),
+        };
+        Some(format!("{posted}applied {} · age {age:.1} s", applied.join(", ")))
+    }
+}
+
+

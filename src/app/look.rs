@@ -1,0 +1,302 @@
+//! What an operator looks at: `status`, `topic`, `dlq`, `explain`.
+
+use std::{collections::HashMap, ops::ControlFlow, process::ExitCode, sync::Arc};
+
+use anyhow::{Context, bail};
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde_json::{Value, json, value::RawValue};
+
+use super::{schemas, wiring};
+use crate::{
+    cli::args::{Dlq, Format, Topic},
+    config::Config,
+    http::Kind,
+    ingest, kafka::{Admin, Reader, Record, Registry, Start, TopicRange},
+    schema::{JsonDecoder, framing, parse},
+    serve,
+    store::{self, dead_letters, status::{self, PartitionStatus, ProjectionStatus}},
+};
+
+/// From this lag in seconds on a projection that makes no progress is called behind.
+const BEHIND_SECONDS: f64 = 30.0;
+/// A consumer that has not looked at its partitions for this long is not running.
+const SILENT_SECONDS: f64 = 10.0;
+
+/// How a projection is doing, in one word, with what to do about it.
+struct Verdict {
+    state: &'static str,
+    advice: Option<String>,
+    healthy: bool,
+}
+
+fn judge(projection: &ProjectionStatus) -> Verdict {
+    let name = &projection.projection;
+    let bad = |state, advice: String| Verdict { state, advice: Some(advice), healthy: false };
+    if projection.version.is_none() {
+        return bad("empty", format!("start a process with the role consume; it reads the log again for {name}"));
+    }
+    if let Some(halted) = projection.partitions.iter().find(|p| p.state == "halted") {
+        let reason = halted.halt_reason.clone().unwrap_or_default();
+        return bad("halted", format!("{} ({})", reason, halted.halt_code.as_deref().unwrap_or("unknown")));
+    }
+    if projection.paused {
+        return bad("paused", format!("millpond consumer resume {name}"));
+    }
+    let silent = |p: &PartitionStatus| p.seen_seconds.is_none_or(|s| s > SILENT_SECONDS);
+    if projection.partitions.is_empty() || projection.partitions.iter().all(silent) {
+        return bad("not running", "no process with the role consume reports: start one (millpond consume)".to_owned());
+    }
+    if projection.partitions.iter().any(|p| p.age_seconds.is_some_and(|a| a > BEHIND_SECONDS)) {
+        return bad("behind", "see the last error and the lag per partition (--json), and `millpond doctor`".to_owned());
+    }
+    let advice = (projection.dead_letters > 0).then(|| format!("millpond dlq list {name}"));
+    Verdict { state: "running", advice, healthy: true }
+}
+
+pub async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> {
+    let mut connection = store::connect(&config.postgres.url, "millpond status").await?;
+    let projections = status::projections(&mut connection).await?;
+    let healthy = projections.iter().all(|p| judge(p).healthy);
+    if as_json {
+        let all: Vec<Value> = projections
+            .iter()
+            .map(|p| {
+                let verdict = judge(p);
+                let mut value = serde_json::to_value(p).unwrap_or_default();
+                value["state"] = json!(verdict.state);
+                value["lag"] = json!(lag(p));
+                value["age_seconds"] = json!(age(p));
+                value["next"] = json!(verdict.advice);
+                value
+            })
+            .collect();
+        println!("{}", serde_json::to_string_pretty(&all)?);
+    } else if projections.is_empty() {
+        println!("no projection has been built yet: start a process with the role consume (millpond consume, or millpond dev)");
+    } else {
+        println!("{:<24} {:>4} {:<12} {:>9} {:>9} {:>6}", "projection", "ver", "state", "lag", "age", "dlq");
+        for projection in &projections {
+            let verdict = judge(projection);
+            println!(
+                "{:<24} {:>4} {:<12} {:>9} {:>9} {:>6}",
+                projection.projection,
+                projection.version.map_or("-".to_owned(), |v| v.to_string()),
+                verdict.state,
+                lag(projection).map_or("?".to_owned(), |l| l.to_string()),
+                age(projection).map_or("?".to_owned(), |a| format!("{a:.1} s")),
+                projection.dead_letters,
+            );
+            if let Some(error) = projection.partitions.iter().find_map(|p| p.last_error.as_ref()).filter(|_| !verdict.healthy) {
+                println!("    last error: {error}");
+            }
+            if let Some(advice) = verdict.advice {
+                println!("    next: {advice}");
+            }
+        }
+    }
+    Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn lag(projection: &ProjectionStatus) -> Option<i64> {
+    projection.partitions.iter().map(|p| Some((p.end_offset? - p.next_offset).max(0))).sum()
+}
+
+fn age(projection: &ProjectionStatus) -> Option<f64> {
+    let ages: Vec<f64> = projection.partitions.iter().filter_map(|p| p.age_seconds).collect();
+    ages.into_iter().reduce(f64::max)
+}
+
+pub async fn topic(config: &Config, command: Topic) -> anyhow::Result<()> {
+    match command {
+        Topic::List => {
+            let admin = Admin::connect(&wiring::kafka_options(config))?;
+            println!("{:<40} {:>10} {:>12}", "topic", "partitions", "records");
+            for topic in admin.list().await? {
+                let ends = admin.watermarks(&topic.name).await?;
+                let records: i64 = ends.iter().map(|(low, high)| high - low).sum();
+                println!("{:<40} {:>10} {:>12}", topic.name, topic.partitions, records);
+            }
+            Ok(())
+        }
+        Topic::Cat { topic, from, key, partition, limit, format } => {
+            let registry = schemas::connect(config).await?;
+            let range = TopicRange {
+                topic: topic.as_str().into(),
+                partitions: partition.map(|p| vec![p]),
+                start: start(&from)?,
+                key: key.map(String::into_bytes),
+                limit: Some(limit),
+                follow: from == "end",
+            };
+            let reader = Reader::open(&wiring::kafka_options(config))?;
+            let cat = move || {
+                let mut decoder = Decoder::new(registry);
+                if matches!(format, Format::Table) {
+                    println!("{:>4} {:>10} {:<24} {:<28} {:<20} value", "part", "offset", "time", "key", "type");
+                }
+                reader.read(&range, |record| {
+                    print_record(&record, &mut decoder, format);
+                    ControlFlow::Continue(())
+                })
+            };
+            tokio::task::spawn_blocking(cat).await??;
+            Ok(())
+        }
+    }
+}
+
+/// `start`, `end`, an offset or a time.
+fn start(from: &str) -> anyhow::Result<Start> {
+    if matches!(from, "start" | "beginning") {
+        return Ok(Start::Beginning);
+    }
+    if from == "end" {
+        return Ok(Start::Timestamp(Utc::now().timestamp_millis()));
+    }
+    if let Ok(offset) = from.parse() {
+        return Ok(Start::Offset(offset));
+    }
+    let time = DateTime::parse_from_rfc3339(from)
+        .with_context(|| format!("--from {from}: expected start, end, an offset or a time such as 2013-01-01T10:15:00Z"))?;
+    Ok(Start::Timestamp(time.timestamp_millis()))
+}
+
+/// Decodes values by the schema they were written with.
+struct Decoder {
+    registry: Arc<Registry>,
+    known: HashMap<i32, Option<(String, JsonDecoder)>>,
+}
+
+impl Decoder {
+    fn new(registry: Arc<Registry>) -> Self {
+        Self { registry, known: HashMap::new() }
+    }
+
+    /// Record type and JSON; or no type and what the bytes are.
+    fn decode(&mut self, payload: &[u8]) -> (Option<String>, String) {
+        let raw = || (None, json!({ "undecodable_hex": hex::encode(payload) }).to_string());
+        let Ok((id, body)) = framing::split(payload) else { return raw() };
+        let Ok(id) = i32::try_from(id) else { return raw() };
+        let registry = &self.registry;
+        let known = self.known.entry(id).or_insert_with(|| {
+            let registered = registry.schema_by_id(id)?;
+            let schema = parse(&registered.text).ok()?;
+            let name = registered.subject.rsplit('.').next().unwrap_or_default().to_owned();
+            Some((name, JsonDecoder::compile(&schema, &schema).ok()?))
+        });
+        let Some((name, decoder)) = known else { return raw() };
+        let mut json = Vec::new();
+        match decoder.append_json(body, &mut json) {
+            Ok(()) => (Some(name.clone()), String::from_utf8_lossy(&json).into_owned()),
+            Err(_) => (Some(name.clone()), raw().1),
+        }
+    }
+}
+
+fn time(millis: i64) -> String {
+    DateTime::from_timestamp_millis(millis)
+        .map_or_else(|| millis.to_string(), |t| t.to_rfc3339_opts(SecondsFormat::Millis, true))
+}
+
+fn print_record(record: &Record, decoder: &mut Decoder, format: Format) {
+    let (record_type, value) = match &record.payload {
+        Some(payload) => decoder.decode(payload),
+        None => (None, "null".to_owned()),
+    };
+    let key = record.key.as_ref().map(|k| String::from_utf8_lossy(k).into_owned());
+    match format {
+        Format::Jsonl => {
+            let headers: serde_json::Map<String, Value> = record
+                .headers
+                .iter()
+                .map(|h| (h.name.clone(), h.value.as_ref().map_or(Value::Null, |v| json!(String::from_utf8_lossy(v)))))
+                .collect();
+            let line = json!({
+                "partition": record.partition, "offset": record.offset, "timestamp": time(record.timestamp),
+                "key": key, "type": record_type, "headers": headers,
+                "value": serde_json::from_str::<&RawValue>(&value).ok(),
+            });
+            println!("{line}");
+        }
+        Format::Table => println!(
+            "{:>4} {:>10} {:<24} {:<28} {:<20} {value}",
+            record.partition,
+            record.offset,
+            time(record.timestamp),
+            key.unwrap_or_else(|| "-".to_owned()),
+            record_type.unwrap_or_else(|| "-".to_owned()),
+        ),
+    }
+}
+
+pub async fn dlq(config: &Config, command: Dlq) -> anyhow::Result<()> {
+    let mut connection = store::connect(&config.postgres.url, "millpond dlq").await?;
+    match command {
+        Dlq::List { consumer, limit, json } => {
+            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+            let letters = dead_letters::list(&mut connection, consumer.as_deref(), limit).await?;
+            if json {
+                for letter in letters {
+                    println!("{}", serde_json::to_string(&letter)?);
+                }
+                return Ok(());
+            }
+            let counts = dead_letters::counts(&mut connection, consumer.as_deref()).await?;
+            if counts.is_empty() {
+                println!("no dead letters");
+                return Ok(());
+            }
+            for (consumer, class, record_type, count) in counts {
+                println!("{count:>8}  {consumer}: {class}, {record_type}");
+            }
+            println!("\nnewest:");
+            for letter in letters {
+                let key = letter.key.as_deref().unwrap_or("-");
+                println!("{} {}/{}/{} key {key}: {}", letter.consumer, letter.topic, letter.partition, letter.offset, letter.reason);
+            }
+            println!("\nmillpond dlq show CONSUMER TOPIC/PARTITION/OFFSET prints one, decoded");
+            Ok(())
+        }
+        Dlq::Show { consumer, record } => {
+            let (topic, partition, offset) = coordinates(&record)
+                .with_context(|| format!("{record}: expected TOPIC/PARTITION/OFFSET, as `millpond dlq list` prints it"))?;
+            let found = dead_letters::find(&mut connection, &consumer, topic, partition, offset).await?;
+            let Some(letter) = found else { bail!("{consumer} has no dead letter at {record}; see `millpond dlq list {consumer}`") };
+            let mut shown = serde_json::to_value(&letter)?;
+            if let Some(payload) = &letter.payload {
+                let registry = schemas::connect(config).await?;
+                let (_, value) = Decoder::new(registry).decode(payload);
+                shown["value"] = serde_json::from_str(&value).unwrap_or(Value::String(value));
+            }
+            println!("{}", serde_json::to_string_pretty(&shown)?);
+            Ok(())
+        }
+    }
+}
+
+fn coordinates(record: &str) -> Option<(&str, i32, i64)> {
+    let (rest, offset) = record.rsplit_once('/')?;
+    let (topic, partition) = rest.rsplit_once('/')?;
+    Some((topic, partition.parse().ok()?, offset.parse().ok()?))
+}
+
+/// Every error that can leave over HTTP.
+pub fn catalogue() -> Vec<&'static Kind> {
+    let mut all: Vec<&'static Kind> = crate::http::problem::KINDS.iter().chain(ingest::problems::KINDS).collect();
+    all.extend(serve::problem::KINDS.iter());
+    all.sort_by_key(|k| k.code);
+    all
+}
+
+pub fn explain(code: Option<&str>) -> anyhow::Result<ExitCode> {
+    let all = catalogue();
+    let wanted = code.map(str::to_uppercase);
+    let found: Vec<_> = all.iter().filter(|k| wanted.as_ref().is_none_or(|w| k.code == w)).collect();
+    if found.is_empty() {
+        bail!("there is no error {}; `millpond explain` lists all", wanted.unwrap_or_default());
+    }
+    for kind in found {
+        println!("{} ({}) {}\n    {}\n    What to do: {}\n", kind.code, kind.status, kind.title, kind.meaning, kind.remedy);
+    }
+    Ok(ExitCode::SUCCESS)
+}

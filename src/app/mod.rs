@@ -1,0 +1,160 @@
+//! The composition root: configuration and folders become running roles. Nothing imports it but `main`.
+
+mod client;
+mod consumers;
+mod demo;
+mod dev;
+mod doctor;
+mod look;
+mod project;
+mod roles;
+mod scaffold;
+mod schemas;
+mod wiring;
+
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
+
+use anyhow::Context;
+use clap::Parser;
+
+use self::roles::Roles;
+use crate::{
+    cli::{
+        Arguments, Command,
+        args::{Common, Role},
+    },
+    config::{self, Config, Sources},
+    consume::{Handlers, handler::Handler},
+    telemetry::logging,
+};
+
+pub use client::{Answer, Client};
+pub use project::Project;
+
+/// A Millpond of one's own: the engine, with handlers in Rust.
+///
+/// ```no_run
+/// # use std::process::ExitCode;
+/// fn main() -> ExitCode {
+///     millpond::Application::new().main()
+/// }
+/// ```
+#[derive(Default)]
+pub struct Application {
+    handlers: Handlers,
+}
+
+impl Application {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Registers the handler of the consumer whose folder has this name.
+    #[must_use]
+    pub fn handler(mut self, consumer: &str, handler: impl Handler) -> Self {
+        self.handlers.insert(consumer.to_owned(), Arc::new(handler));
+        self
+    }
+
+    /// Reads the command line and does what it says.
+    pub fn main(self) -> ExitCode {
+        let arguments = Arguments::parse();
+        match self.run(arguments) {
+            Ok(code) => code,
+            Err(error) => {
+                eprintln!("millpond: {error:#}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    fn run(self, arguments: Arguments) -> anyhow::Result<ExitCode> {
+        let Arguments { common, command } = arguments;
+        if let Command::Config { reference: true } = command {
+            print!("{}", config::keys::reference());
+            return Ok(ExitCode::SUCCESS);
+        }
+        let config = configuration(&common, &command)?;
+        logging::init(&config.log.format, &config.log.level);
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")?;
+        let result = runtime.block_on(self.dispatch(config, command));
+        // Threads of librdkafka that do not end by themselves must not keep the process.
+        runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+        result
+    }
+
+    async fn dispatch(self, config: Config, command: Command) -> anyhow::Result<ExitCode> {
+        let handlers = Arc::new(self.handlers);
+        let done = |()| ExitCode::SUCCESS;
+        match command {
+            Command::Dev(arguments) => dev::run(config, arguments, handlers).await.map(done),
+            Command::All(_) => roles::run(config, Roles::ALL, handlers).await.map(done),
+            Command::Ingest(_) => roles::run(config, Roles::INGEST, handlers).await.map(done),
+            Command::Consume(_) => roles::run(config, Roles::CONSUME, handlers).await.map(done),
+            Command::Serve(_) => roles::run(config, Roles::SERVE, handlers).await.map(done),
+            Command::Publish(_) => roles::run(config, Roles::PUBLISH, handlers).await.map(done),
+            Command::New { dir, rust, millpond } => scaffold::project(&dir, rust, millpond.as_deref()).map(done),
+            Command::Config { .. } => {
+                show(&config);
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::Doctor => doctor::run(&config).await,
+            Command::Status { json } => look::status(&config, json).await,
+            Command::Schema(command) => schemas::run(&config, command).await,
+            Command::Producer(command) => scaffold::producer(&config, command),
+            Command::Consumer(command) => consumers::command(&config, command, &handlers).await,
+            Command::Topic(command) => look::topic(&config, command).await.map(done),
+            Command::Dlq(command) => look::dlq(&config, command).await.map(done),
+            Command::Explain { code } => look::explain(code.as_deref()),
+        }
+    }
+}
+
+/// Flags that are short for a key come after `--set`.
+fn configuration(common: &Common, command: &Command) -> anyhow::Result<Config> {
+    let mut flags = Vec::new();
+    for set in &common.set {
+        let (key, value) = set.split_once('=').with_context(|| format!("--set {set}: expected KEY=VALUE"))?;
+        flags.push((key.trim().to_owned(), value.trim().to_owned()));
+    }
+    let mut short = |key: &str, value: Option<String>| flags.extend(value.map(|v| (key.to_owned(), v)));
+    short("project.dir", common.project.as_ref().map(|p| p.display().to_string()));
+    if let Command::All(role)
+    | Command::Ingest(role)
+    | Command::Consume(role)
+    | Command::Serve(role)
+    | Command::Publish(role) = command
+    {
+        let Role { listen, kafka, postgres, insecure } = role;
+        short("http.listen", listen.clone());
+        short("kafka.brokers", kafka.clone());
+        short("postgres.url", postgres.clone());
+        short("http.insecure", insecure.then(|| "true".to_owned()));
+    }
+    if let Command::Dev(dev) = command {
+        short("http.listen", dev.listen.clone());
+    }
+    let sources = Sources { file: common.config.clone(), environment: environment(), flags };
+    let mut config = config::load(&sources)?;
+    if config.project.dir.is_relative() {
+        let base = common.config.as_ref().and_then(|f| f.parent()).map_or_else(PathBuf::new, PathBuf::from);
+        // A relative folder in a file is meant from that file; from a flag, from here.
+        if common.project.is_none() {
+            config.project.dir = base.join(&config.project.dir);
+        }
+    }
+    Ok(config)
+}
+
+/// Names and values that are not text cannot be ours.
+fn environment() -> Vec<(String, String)> {
+    std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect()
+}
+
+fn show(config: &Config) {
+    let width = config.settings.iter().map(|s| s.name.len() + s.shown.len()).max().unwrap_or_default() + 5;
+    for setting in &config.settings {
+        let line = format!("{} = {}", setting.name, setting.shown);
+        println!("{line:width$} # {}", setting.source);
+    }
+}

@@ -1,0 +1,263 @@
+//! Roles of a process: which parts run, in which order they start and stop.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use axum::Router;
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tracing::{info, warn};
+
+use super::{consumers, project::Project, schemas, wiring};
+use crate::{
+    config::Config,
+    consume::{Handlers, Member},
+    http::{self, Health, auth::Auth},
+    ingest::{self, Contracts, IngestState, TypeSchema},
+    kafka::{Publisher, registry::Registry},
+    publish,
+    schema::encode::Encoder,
+    serve::{self, ServeState},
+    store::{self, versions::OnChange},
+};
+
+/// Which roles a process has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Roles {
+    pub ingest: bool,
+    pub consume: bool,
+    pub serve: bool,
+    pub publish: bool,
+}
+
+impl Roles {
+    const NONE: Self = Self { ingest: false, consume: false, serve: false, publish: false };
+    pub const ALL: Self = Self { ingest: true, consume: true, serve: true, publish: true };
+    pub const INGEST: Self = Self { ingest: true, ..Self::NONE };
+    pub const CONSUME: Self = Self { consume: true, ..Self::NONE };
+    pub const SERVE: Self = Self { serve: true, ..Self::NONE };
+    pub const PUBLISH: Self = Self { publish: true, ..Self::NONE };
+
+    fn needs_registry(self) -> bool {
+        self.ingest || self.consume
+    }
+
+    fn needs_publisher(self) -> bool {
+        self.ingest || self.publish
+    }
+}
+
+/// Runs roles until SIGTERM or Ctrl-C, then drains.
+pub async fn run(config: Config, roles: Roles, handlers: Arc<Handlers>) -> anyhow::Result<()> {
+    let listener = bind(&config).await?;
+    let running = Running::start(&config, roles, handlers, OnChange::Refuse, listener).await?;
+    info!(address = %running.address, ?roles, "ready");
+    stop_signal().await?;
+    info!("stopping");
+    running.stop().await;
+    Ok(())
+}
+
+pub async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
+    let address = config.http.listen;
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} (http.listen)"))
+}
+
+/// Resolves on SIGTERM or Ctrl-C.
+pub async fn stop_signal() -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// The parts of a process at work.
+pub struct Running {
+    pub address: std::net::SocketAddr,
+    stop_http: watch::Sender<bool>,
+    http: JoinHandle<std::io::Result<()>>,
+    stop_parts: watch::Sender<bool>,
+    parts: Vec<JoinHandle<()>>,
+    pub members: Members,
+    publisher: Option<Arc<Publisher>>,
+    drain: Duration,
+}
+
+/// Consumers at work, by name.
+pub struct Members {
+    pub running: BTreeMap<String, Member>,
+    pub context: Option<consumers::Context>,
+}
+
+impl Running {
+    pub async fn start(
+        config: &Config,
+        roles: Roles,
+        handlers: Arc<Handlers>,
+        on_change: OnChange,
+        listener: TcpListener,
+    ) -> anyhow::Result<Self> {
+        let address = listener.local_addr()?;
+        let project = Project::load(&config.project.dir)?;
+        let (stop_parts, stopped) = watch::channel(false);
+        let mut parts = Vec::new();
+        let mut health = Health::new();
+        let mut router = Router::new();
+
+        let registry = if roles.needs_registry() { Some(schemas::connect(config).await?) } else { None };
+        let publisher = if roles.needs_publisher() { Some(start_publisher(config, &project)?) } else { None };
+        if let (true, Some(registry), Some(publisher)) = (roles.ingest, &registry, &publisher) {
+            let state = ingest_state(config, &project, registry, publisher, address)?;
+            parts.push(tokio::spawn(follow_schema_ids(state.clone(), project.schemas.clone(), Arc::clone(registry))));
+            health = health.and(state.health());
+            router = router.merge(ingest::router(state)).merge(ingest::registry_routes::router(Arc::clone(registry)));
+        }
+        if roles.consume || roles.publish {
+            migrate(config).await?;
+        }
+        let mut members = Members { running: BTreeMap::new(), context: None };
+        if let (true, Some(registry)) = (roles.consume, registry) {
+            let context = consumers::Context::new(config, registry, handlers, on_change)?;
+            members.running = context.start_all(&project).await?;
+            members.context = Some(context);
+        }
+        if let (true, Some(publisher)) = (roles.publish, &publisher) {
+            let url = config.postgres.url.clone();
+            parts.push(tokio::spawn(publish::run(url, Arc::clone(publisher), stopped.clone())));
+        }
+        if roles.serve {
+            let state = ServeState::start(wiring::serve_options(config))?;
+            let reads = state.clone();
+            health = health.with("postgres", move || {
+                let health = reads.health();
+                let why = health.last_error.unwrap_or_else(|| "no connection to Postgres yet".to_owned());
+                if health.ready { Ok(()) } else { Err(format!("{why}; run `millpond doctor`")) }
+            });
+            router = router.merge(serve::router(state));
+        }
+        let app = http::app(router.merge(http::health::router(health)));
+        let (stop_http, http) = serve_http(config, app, listener);
+        Ok(Self {
+            address,
+            stop_http,
+            http,
+            stop_parts,
+            parts,
+            members,
+            publisher,
+            drain: config.http.drain,
+        })
+    }
+
+    /// Stops in the order of an event's path, so that nothing new comes while what came is finished: HTTP, consumers,
+    /// relay, publisher.
+    pub async fn stop(self) {
+        self.stop_http.send_replace(true);
+        let _ = self.http.await;
+        let stops = self.members.running.into_values().map(Member::stop);
+        futures_util::future::join_all(stops).await;
+        self.stop_parts.send_replace(true);
+        for part in self.parts {
+            part.abort();
+            let _ = part.await;
+        }
+        if let Some(publisher) = self.publisher {
+            let unknown = publisher.close(self.drain).await;
+            if unknown > 0 {
+                warn!(records = unknown, "records were still unacknowledged at the end of the drain");
+            }
+        }
+    }
+}
+
+fn serve_http(
+    config: &Config,
+    app: Router,
+    listener: TcpListener,
+) -> (watch::Sender<bool>, JoinHandle<std::io::Result<()>>) {
+    let (stop, mut stopped) = watch::channel(false);
+    let options = wiring::http_options(config);
+    let shutdown = async move {
+        let _ = stopped.wait_for(|s| *s).await;
+    };
+    (stop, tokio::spawn(http::serve(vec![listener], app, shutdown, options)))
+}
+
+fn start_publisher(config: &Config, project: &Project) -> anyhow::Result<Arc<Publisher>> {
+    let topics = project.topics();
+    let names = topics.iter().map(|t| t.name.as_str());
+    Ok(Arc::new(Publisher::start(&wiring::kafka_options(config), names)?))
+}
+
+fn ingest_state(
+    config: &Config,
+    project: &Project,
+    registry: &Arc<Registry>,
+    publisher: &Arc<Publisher>,
+    address: std::net::SocketAddr,
+) -> anyhow::Result<IngestState> {
+    let contracts = contracts(project)?;
+    set_schema_ids(&contracts, &project.schemas, registry);
+    let auth = Auth::new(&[address], config.http.keys_file.as_deref(), config.http.insecure)?;
+    let options = ingest::Options { max_body_bytes: config.ingest.max_body, ..ingest::Options::default() };
+    Ok(IngestState::new(contracts, Arc::clone(publisher), auth, options))
+}
+
+/// The contracts of a project with their schemas compiled.
+pub fn contracts(project: &Project) -> anyhow::Result<Contracts> {
+    let compile = |name: &str, capture: &[String]| -> Result<TypeSchema, String> {
+        let record = project.schemas.get(name).ok_or_else(|| {
+            format!("there is no schema for {name}: write schemas/{name}/v1.avsc, or mend the name")
+        })?;
+        let latest = record.latest();
+        let encoder = Encoder::compile(&latest.schema, capture).map_err(|e| e.to_string())?;
+        Ok(TypeSchema { encoder, json: latest.text.clone() })
+    };
+    Contracts::compile(&project.producers, compile).map_err(|faults| {
+        let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        anyhow::anyhow!("the producers' folders have faults:\n  {}", faults.join("\n  "))
+    })
+}
+
+fn set_schema_ids(contracts: &Contracts, schemas: &crate::schema::SchemaSet, registry: &Registry) {
+    for contract in contracts.iter() {
+        let record = schemas.get(&contract.name);
+        let found = record.and_then(|r| registry.lookup(&r.subject, &r.latest().text));
+        if let Some(id) = found.and_then(|r| u32::try_from(r.id).ok()) {
+            contract.set_schema_id(id);
+        }
+    }
+}
+
+/// A schema may be pushed while ingest waits for it.
+async fn follow_schema_ids(state: IngestState, schemas: crate::schema::SchemaSet, registry: Arc<Registry>) {
+    let mut changes = registry.watch();
+    while changes.changed().await.is_ok() {
+        set_schema_ids(state.contracts(), &schemas, &registry);
+    }
+}
+
+/// Retries while the database is not there yet: roles may start in any order.
+async fn migrate(config: &Config) -> anyhow::Result<()> {
+    let mut said = false;
+    loop {
+        let result = async {
+            let mut connection = store::connect(&config.postgres.url, "millpond migrate").await?;
+            store::migrate(&mut connection).await
+        };
+        match result.await {
+            Ok(()) => return Ok(()),
+            Err(error) if error.class() == store::Class::Transient => {
+                if !said {
+                    warn!(%error, "waiting for Postgres");
+                    said = true;
+                }
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

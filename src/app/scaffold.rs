@@ -1,0 +1,208 @@
+//! Folders written for people: a new project, a new producer, a new consumer.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context, bail};
+
+use super::{project::Project, roles};
+use crate::{
+    cli::args::Producer,
+    config::Config,
+    schema::{Column, sample},
+    spec::producer::{self, RecordKind},
+};
+
+/// `millpond new DIR`
+pub fn project(dir: &Path, rust: bool, millpond: Option<&Path>) -> anyhow::Result<()> {
+    if dir.exists() && fs::read_dir(dir)?.next().is_some() {
+        bail!("{} is not empty; choose a new folder", dir.display());
+    }
+    let name = dir.file_name().map_or("app".to_owned(), |n| n.to_string_lossy().into_owned());
+    for folder in ["schemas", "producers", "consumers"] {
+        fs::create_dir_all(dir.join(folder))?;
+    }
+    write(dir, "millpond.toml", include_str!("templates/millpond.toml"))?;
+    write(dir, "README.md", &include_str!("templates/README.md").replace("{name}", &name))?;
+    write(dir, ".gitignore", "/.millpond\n/target\n")?;
+    if rust {
+        let source = match millpond {
+            Some(path) => {
+                let path = path.canonicalize().with_context(|| format!("--millpond {}", path.display()))?;
+                format!("{{ path = {:?} }}", path.display().to_string())
+            }
+            None => "\"0.1\"".to_owned(),
+        };
+        let crate_name = name.replace(|c: char| !c.is_ascii_alphanumeric(), "-").to_lowercase();
+        let manifest = include_str!("templates/Cargo.toml.txt").replace("{name}", &crate_name).replace("{millpond}", &source);
+        write(dir, "Cargo.toml", &manifest)?;
+        write(dir, "src/main.rs", include_str!("templates/main.rs.txt"))?;
+        for (path, text) in [
+            ("schemas/Greet/v1.avsc", include_str!("templates/greet.avsc")),
+            ("producers/greeter/producer.toml", include_str!("templates/greeter.toml")),
+            ("producers/greeter/examples/valid/greet.json", include_str!("templates/greet.json")),
+            ("consumers/greetings/consumer.toml", include_str!("templates/greetings.toml")),
+            ("consumers/greetings/handler.rs", include_str!("templates/handler.rs.txt")),
+        ] {
+            write(dir, path, text)?;
+        }
+    }
+    println!("{} is ready. Next:\n\n  cd {}", dir.display(), dir.display());
+    if rust {
+        println!("  cargo run -- dev");
+    } else {
+        println!("  millpond producer new orders --from sample.json    # a file with one JSON object\n  millpond dev");
+    }
+    Ok(())
+}
+
+/// Writes a file that is not there yet; says so.
+fn write(dir: &Path, name: &str, text: &str) -> anyhow::Result<PathBuf> {
+    let path = dir.join(name);
+    if path.exists() {
+        bail!("{} is there already; nothing is overwritten", path.display());
+    }
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+    }
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    println!("wrote {}", path.display());
+    Ok(path)
+}
+
+/// `millpond producer new|test`
+pub fn producer(config: &Config, command: Producer) -> anyhow::Result<ExitCode> {
+    match command {
+        Producer::New { name, from, record_type, topic, key, command } => {
+            let new = NewProducer { name: &name, from: &from, record_type, topic, key, command };
+            new.write(&config.project.dir)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Producer::Test { name } => test_producers(&Project::load(&config.project.dir)?, name.as_deref()),
+    }
+}
+
+struct NewProducer<'a> {
+    name: &'a str,
+    from: &'a Path,
+    record_type: Option<String>,
+    topic: Option<String>,
+    key: Option<String>,
+    command: bool,
+}
+
+impl NewProducer<'_> {
+    fn write(&self, project: &Path) -> anyhow::Result<()> {
+        let text = fs::read(self.from).with_context(|| format!("cannot read {}", self.from.display()))?;
+        let record_type = self.record_type.clone().unwrap_or_else(|| pascal_case(self.name));
+        let namespace = self.name.replace('-', "_");
+        let inferred = sample::infer(&text, &record_type, &namespace).map_err(|faults| {
+            let faults: Vec<String> = faults.iter().map(|f| format!("{}: expected {}, got {}", f.pointer, f.expected, f.got)).collect();
+            anyhow::anyhow!("{} cannot be a sample:\n  {}", self.from.display(), faults.join("\n  "))
+        })?;
+        let key = match &self.key {
+            Some(key) if inferred.fields.contains(key) => key.clone(),
+            Some(key) => bail!("--key {key}: the sample has no such field; it has {}", inferred.fields.join(", ")),
+            None => inferred.fields.first().cloned().context("the sample has no fields")?,
+        };
+        let kind = if self.command { RecordKind::Command } else { RecordKind::Event };
+        let topic = self.topic.clone().unwrap_or_else(|| format!("{}.{}.v1", namespace, kind.plural()));
+        let contract = format!(
+            "# What clients of {0} may send.\n\n[{1}.{record_type}]\ntopic = \"{topic}\"\n# Records with the same key stay in order.\n\
+             key = \"{key}\"\n\n[topics.\"{topic}\"]\n# Cannot be changed later without a new topic: keys would move.\npartitions = 6\n",
+            self.name,
+            kind.plural()
+        );
+        let sample: serde_json::Value = serde_json::from_slice(&text)?;
+        let example = serde_json::json!({ "type": record_type, "body": sample });
+        let mut without_key = example.clone();
+        if let Some(body) = without_key["body"].as_object_mut() {
+            body.remove(&key);
+        }
+        without_key["problem"] = serde_json::json!({ "pointer": format!("/{key}") });
+        write(project, &format!("schemas/{record_type}/v1.avsc"), &inferred.schema)?;
+        write(project, &format!("producers/{}/producer.toml", self.name), &contract)?;
+        let pretty = |v: &serde_json::Value| serde_json::to_string_pretty(v).map(|t| t + "\n");
+        write(project, &format!("producers/{}/examples/valid/sample.json", self.name), &pretty(&example)?)?;
+        write(project, &format!("producers/{}/examples/invalid/no_{key}.json", self.name), &pretty(&without_key)?)?;
+        println!("\nRead the schema once: every field's type was guessed from one sample. Then: millpond producer test {}", self.name);
+        Ok(())
+    }
+}
+
+fn test_producers(project: &Project, name: Option<&str>) -> anyhow::Result<ExitCode> {
+    let contracts = roles::contracts(project)?;
+    let specs: Vec<_> = project.producers.iter().filter(|p| name.is_none_or(|n| p.name == n)).collect();
+    if specs.is_empty() {
+        bail!("there is no producer{} in {}", name.map_or(String::new(), |n| format!(" {n}")), project.dir.join("producers").display());
+    }
+    let (mut passed, mut failed) = (0, 0);
+    for spec in specs {
+        for report in contracts.run_examples(spec) {
+            match &report.outcome {
+                producer::Outcome::Passed => passed += 1,
+                producer::Outcome::Failed(why) => {
+                    failed += 1;
+                    println!("FAIL {}: {why}", report.path.display());
+                }
+            }
+        }
+    }
+    println!("{passed} passed, {failed} failed");
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// `order-lines` becomes `OrderLines`.
+fn pascal_case(name: &str) -> String {
+    name.split(|c: char| !c.is_ascii_alphanumeric())
+        .filter_map(|word| {
+            let mut letters = word.chars();
+            letters.next().map(|first| first.to_ascii_uppercase().to_string() + letters.as_str())
+        })
+        .collect()
+}
+
+/// `millpond consumer new NAME --from TYPE`: a folder that works as it stands.
+pub fn consumer(project: &Project, name: &str, record_type: &str) -> anyhow::Result<()> {
+    let Some(record) = project.schemas.get(record_type) else {
+        let known: Vec<&str> = project.schemas.iter().map(|r| r.name.as_str()).collect();
+        match crate::spec::nearest(record_type, known.iter().copied()) {
+            Some(near) => bail!("there is no record type {record_type}; did you mean {near}?"),
+            None => bail!("there is no record type {record_type}; there are {}", known.join(", ")),
+        }
+    };
+    let declared = project.producers.iter().find_map(|p| p.records.get(record_type));
+    let Some(declared) = declared else {
+        bail!("no producer sends {record_type}, so its topic is not known; declare it in a producers/*/producer.toml")
+    };
+    let columns = crate::schema::columns_of(&record.latest().schema)?;
+    let key = declared.key.join("\", \"");
+    let toml = format!(
+        "# {name}: one row per {2}, as it stands. Change the SELECT in {name}.sql, and the key here, to what you want to know.\n\
+         topics = [\"{0}\"]\n\n[tables.{name}]\nkey = [\"{key}\"]\n\n# How columns of rows with the same key become one; the last value wins unless said otherwise:\n\
+         # merge = {{ departures = \"sum\", worst = \"max\" }}\n# One of sum, min, max, and, or, first, last.\n",
+        declared.topic, record_type, declared.key.join(" and "),
+    );
+    let width = columns.iter().map(|c| c.name.len()).max().unwrap_or_default() + 1;
+    let list: Vec<String> = columns.iter().enumerate().map(|(i, c)| selected(c, i + 1 == columns.len(), width)).collect();
+    let sql = format!(
+        "-- Each record of {record_type} is a row of {relation}; besides its fields there are\n-- _key, _topic, _partition, _offset, _timestamp, _event_id and _seq.\nselect\n{list}\nfrom {relation};\n",
+        relation = record.relation_name(),
+        list = list.join("\n"),
+    );
+    let dir = project.dir.join("consumers").join(name);
+    write(&dir, "consumer.toml", &toml)?;
+    write(&dir, &format!("{name}.sql"), &sql)?;
+    write(&dir, "README.md", &format!("# {name}\n\nWhat this projection answers, for whom.\n"))?;
+    println!("\nNext:\n  millpond consumer show {name}     # its rows on real events, without writing anything\n  millpond consumer test {name}     # its cases and the three laws");
+    Ok(())
+}
+
+fn selected(column: &Column, last: bool, width: usize) -> String {
+    let comma = if last { "" } else { "," };
+    let nullable = if column.nullable { ", may be null" } else { "" };
+    format!("  {:width$} -- {}{nullable}", format!("{}{comma}", column.name), column.pg_type.sql())
+}

@@ -1,0 +1,30 @@
+//! From configuration to the options of each part.
+
+use crate::{config::Config, http, kafka, serve};
+
+pub fn kafka_options(config: &Config) -> kafka::Options {
+    kafka::Options {
+        brokers: config.kafka.brokers.clone(),
+        client: config.kafka.client.clone(),
+        replication: config.kafka.replication.and_then(|n| u16::try_from(n).ok()),
+        in_flight_bytes: config.ingest.in_flight,
+        max_record_bytes: config.ingest.max_record,
+        ..kafka::Options::default()
+    }
+}
+
+pub fn serve_options(config: &Config) -> serve::Options {
+    serve::Options {
+        database_url: config.postgres.url.clone(),
+        connections: config.serve.connections,
+        statement_timeout: config.serve.statement_timeout,
+        max_wait: config.serve.max_wait,
+        default_limit: u32::try_from(config.serve.default_limit).unwrap_or(u32::MAX),
+        max_limit: u32::try_from(config.serve.max_limit).unwrap_or(u32::MAX),
+        ..serve::Options::default()
+    }
+}
+
+pub fn http_options(config: &Config) -> http::Options {
+    http::Options { max_connections: config.http.max_connections, drain: config.http.drain, ..http::Options::default() }
+}
