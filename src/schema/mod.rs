@@ -15,5 +15,5 @@ mod to_json;
 pub use columns::{Column, PgType, columns_of};
 pub use fault::Fault;
 pub use pg::{Scratch, Transcoder};
-pub use resolve::{MAX_DEPTH, ResolveError};
+pub use resolve::ResolveError;
 pub use to_json::JsonDecoder;

@@ -132,6 +132,24 @@ fn bytes_that_do_not_fit_the_schema_are_refused_with_a_hint() {
 }
 
 #[test]
+fn array_says_whether_nulls_are_in_it() {
+    let schema = one(r#"{"type":"array","items":["null","int"]}"#);
+    let transcoder = Transcoder::compile(&schema, &schema).unwrap();
+    for (payload, dimensions, nulls) in [(&[0_u8] as &[u8], 0, 0), (&[2, 2, 2, 0], 1, 0), (&[2, 0, 2, 2, 2, 0], 1, 1)] {
+        let mut out = Vec::new();
+        transcoder.append(payload, &mut Scratch::default(), &mut out).unwrap();
+        assert_eq!((out[7], out[11]), (dimensions, nulls), "{payload:?}");
+    }
+}
+
+#[test]
+fn entries_of_a_map_take_bytes_even_when_their_values_do_not() {
+    let schema = one(r#"{"type":"map","values":"null"}"#);
+    let fault = transcode(&schema, &schema, &[20, 0, 0, 0]).unwrap_err();
+    assert_eq!(fault.expected, "a block of at most 3 items");
+}
+
+#[test]
 fn items_without_bytes_do_not_fill_the_memory() {
     let schema = one(r#"{"type":"array","items":"null"}"#);
     let fault = transcode(&schema, &schema, &[0x80, 0x80, 0x80, 0x80, 0x10, 0]).unwrap_err();

@@ -20,7 +20,7 @@ pub(super) use self::skip::skip;
 use super::reader::{Problem, fault};
 
 /// Deepest nesting of a schema. Bounds the stack of every decoder, for the plan is what they recurse over.
-pub const MAX_DEPTH: usize = 32;
+const MAX_DEPTH: usize = 32;
 /// Largest plan. Types used by name are compiled where they are used, so a short schema can ask for very many.
 const MAX_NODES: usize = 65_536;
 

@@ -77,6 +77,13 @@ fn branch_that_the_reader_lacks_is_a_fault_only_when_it_occurs() {
 }
 
 #[test]
+fn branch_of_the_same_type_goes_before_a_promotion() {
+    let writer = record(json!([{"name": "u", "type": "int"}]));
+    let reader = record(json!([{"name": "u", "type": ["double", "int"]}]));
+    assert_eq!(read(&writer, &reader, Value::Record(vec![("u".into(), Value::Int(1))])).unwrap(), r#"{"u":1}"#);
+}
+
+#[test]
 fn named_branch_is_found_by_name_and_not_by_its_fields() {
     let named = |name: &str| json!({"type": "record", "name": name, "fields": [{"name": "x", "type": "int"}]});
     let union = |names: &[&str]| {

@@ -1,6 +1,7 @@
 //! Random schemas and values, encoded by `apache_avro`, and what they should look like on our side.
 
 pub(super) mod model;
+mod types_doc;
 
 use std::collections::HashMap;
 

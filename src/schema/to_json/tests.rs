@@ -54,6 +54,11 @@ fn big_decimals_are_written_out() {
         let payload = encoded(&schema, &Value::BigDecimal(text.parse().unwrap()));
         assert_eq!(decode(&schema, &payload).unwrap(), format!("\"{text}\""));
     }
+    for power in [32, 64, 96, 120] {
+        let number = -(1_i128 << power);
+        let payload = encoded(&schema, &Value::BigDecimal(number.to_string().parse().unwrap()));
+        assert_eq!(decode(&schema, &payload).unwrap(), format!("\"{number}\""));
+    }
     // 12 with a scale of -5 is 12 and five zeros.
     assert_eq!(decode(&schema, &[6, 2, 12, 9]).unwrap(), "\"1200000\"");
     let fault = decode(&schema, &[8, 2, 12, 0x80, 0x7d]).unwrap_err();
