@@ -15,7 +15,7 @@ use crate::dev::folder::create_private;
 use crate::dev::progress::Step;
 use crate::dev::{Error, doing};
 
-/// The version that [`POM`] names.
+/// The version that `deploy/dev-servers/pom.xml` names.
 pub const VERSION: &str = "4.4.0";
 const POM: &str = include_str!("../../../deploy/dev-servers/pom.xml");
 const LIST: &str = include_str!("../../../deploy/dev-servers/kafka-jars.sha256");
