@@ -179,6 +179,7 @@ impl PostgresServer {
     /// Deletes all data in `folder`; for a stopped server only.
     pub fn delete_data(folder: &Folder) -> Result<(), Error> {
         let dir = folder.path().join("postgres");
+        super::delete(&account::short_socket_folder(&dir))?;
         super::delete(&dir)?;
         super::delete(&account::home_elsewhere(&dir))
     }
