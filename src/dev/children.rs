@@ -118,7 +118,7 @@ impl Child {
                 self.kill_9()?;
             }
         }
-        self.folder.forget(&self.launch.name)
+        self.folder.forget(&self.launch.name, &self.identity)
     }
 
     /// Kills the child and all below it, as a crash would: nothing is flushed, nothing says goodbye.
@@ -134,7 +134,7 @@ impl Child {
             self.ended = Some(self.process.wait().map_err(failed)?);
             self.dismiss_guard();
         }
-        self.folder.forget(&self.launch.name)
+        self.folder.forget(&self.launch.name, &self.identity)
     }
 
     /// Freezes the child and all below it: connections stay open, nothing answers.
@@ -161,7 +161,7 @@ impl Child {
         let deadline = Instant::now() + within;
         loop {
             if let Some(status) = self.ended()? {
-                self.folder.forget(&self.launch.name)?;
+                self.folder.forget(&self.launch.name, &self.identity)?;
                 return Err(Error::Ended { server: self.launch.name.clone(), status, log: self.launch.log.clone() });
             }
             if ready(self) {

@@ -97,9 +97,12 @@ impl Folder {
         self.write(&state)
     }
 
-    /// Takes a child that has ended off the record.
-    pub fn forget(&self, name: &str) -> Result<(), Error> {
+    /// Takes a child that has ended off the record, unless another of its name is there by now.
+    pub fn forget(&self, name: &str, identity: &Identity) -> Result<(), Error> {
         let mut state = self.state();
+        if state.children.get(name).is_none_or(|recorded| recorded.identity != *identity) {
+            return Ok(());
+        }
         state.children.remove(name);
         self.write(&state)
     }
@@ -201,6 +204,18 @@ mod tests {
         let _held = Folder::open(dir.path()).unwrap();
         let error = Folder::open(dir.path()).unwrap_err().to_string();
         assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+    }
+
+    #[test]
+    fn folder_forgetting_a_child_keeps_its_successor() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        let (old, new) = (Identity { pid: 7, started: "1".into() }, Identity { pid: 8, started: "2".into() });
+        folder.record("kafka", &new, Signal::SIGTERM).unwrap();
+        folder.forget("kafka", &old).unwrap();
+        assert!(folder.state().children.contains_key("kafka"));
+        folder.forget("kafka", &new).unwrap();
+        assert!(folder.state().children.is_empty());
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod postgres;
 pub mod process;
 pub mod progress;
 mod settings;
+pub mod watch;
 
 use std::io;
 use std::path::{Path, PathBuf};

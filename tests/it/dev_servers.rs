@@ -100,6 +100,33 @@ async fn postgres_killed_restarts_on_its_port_with_what_was_committed() {
     servers.check().unwrap();
 }
 
+/// As root where user namespaces are refused; an ordinary user never comes there, and the test has nothing to say.
+#[tokio::test]
+async fn postgres_of_root_without_namespaces_runs_as_its_account_elsewhere() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let folder = harness::own_folder("account");
+    let mut options = harness::own_options(&folder);
+    options.kafka = Some("unused:9092".into());
+    options.postgres_options.no_namespace = true;
+    let mut servers = Servers::start(&options, &Progress::lines()).unwrap();
+    let pid = servers.postgres().unwrap().pid();
+    let data = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap();
+    assert!(!data.starts_with(&folder), "{data:?}");
+    let url = servers.postgres_url();
+    PgConnection::connect(&url).await.unwrap().execute("create table kept (id int)").await.unwrap();
+    servers.stop().unwrap();
+
+    // Data that was begun there is continued there, and --reset finds it too.
+    options.postgres_options.no_namespace = false;
+    let servers = Servers::start(&options, &Progress::lines()).unwrap();
+    PgConnection::connect(&url).await.unwrap().execute("select id from kept").await.unwrap();
+    servers.stop().unwrap();
+    millpond::dev::PostgresServer::delete_data(&Folder::open(&folder).unwrap()).unwrap();
+    assert!(!data.exists());
+}
+
 #[tokio::test]
 async fn postgres_with_settings_of_the_file_is_durable_and_in_utc() {
     let mut connection = PgConnection::connect(&harness::database().url).await.unwrap();

@@ -1,4 +1,5 @@
 //! The integration tests: one binary, one real Kafka and one real Postgres for all of them.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test says no")]
 
 mod compose;
 mod dev_servers;

@@ -15,7 +15,7 @@ use crate::dev::folder::create_private;
 use crate::dev::progress::Step;
 use crate::dev::{Error, doing};
 
-/// The version that [`POM`] names.
+/// The version that `deploy/dev-servers/pom.xml` names.
 pub const VERSION: &str = "4.4.0";
 const POM: &str = include_str!("../../../deploy/dev-servers/pom.xml");
 const LIST: &str = include_str!("../../../deploy/dev-servers/kafka-jars.sha256");
@@ -58,7 +58,7 @@ fn list() -> impl Iterator<Item = Jar> {
 
 /// Brings the jars into `folder`, which appears whole or not at all, also when two processes want it at once.
 fn fetch(folder: &Path, step: &Step) -> Result<(), Error> {
-    let lock_path = folder.with_extension("lock");
+    let lock_path = beside(folder, "lock");
     let lock = File::create(&lock_path).map_err(|e| doing("create", &lock_path, e))?;
     if lock.try_lock().is_err() {
         step.now("waiting for another process that downloads the same");
@@ -67,7 +67,7 @@ fn fetch(folder: &Path, step: &Step) -> Result<(), Error> {
     if folder.is_dir() {
         return Ok(());
     }
-    let new = folder.with_extension("new");
+    let new = beside(folder, "new");
     if new.exists() {
         fs::remove_dir_all(&new).map_err(|e| doing("remove", &new, e))?;
     }
@@ -77,6 +77,14 @@ fn fetch(folder: &Path, step: &Step) -> Result<(), Error> {
     run_maven(&pom, &new, step)?;
     check(&new)?;
     fs::rename(&new, folder).map_err(|e| doing("rename", &new, e))
+}
+
+/// `<folder>.<what>`; the version in the folder's name has dots of its own.
+fn beside(folder: &Path, what: &str) -> PathBuf {
+    let mut name = folder.as_os_str().to_owned();
+    name.push(".");
+    name.push(what);
+    name.into()
 }
 
 fn run_maven(pom: &Path, into: &Path, step: &Step) -> Result<(), Error> {

@@ -194,6 +194,7 @@ impl Program {
         }
         text.push_str(&format!(
             "listeners=PLAINTEXT://127.0.0.1:{client},CONTROLLER://127.0.0.1:{controller}\n\
+             listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\n\
              advertised.listeners=PLAINTEXT://127.0.0.1:{client}\n\
              controller.quorum.voters=1@127.0.0.1:{controller}\n"
         ));

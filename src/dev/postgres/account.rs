@@ -80,7 +80,7 @@ impl Account {
         if self.home.join(".s.PGSQL.65535").as_os_str().len() <= LONGEST_SOCKET_PATH {
             return Ok(self.home.clone());
         }
-        let folder = PathBuf::from(format!("/tmp/millpond-{}-{}", geteuid(), digest(&self.home)));
+        let folder = short_socket_folder(&self.home);
         create_private(&folder)?;
         // Anybody may create a name there: one that is not ours is not used.
         let found = folder.symlink_metadata().map_err(|e| doing("look at", &folder, e))?;
@@ -94,6 +94,11 @@ impl Account {
 /// Where the data goes that must not lie in `dir`.
 pub fn home_elsewhere(dir: &Path) -> PathBuf {
     Path::new("/var/lib/millpond-dev").join(digest(dir))
+}
+
+/// Where the socket goes when the path to `home` is too long for one.
+pub fn short_socket_folder(home: &Path) -> PathBuf {
+    PathBuf::from(format!("/tmp/millpond-{}-{}", geteuid(), digest(home)))
 }
 
 fn digest(path: &Path) -> String {

@@ -93,7 +93,7 @@ impl PostgresServer {
         let account = Account::choose(&dir, options.no_namespace)?;
         if account.elsewhere {
             progress.say(&format!(
-                "postgres: refuses root, and user namespaces are refused here: it runs as `postgres`, data in {}",
+                "postgres: cannot run as root on this system: it runs as the account `postgres`, with its data in {}",
                 account.home.display()
             ));
         }
@@ -179,6 +179,7 @@ impl PostgresServer {
     /// Deletes all data in `folder`; for a stopped server only.
     pub fn delete_data(folder: &Folder) -> Result<(), Error> {
         let dir = folder.path().join("postgres");
+        super::delete(&account::short_socket_folder(&dir))?;
         super::delete(&dir)?;
         super::delete(&account::home_elsewhere(&dir))
     }

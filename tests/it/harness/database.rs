@@ -33,6 +33,7 @@ pub fn database() -> Database {
 }
 
 /// A new database with nothing in it.
+#[allow(dead_code, reason = "for the tests of migrations")]
 pub fn empty_database() -> Database {
     Database { url: create(&unique("test"), None) }
 }

@@ -9,7 +9,9 @@ mod servers;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
+#[allow(unused_imports, reason = "what the tests to come ask for")]
 pub use database::{Database, database, empty_database};
+#[allow(unused_imports, reason = "what the tests to come ask for")]
 pub use servers::{brokers, own_folder, own_options, postgres_url};
 
 /// How often a condition is looked at.

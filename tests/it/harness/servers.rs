@@ -3,15 +3,17 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use millpond::dev::postgres::PostgresServer;
 use millpond::dev::{self, Folder, Options, Progress, Servers};
 
-/// Away from the ports of a `millpond dev` on the same machine.
+/// Away from the ports of a `millpond dev` on the same machine, and below those that systems give to clients.
 const KAFKA_PORT: u16 = 19292;
-const POSTGRES_PORT: u16 = 15451;
+const POSTGRES_PORT: u16 = 25451;
 
 struct Shared {
+    #[allow(dead_code, reason = "for the tests that need a broker")]
     brokers: String,
     postgres_url: String,
     /// Only held: its children end with this process.
@@ -27,6 +29,7 @@ static SHARED: LazyLock<Shared> = LazyLock::new(|| {
 });
 
 /// Bootstrap servers of the Kafka that all tests share: those in `MILLPOND_TEST_KAFKA`, else one started now.
+#[allow(dead_code, reason = "for the tests that need a broker")]
 pub fn brokers() -> String {
     SHARED.brokers.clone()
 }
@@ -39,8 +42,11 @@ pub fn postgres_url() -> String {
 
 /// Options for servers that a test may stop, kill and freeze as it likes, because they are its own.
 pub fn own_options(folder: &Path) -> Options {
-    let kafka_options = dev::kafka::Options { port: KAFKA_PORT, heap_mib: 192, ..Default::default() };
-    let postgres_options = dev::postgres::Options { port: POSTGRES_PORT, ..Default::default() };
+    // Each looks from another port on: two that start at once would both find the same one free, and one start anew.
+    static ASKED: AtomicU16 = AtomicU16::new(0);
+    let apart = 40 * (std::process::id() % 100) as u16 + 4 * (ASKED.fetch_add(1, Ordering::Relaxed) % 10);
+    let kafka_options = dev::kafka::Options { port: KAFKA_PORT + apart, heap_mib: 192, ..Default::default() };
+    let postgres_options = dev::postgres::Options { port: POSTGRES_PORT + apart, ..Default::default() };
     Options { kafka_options, postgres_options, ..Options::new(folder) }
 }
 

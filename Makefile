@@ -1,0 +1,49 @@
+# The commands of the repository. `make` alone lists them.
+.DEFAULT_GOAL := help
+.PHONY: help bootstrap dev test check lint fmt bench docs docs-check config-docs kafka-jars-lock ci
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | awk -F'|' '{ printf "  make %-16s %s\n", $$1, $$2 }'
+
+bootstrap: ## install what Cargo cannot bring (asks first; YES=1 does not)
+	@.ci/bootstrap
+
+dev: bootstrap ## run all of Millpond with real Kafka and Postgres (ARGS="--no-demo ...")
+	cargo run -- dev $(ARGS)
+
+test: bootstrap ## run all tests (ARGS="name of a test")
+	cargo test $(ARGS)
+
+check: fmt-check lint ## what a commit must pass before its tests
+
+fmt: ## format the code
+	cargo fmt
+
+.PHONY: fmt-check
+fmt-check:
+	cargo fmt --check
+
+lint: ## clippy, every warning an error
+	cargo clippy --all-targets -- -D warnings
+
+bench: bootstrap ## measure, with an optimised build (ARGS="name of a benchmark")
+	cargo bench $(ARGS)
+
+docs: ## build the crate's documentation
+	cargo doc --no-deps
+
+docs-check: ## the documentation builds without a warning, and what is generated is up to date
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+	cargo test --test it -- docs
+
+config-docs: ## write the configuration reference from the code
+	cargo run -- config --reference > docs/configuration.md
+
+kafka-jars-lock: ## list the checksums of the Kafka jars that deploy/dev-servers/pom.xml names
+	@jars="$$(mktemp -d)" && trap 'rm -rf "$$jars"' EXIT && \
+	mvn --batch-mode -C -q -f deploy/dev-servers/pom.xml dependency:copy-dependencies -DincludeScope=runtime \
+		-DoutputDirectory="$$jars" && \
+	(cd "$$jars" && LC_ALL=C sha256sum *.jar) | LC_ALL=C sort -k2 > deploy/dev-servers/kafka-jars.sha256
+
+ci: ## all that the build server runs
+	.ci/run
