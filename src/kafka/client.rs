@@ -316,7 +316,8 @@ impl ClientContext for Logging {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(target: "millpond::kafka", %error, "{reason}");
+        // librdkafka logs it, too.
+        tracing::debug!(target: "millpond::kafka", %error, "{reason}");
     }
 }
 

@@ -106,6 +106,11 @@ impl Reader {
         Self::with(options, Isolation::Committed)
     }
 
+    /// Sees those of open and aborted transactions too: to find out what happened, never to act on.
+    pub fn open_uncommitted(options: &Options) -> Result<Self, Error> {
+        Self::with(options, Isolation::Uncommitted)
+    }
+
     pub(super) fn with(options: &Options, isolation: Isolation) -> Result<Self, Error> {
         Ok(Self { consumer: client::create(&options.reader(isolation)?, Logging, "reader")? })
     }

@@ -4,3 +4,7 @@
 mod compose;
 mod dev_servers;
 mod harness;
+mod publisher;
+mod registry;
+mod topics;
+mod transcode;
