@@ -1,7 +1,9 @@
 //! Avro: everything that knows the format. The only importer of `apache_avro`.
 
+pub mod compat;
 pub mod encode;
 mod fault;
+pub mod framing;
 pub mod limits;
 mod nearest;
 
