@@ -6,5 +6,9 @@ mod fault;
 pub mod framing;
 pub mod limits;
 mod nearest;
+mod parse;
+mod set;
 
 pub use fault::Fault;
+pub use parse::{ParsedSchema, parse};
+pub use set::{RecordType, SchemaFault, SchemaSet, SchemaVersion, relation_name};
