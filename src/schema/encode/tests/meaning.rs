@@ -24,6 +24,31 @@ fn fields_in_any_order_give_the_same_bytes() {
 }
 
 #[test]
+fn a_field_taken_for_missing_may_still_come() {
+    let schema = record(
+        r#"{"name":"a","type":["null","int"]},{"name":"b","type":{"type":"record","name":"B","fields":[
+            {"name":"c","type":"string","default":"x"},{"name":"d","type":["null","int"]}]}},{"name":"e","type":"string"}"#,
+    );
+    let expected = encode(&schema, r#"{"a":1,"b":{"c":"y","d":2},"e":"z"}"#).unwrap();
+    for json in [r#"{"b":{"d":2,"c":"y"},"e":"z","a":1}"#, r#"{"b":{"d":2,"c":"y"},"a":1,"e":"z"}"#] {
+        assert_eq!(encode(&schema, json).as_ref(), Ok(&expected), "{json}");
+    }
+    let mixed = record(
+        r#"{"name":"a","type":["null","int"]},{"name":"b","type":"int"},{"name":"c","type":"int"},{"name":"d","type":"int"}"#,
+    );
+    assert_eq!(encode(&mixed, r#"{"b":2,"d":4,"a":1,"c":3}"#), encode(&mixed, r#"{"a":1,"b":2,"c":3,"d":4}"#));
+    assert_eq!(
+        faults(&schema, r#"{"b":{"d":"2","c":7},"e":"z","a":true,"b":{}}"#),
+        [
+            "/a: expected a 32-bit integer or null, got true",
+            "/b/c: expected a string, got number 7 (put it in quotes)",
+            "/b/d: expected a 32-bit integer or null, got string \"2\" (write the number without quotes)",
+            "/b: expected each field once, got field \"b\" again",
+        ]
+    );
+}
+
+#[test]
 fn missing_fields_take_their_default_or_null() {
     let schema = record(
         r#"{"name":"a","type":"string","default":"none"},{"name":"b","type":["null","int"]},{"name":"c","type":["int","null"],"default":7},
