@@ -1,19 +1,25 @@
 //! Avro: everything that knows the format. The only importer of `apache_avro`.
 
 mod columns;
+pub mod compat;
 pub mod encode;
 mod fault;
+pub mod framing;
 pub mod limits;
 mod nearest;
+mod parse;
 mod pg;
 mod reader;
 mod resolve;
+mod set;
 #[cfg(test)]
 mod testing;
 mod to_json;
 
 pub use columns::{Column, PgType, columns_of};
 pub use fault::Fault;
+pub use parse::{ParsedSchema, parse};
 pub use pg::{Scratch, Transcoder};
 pub use resolve::ResolveError;
+pub use set::{RecordType, SchemaFault, SchemaSet, SchemaVersion, relation_name};
 pub use to_json::JsonDecoder;

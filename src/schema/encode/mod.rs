@@ -125,6 +125,7 @@ impl Encoder {
             scratch: &mut captured.scratch,
             faults: Vec::new(),
             quiet: false,
+            in_order: true,
         };
         let result = session.document(&self.record);
         let faults = session.faults;
