@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, RwLock},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use tokio::sync::Mutex;
@@ -16,9 +16,6 @@ use super::{
     names::{is_type, quoted},
 };
 use crate::domain::TableInfo;
-
-/// A name that is not there makes the catalog be read again, but no more often than this.
-const MIN_MISS_INTERVAL: Duration = Duration::from_millis(100);
 
 const LOAD: &str = "\
     select p.projection, p.live_version, p.paused, v.hash, v.schema_name, v.topics, v.tables::text \
@@ -91,18 +88,10 @@ impl Catalog {
         self.current.read().expect("invariant: no panic while the lock is held").clone()
     }
 
-    /// Reads the catalog again. Callers that come while a load runs share the one after it.
+    /// Reads the catalog again. One load runs at a time: callers that come while it runs share the one after it, so that
+    /// many who ask for a name that is not there cost no more than one.
     pub async fn refresh(&self) -> Result<Arc<Snapshot>, connections::Error> {
-        self.refresh_after(Instant::now()).await
-    }
-
-    /// As `refresh`, for a name that was not found: a fresh enough copy is taken as it is.
-    pub async fn refresh_for_miss(&self) -> Result<Arc<Snapshot>, connections::Error> {
-        let fresh_enough = Instant::now().checked_sub(MIN_MISS_INTERVAL).unwrap_or_else(Instant::now);
-        self.refresh_after(fresh_enough).await
-    }
-
-    async fn refresh_after(&self, needed: Instant) -> Result<Arc<Snapshot>, connections::Error> {
+        let needed = Instant::now();
         let mut loaded = self.loading.lock().await;
         if let (Some(at), Some(current)) = (*loaded, self.current())
             && at >= needed
@@ -146,7 +135,8 @@ impl Catalog {
             };
             let (paused, topics) = (row.try_get(2)?, row.try_get(5)?);
             let tables = tables.into_iter().filter_map(|info| readable(info, !known)).map(table).collect();
-            let projection = Projection { name: shared.clone(), shared_name: name.clone(), version, hash, paused, topics, tables };
+            let projection =
+                Projection { name: shared.clone(), shared_name: name.clone(), version, hash, paused, topics, tables };
             snapshot.projections.insert(name, Arc::new(projection));
         }
         Ok(snapshot)

@@ -189,7 +189,9 @@ impl Compiler<'_> {
                 let value = self.bind(Value::Text(value.clone()), column, parameter);
                 Ok(format!("{sql} {} {value}", comparison.sql()))
             }
-            Test::In(_) if pg_type.ends_with(']') => Err(misfit(column, parameter, "in", "a type that is not an array")),
+            Test::In(_) if pg_type.ends_with(']') => {
+                Err(misfit(column, parameter, "in", "a type that is not an array"))
+            }
             Test::In(values) => {
                 let values = self.bind(Value::List(values.clone()), column, parameter);
                 Ok(format!("{sql} = any({values})"))
@@ -200,7 +202,8 @@ impl Compiler<'_> {
                     return Err(misfit(column, parameter, operator, "text"));
                 }
                 if dangling_escape(pattern) {
-                    let detail = format!("parameter `{parameter}`: the pattern ends in a backslash, which escapes nothing");
+                    let detail =
+                        format!("parameter `{parameter}`: the pattern ends in a backslash, which escapes nothing");
                     return Err(Problem::new(&BAD_QUERY, detail).with("parameter", parameter));
                 }
                 let pattern = Value::Text(pattern.replace('*', "%"));

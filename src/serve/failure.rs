@@ -59,8 +59,10 @@ fn bad_value(bound: &Bound) -> Problem {
         Value::Text(text) => abbreviated(text),
         Value::List(values) => format!("the list {}", abbreviated(&values.join(","))),
     };
-    let detail =
-        format!("parameter `{}`: {got} cannot be read as {}, the type of `{}`", bound.parameter, bound.pg_type, bound.column);
+    let detail = format!(
+        "parameter `{}`: {got} cannot be read as {}, the type of `{}`",
+        bound.parameter, bound.pg_type, bound.column
+    );
     let spaced = bound.pg_type.starts_with("time") && got.contains(' ');
     let hint = spaced.then_some("a `+` in a URL means a space: write %2B for a time zone's plus, or Z");
     Problem::new(&BAD_VALUE, detail)
@@ -101,7 +103,8 @@ fn by_code(code: &SqlState, error: &Error, cause: &tokio_postgres::Error, statem
         return Problem::new(&TIMED_OUT, TIMED_OUT.action);
     }
     if *code == SqlState::UNDEFINED_TABLE {
-        let detail = "the platform's tables are not in this database: start `millpond consume` or `millpond dev` on it once";
+        let detail =
+            "the platform's tables are not in this database: start `millpond consume` or `millpond dev` on it once";
         return Problem::new(&UNAVAILABLE, detail).retry_after(5);
     }
     let passing = matches!(&code.code()[..2], "08" | "40" | "53" | "55" | "57" | "58");

@@ -126,7 +126,11 @@ pub fn negotiate(headers: &HeaderMap, offered: &[&str]) -> Option<usize> {
                 u8::from(range == "*/*")
             }
         };
-        ranges.iter().filter(|(range, _)| matching(range) > 0).max_by_key(|(range, _)| matching(range)).map_or(0, |r| r.1)
+        ranges
+            .iter()
+            .filter(|(range, _)| matching(range) > 0)
+            .max_by_key(|(range, _)| matching(range))
+            .map_or(0, |r| r.1)
     };
     let best = (0..offered.len()).max_by_key(|index| (quality(offered[*index]), offered.len() - index))?;
     (quality(offered[best]) > 0).then_some(best)

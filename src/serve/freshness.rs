@@ -87,7 +87,8 @@ impl Head {
     /// From a row of `statement`; none at all means that the projection is gone.
     pub fn from_row(row: &Row) -> Result<Head, tokio_postgres::Error> {
         let outcomes = |text: Option<&str>| -> Vec<Outcome> {
-            text.map(|json| serde_json::from_str(json).expect("invariant: json_agg of these objects parses")).unwrap_or_default()
+            text.map(|json| serde_json::from_str(json).expect("invariant: json_agg of these objects parses"))
+                .unwrap_or_default()
         };
         Ok(Head {
             live_version: row.try_get(0)?,

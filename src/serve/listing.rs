@@ -176,7 +176,9 @@ fn page(json: &Value) -> String {
     let mut items = String::new();
     for view in list_of(&json["views"]) {
         let columns: Vec<String> = list_of(&view["columns"])
-            .map(|column| format!("<span title=\"{}\">{}</span>", html(text_of(column, "type")), html(text_of(column, "name"))))
+            .map(|column| {
+                format!("<span title=\"{}\">{}</span>", html(text_of(column, "type")), html(text_of(column, "name")))
+            })
             .collect();
         let _ = write!(
             items,

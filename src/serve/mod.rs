@@ -102,7 +102,9 @@ pub enum Error {
     // The address may hold a password, so the text is not shown; the cause names the part.
     #[error("the address of postgres is not understood: {0}")]
     DatabaseUrl(#[source] tokio_postgres::Error),
-    #[error("the address of postgres asks for TLS (sslmode=require), which reads do not support yet: use a local proxy or a private network with sslmode=prefer")]
+    #[error(
+        "the address of postgres asks for TLS (sslmode=require), which reads do not support yet: use a local proxy or a private network with sslmode=prefer"
+    )]
     Tls,
 }
 
@@ -187,7 +189,7 @@ impl ServeState {
         if let Some(found) = self.0.catalog.current().and_then(|snapshot| snapshot.projections.get(consumer).cloned()) {
             return Ok(found);
         }
-        let snapshot = self.0.catalog.refresh_for_miss().await.map_err(|error| failure::problem(&error, None))?;
+        let snapshot = self.refresh().await?;
         if let Some(found) = snapshot.projections.get(consumer) {
             return Ok(found.clone());
         }

@@ -19,15 +19,19 @@ use super::{
     format::Format,
     freshness::{self, Head},
     grammar::{self, Query},
-    header_value, headers,
-    outcome,
-    problem::{BAD_CURSOR, BAD_QUERY, CURSOR_GONE, DEAD_LETTERED, FOREIGN_TOPIC, NOT_ACCEPTABLE, NOT_LIVE, NOT_ONE_ROW, NOT_REACHED, Problem},
+    header_value, headers, outcome,
+    problem::{
+        BAD_CURSOR, BAD_QUERY, CURSOR_GONE, DEAD_LETTERED, FOREIGN_TOPIC, NOT_ACCEPTABLE, NOT_LIVE, NOT_ONE_ROW,
+        NOT_REACHED, Problem,
+    },
     wait::Wanted,
 };
 use crate::telemetry::metrics::serve as metrics;
 
-/// Swaps that one read follows before it gives up; two in the time of a read do not happen by themselves.
-const MAX_STALE: usize = 3;
+/// Tries on the tables of one version before they are taken to be missing.
+const MAX_TRIES_OF_VERSION: usize = 3;
+/// Swaps that one read follows before it gives up.
+const MAX_SWAPS: usize = 10;
 
 /// What a request asks, before a table is looked at.
 pub struct Request<'r> {
@@ -73,14 +77,17 @@ impl<'r> Request<'r> {
 
     /// Answers from the table that `name` stands for.
     pub async fn answer(&self, state: &ServeState, consumer: &str, table: Option<&str>) -> Result<Response, Problem> {
-        let mut stale = 0;
+        let (mut tries, mut swaps, mut version) = (0, 0, None);
         loop {
             let (projection, index) = state.find_table(consumer, table).await?;
+            if version.replace(projection.version).is_some_and(|before| before != projection.version) {
+                (tries, swaps) = (0, swaps + 1);
+            }
             let view = View { projection: &projection, table: &projection.tables[index] };
             match self.attempt(state, view).await? {
                 Tried::Answer(response) => return Ok(response),
-                Tried::Stale if stale < MAX_STALE => {
-                    stale += 1;
+                Tried::Stale if tries < MAX_TRIES_OF_VERSION && swaps < MAX_SWAPS => {
+                    tries += 1;
                     metrics::STALE_POINTERS.with_label_values(&[&*projection.name]).inc();
                     state.refresh().await?;
                 }
@@ -113,7 +120,8 @@ impl<'r> Request<'r> {
                 Ok(row) => row,
                 Err(error) => return Err(failure::problem(&error, None)),
             };
-            let head = row.map(|row| Head::from_row(&row)).transpose().map_err(|e| failure::problem(&e.into(), None))?;
+            let head =
+                row.map(|row| Head::from_row(&row)).transpose().map_err(|e| failure::problem(&e.into(), None))?;
             let head = match self.judge(view, head)? {
                 Judged::Good(head) => head,
                 Judged::Not(tried) => return Ok(tried),
@@ -179,7 +187,10 @@ impl<'r> Request<'r> {
         match topics.find(|topic| !projection.topics.contains(topic)) {
             None => Ok(()),
             Some(topic) => {
-                let detail = format!("`{}` does not read topic `{topic}`, so it would never reach that position", projection.name);
+                let detail = format!(
+                    "`{}` does not read topic `{topic}`, so it would never reach that position",
+                    projection.name
+                );
                 Err(Problem::new(&FOREIGN_TOPIC, detail).with("reads", projection.topics.clone()))
             }
         }
@@ -235,8 +246,14 @@ impl<'r> Request<'r> {
     /// Weak: it stands for the state of the projection that the rows came from, not for the bytes.
     fn tag(&self, view: View<'_>, head: &Head) -> String {
         let version = view.projection.version.to_string();
-        let parts =
-            [&*view.projection.hash, &version, &view.table.relation, &head.position, self.raw_query, self.format.media_type()];
+        let parts = [
+            &*view.projection.hash,
+            &version,
+            &view.table.relation,
+            &head.position,
+            self.raw_query,
+            self.format.media_type(),
+        ];
         format!("W/\"{}\"", digest(&parts))
     }
 
@@ -290,7 +307,8 @@ enum Judged {
 
 async fn not_reached(state: &ServeState, projection: &Arc<Projection>, wanted: &Wanted, head: &Head) -> Problem {
     let waited = wanted.wait.as_secs_f64();
-    let mut detail = format!("`{}` is at {}, waited {waited} s for {}", projection.name, head.position, wanted.position);
+    let mut detail =
+        format!("`{}` is at {}, waited {waited} s for {}", projection.name, head.position, wanted.position);
     let outcomes = outcome::look_up(state, wanted).await.unwrap_or_default();
     let here: Vec<&outcome::Entry> = outcomes.iter().filter(|entry| *entry.consumer == *projection.name).collect();
     if let Some(halted) = here.iter().find_map(|entry| entry.halt.as_ref()) {

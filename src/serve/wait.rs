@@ -74,12 +74,12 @@ impl Wanted {
 
 /// A position from outside, with a bound on its partitions.
 pub fn parse(text: &str) -> Result<Position, Problem> {
-    let position: Position = text.parse().map_err(|error: crate::domain::PositionError| {
-        Problem::new(&BAD_POSITION, error.to_string())
-    })?;
+    let position: Position =
+        text.parse().map_err(|error: crate::domain::PositionError| Problem::new(&BAD_POSITION, error.to_string()))?;
     let entries = position.iter().count();
     if entries > MAX_ENTRIES {
-        let detail = format!("the position names {entries} partitions, and at most {MAX_ENTRIES} are looked up at once");
+        let detail =
+            format!("the position names {entries} partitions, and at most {MAX_ENTRIES} are looked up at once");
         return Err(Problem::new(&BAD_POSITION, detail));
     }
     Ok(position)
@@ -92,7 +92,9 @@ fn preferred_wait(headers: &HeaderMap) -> Option<Duration> {
     preferences.find_map(|preference| {
         let (name, value) = preference.split(';').next()?.split_once('=')?;
         let wait = name.trim().eq_ignore_ascii_case("wait");
-        wait.then(|| value.trim().trim_matches('"').parse::<u32>().ok()).flatten().map(|s| Duration::from_secs(s.into()))
+        wait.then(|| value.trim().trim_matches('"').parse::<u32>().ok())
+            .flatten()
+            .map(|s| Duration::from_secs(s.into()))
     })
 }
 
@@ -191,7 +193,9 @@ mod tests {
     #[test]
     fn wait_is_bounded_and_unreadable_preferences_are_ignored() {
         let (default, max) = (Duration::from_secs(2), Duration::from_secs(10));
-        for (prefer, seconds) in [("wait=3", 3), ("return=minimal, wait=\"1\"", 1), ("wait=99", 10), ("wait=x", 2), ("", 2)] {
+        for (prefer, seconds) in
+            [("wait=3", 3), ("return=minimal, wait=\"1\"", 1), ("wait=99", 10), ("wait=x", 2), ("", 2)]
+        {
             let headers = headers(&[("millpond-min-position", "a/0@1"), ("prefer", prefer)]);
             let wanted = Wanted::from_headers(&headers, default, max).unwrap().unwrap();
             assert_eq!(wanted.wait, Duration::from_secs(seconds), "{prefer}");

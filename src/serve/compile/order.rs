@@ -3,10 +3,7 @@
 use super::{Bound, Compiler, Cursor, Problem, Query, Table, Value, column};
 use crate::{
     domain::ColumnInfo,
-    serve::{
-        names::quoted,
-        problem::BAD_CURSOR,
-    },
+    serve::{names::quoted, problem::BAD_CURSOR},
 };
 
 /// One column of the order.

@@ -21,7 +21,8 @@ pub const MAX_LIST: usize = 500;
 pub const MAX_COLUMNS: usize = 200;
 
 /// Parameters that are not column names. A column of such a name is filtered through `and=(…)`.
-pub const RESERVED: [&str; 9] = ["select", "order", "limit", "offset", "after", "and", "or", "not.and", "not.or"];
+#[cfg(test)]
+const RESERVED: [&str; 9] = ["select", "order", "limit", "offset", "after", "and", "or", "not.and", "not.or"];
 
 /// One parsed query string.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -82,7 +83,10 @@ pub enum Test {
     Compare(Comparison, String),
     In(Vec<String>),
     /// `*` stands for any run of characters, as does `%`.
-    Like { pattern: String, ignore_case: bool },
+    Like {
+        pattern: String,
+        ignore_case: bool,
+    },
     Is(Known),
 }
 

@@ -1,8 +1,8 @@
 //! From query string to tree. Strict: what is not understood is refused with its place, never skipped.
 
 use super::{
-    Comparison, Filter, Known, MAX_COLUMNS, MAX_CONDITIONS, MAX_DEPTH, MAX_LIST, MAX_QUERY_BYTES, Ordered, Param, Query,
-    Selected, SyntaxError, Test, abbreviated, nearest,
+    Comparison, Filter, Known, MAX_COLUMNS, MAX_CONDITIONS, MAX_DEPTH, MAX_LIST, MAX_QUERY_BYTES, Ordered, Param,
+    Query, Selected, SyntaxError, Test, abbreviated, nearest,
 };
 
 const OPERATORS: [&str; 10] = ["eq", "neq", "gt", "gte", "lt", "lte", "in", "is", "like", "ilike"];
@@ -10,7 +10,12 @@ const OPERATORS: [&str; 10] = ["eq", "neq", "gt", "gte", "lt", "lte", "in", "is"
 /// Parses the raw (still percent-encoded) query string of a request.
 pub fn parse(raw: &str) -> Result<Query, SyntaxError> {
     if raw.len() > MAX_QUERY_BYTES {
-        return Err(fault("", None, format!("a query string of at most {MAX_QUERY_BYTES} bytes"), raw.len().to_string()));
+        return Err(fault(
+            "",
+            None,
+            format!("a query string of at most {MAX_QUERY_BYTES} bytes"),
+            raw.len().to_string(),
+        ));
     }
     let mut query = Query::default();
     let mut conditions = 0;
@@ -86,7 +91,12 @@ fn select(text: &mut Scanner<'_>) -> Result<Vec<Selected>, SyntaxError> {
         let item = Selected { column, alias, as_text };
         if items.iter().any(|other| other.shown_as() == item.shown_as()) {
             let shown = abbreviated(item.shown_as());
-            return Err(fault(text.parameter, None, "each name once (rename with alias:column)", format!("{shown} twice")));
+            return Err(fault(
+                text.parameter,
+                None,
+                "each name once (rename with alias:column)",
+                format!("{shown} twice"),
+            ));
         }
         items.push(item);
         if !text.more(items.len())? {

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Formatter, Write};
 
-use super::{Filter, Ordered, Query, RESERVED, Selected, Test};
+use super::{Filter, Ordered, Query, Selected, Test};
 
 impl Display for Selected {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -64,46 +64,6 @@ impl Query {
     pub fn filters_text(&self) -> String {
         let filters: Vec<&Filter> = self.filters.iter().map(|param| &param.filter).collect();
         List(&filters).to_string()
-    }
-
-    /// The whole query as an encoded query string.
-    pub fn to_query_string(&self) -> String {
-        let mut pairs: Vec<(String, String)> = Vec::new();
-        if !self.select.is_empty() {
-            pairs.push(("select".to_owned(), List(&self.select).to_string()));
-        }
-        for param in &self.filters {
-            pairs.push(parameter(&param.filter));
-        }
-        if !self.order.is_empty() {
-            pairs.push(("order".to_owned(), List(&self.order).to_string()));
-        }
-        pairs.extend(self.limit.map(|limit| ("limit".to_owned(), limit.to_string())));
-        pairs.extend(self.after.clone().map(|after| ("after".to_owned(), after)));
-        let encoded: Vec<String> = pairs.iter().map(|(name, value)| format!("{}={}", encode(name), encode(value))).collect();
-        encoded.join("&")
-    }
-}
-
-fn parameter(filter: &Filter) -> (String, String) {
-    let raw = |test: &Test| match test {
-        Test::Compare(comparison, value) => format!("{}.{value}", comparison.word()),
-        Test::Like { pattern, ignore_case } => format!("{}.{pattern}", if *ignore_case { "ilike" } else { "like" }),
-        other => other.to_string(),
-    };
-    match filter {
-        Filter::Is { column, test } if !RESERVED.contains(&column.as_str()) => (column.clone(), raw(test)),
-        Filter::All(items) => ("and".to_owned(), format!("({})", List(items))),
-        Filter::Any(items) => ("or".to_owned(), format!("({})", List(items))),
-        Filter::Not(inner) => match &**inner {
-            Filter::Is { column, test } if !RESERVED.contains(&column.as_str()) => {
-                (column.clone(), format!("not.{}", raw(test)))
-            }
-            Filter::All(items) => ("not.and".to_owned(), format!("({})", List(items))),
-            Filter::Any(items) => ("not.or".to_owned(), format!("({})", List(items))),
-            _ => ("and".to_owned(), format!("({filter})")),
-        },
-        Filter::Is { .. } => ("and".to_owned(), format!("({filter})")),
     }
 }
 

@@ -1,0 +1,152 @@
+//! Reads against a real Postgres, through the router as a client sees it.
+
+mod consistency;
+mod paging;
+mod reads;
+
+use std::time::Duration;
+
+use axum::{Router, body::Body, http::Request};
+use http_body_util::BodyExt as _;
+use millpond::serve::{Options, ServeState, router};
+use serde_json::Value;
+use tokio_postgres::{Client, NoTls};
+use tower::ServiceExt as _;
+
+use crate::harness::{Database, database, eventually_async};
+
+pub const TOPIC: &str = "flights.commands.v1";
+
+/// What the engine writes for a projection, done by hand, and the role that serves it.
+pub struct Served {
+    pub database: Database,
+    pub postgres: Client,
+    pub state: ServeState,
+    app: Router,
+}
+
+/// One answer.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    headers: axum::http::HeaderMap,
+    pub text: String,
+}
+
+impl Answer {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
+    }
+
+    /// The path of `Link: <…>; rel="next"`.
+    pub fn next(&self) -> Option<String> {
+        let link = self.header("link")?;
+        Some(link.strip_prefix('<').unwrap().strip_suffix(">; rel=\"next\"").unwrap().to_owned())
+    }
+
+    /// That it is this problem, in the form of RFC 9457.
+    #[track_caller]
+    pub fn is_problem(&self, status: u16, code: &str) -> Value {
+        assert_eq!(self.status, status, "{}", self.text);
+        assert_eq!(self.header("content-type"), Some("application/problem+json"));
+        let body = self.json();
+        assert_eq!((body["code"].as_str(), body["status"].as_u64()), (Some(code), Some(status.into())), "{body}");
+        assert_eq!(body["type"], format!("urn:millpond:problem:{code}"));
+        body
+    }
+}
+
+impl Served {
+    /// One version of `flights` with one table and no rows.
+    pub async fn flights() -> Served {
+        let served = Served::with(|_| {}).await;
+        served.version("flights", 1, &flights_table(1)).await;
+        served.live("flights", 1).await;
+        served
+    }
+
+    /// No projection yet.
+    pub async fn with(change: impl FnOnce(&mut Options)) -> Served {
+        let database = database();
+        let (postgres, connection) = tokio_postgres::connect(&database.url, NoTls).await.unwrap();
+        tokio::spawn(connection);
+        let mut options = Options { database_url: database.url.clone(), connections: 2, ..Options::default() };
+        change(&mut options);
+        let state = ServeState::start(options).unwrap();
+        let app = router(state.clone());
+        let served = Served { database, postgres, state, app };
+        eventually_async(Duration::from_secs(10), || async { served.state.health().ready }).await;
+        served
+    }
+
+    pub async fn sql(&self, sql: &str) {
+        self.postgres.batch_execute(sql).await.unwrap_or_else(|error| panic!("{error:?}: {sql}"));
+    }
+
+    /// Creates a version with its tables; `ddl` is what stands in its schema, described to readers from Postgres' catalog.
+    pub async fn version(&self, projection: &str, version: i32, ddl: &str) {
+        let schema = format!("p_{projection}_v{version}");
+        self.sql(&format!(
+            "create schema {schema}; set search_path = {schema}; {ddl}; reset search_path;
+             insert into millpond.projections (projection) values ('{projection}') on conflict do nothing;
+             insert into millpond.versions (projection, version, hash, schema_name, state, topics, tables)
+             select '{projection}', {version}, 'hash', '{schema}', 'building', '{{{TOPIC}}}', coalesce(json_agg(t), '[]') from (
+               select c.relname as name,
+                      (select array_agg(a.attname::text order by array_position(i.indkey::int2[], a.attnum))
+                         from pg_index i join pg_attribute a on a.attrelid = c.oid and a.attnum = any(i.indkey)
+                        where i.indrelid = c.oid and i.indisprimary) as key,
+                      (select json_agg(json_build_object('name', a.attname, 'type', format_type(a.atttypid, a.atttypmod),
+                                                         'nullable', not a.attnotnull) order by a.attnum)
+                         from pg_attribute a
+                        where a.attrelid = c.oid and a.attnum > 0 and a.attname not like '\\_%') as columns
+                 from pg_class c where c.relnamespace = '{schema}'::regnamespace and c.relkind = 'r' order by 1) t;
+             insert into millpond.fences (projection, version, topic, partition, next_offset, last_timestamp)
+             values ('{projection}', {version}, '{TOPIC}', 0, 100, now() - interval '30 s'),
+                    ('{projection}', {version}, '{TOPIC}', 1, 50, now() - interval '60 s')"
+        ))
+        .await;
+    }
+
+    pub async fn live(&self, projection: &str, version: i32) {
+        self.sql(&format!(
+            "update millpond.projections set live_version = {version} where projection = '{projection}'"
+        ))
+        .await;
+    }
+
+    pub async fn fence(&self, partition: i32, next_offset: i64) {
+        self.sql(&format!("update millpond.fences set next_offset = {next_offset} where partition = {partition}"))
+            .await;
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.get_with(path, &[]).await
+    }
+
+    pub async fn get_with(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let mut request = Request::get(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = self.app.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        let text = String::from_utf8(bytes.to_vec()).unwrap();
+        Answer { status: parts.status.as_u16(), headers: parts.headers, text }
+    }
+}
+
+/// `marker` is what the rows of a version can be told apart by.
+pub fn flights_table(marker: i32) -> String {
+    format!(
+        "create table flights (
+            flight_id text primary key, carrier varchar(8), delay integer, scheduled_at timestamptz, distance bigint,
+            share double precision, amount numeric(10,2), late boolean, tags text[], details jsonb, raw json,
+            day date, marker integer not null default {marker}, _offset bigint not null default 0)"
+    )
+}
