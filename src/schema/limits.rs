@@ -84,7 +84,10 @@ fn column_faults(record: &RecordSchema) -> Vec<String> {
     let mut faults = Vec::new();
     for field in &record.fields {
         if field.name.starts_with('_') {
-            faults.push(format!("field `{}`: names that begin with `_` are the engine's own columns: rename it", field.name));
+            faults.push(format!(
+                "field `{}`: names that begin with `_` are the engine's own columns: rename it",
+                field.name
+            ));
         }
         if field.name.len() > MAX_NAME_BYTES {
             faults.push(format!(
@@ -135,7 +138,10 @@ impl<'a> Walk<'a> {
                 None => self.fault(&format!("there is no type `{name}`: define it where it is first used")),
             },
             Schema::Fixed(fixed) if fixed.size > MAX_FIXED_BYTES => {
-                self.fault(&format!("a fixed of {} bytes is above the limit of {MAX_FIXED_BYTES}: use bytes", fixed.size));
+                self.fault(&format!(
+                    "a fixed of {} bytes is above the limit of {MAX_FIXED_BYTES}: use bytes",
+                    fixed.size
+                ));
             }
             Schema::Decimal(decimal) => {
                 let most = match &decimal.inner {
@@ -147,7 +153,10 @@ impl<'a> Walk<'a> {
                 }
                 .min(MAX_DECIMAL_DIGITS);
                 if decimal.precision > most {
-                    self.fault(&format!("precision {} is above the {most} digits that fit: lower it", decimal.precision));
+                    self.fault(&format!(
+                        "precision {} is above the {most} digits that fit: lower it",
+                        decimal.precision
+                    ));
                 }
             }
             _ => {}
@@ -156,7 +165,10 @@ impl<'a> Walk<'a> {
 
     fn record(&mut self, record: &'a RecordSchema) {
         if record.fields.len() > MAX_FIELDS {
-            self.fault(&format!("{} fields are above the limit of {MAX_FIELDS}: split the record", record.fields.len()));
+            self.fault(&format!(
+                "{} fields are above the limit of {MAX_FIELDS}: split the record",
+                record.fields.len()
+            ));
         }
         self.open.push(&record.name);
         for field in &record.fields {
@@ -176,7 +188,8 @@ impl<'a> Walk<'a> {
     }
 
     fn fault(&mut self, message: &str) {
-        let place = if self.path.is_empty() { "the schema".to_owned() } else { format!("field `{}`", self.path.join(".")) };
+        let place =
+            if self.path.is_empty() { "the schema".to_owned() } else { format!("field `{}`", self.path.join(".")) };
         self.faults.push(format!("{place}: {message}"));
     }
 }
@@ -210,7 +223,8 @@ mod tests {
     #[test]
     fn depth_is_bounded() {
         let nested = |levels: usize| {
-            let field = (1..levels).fold("\"int\"".to_owned(), |inner, _| format!(r#"{{"type":"array","items":{inner}}}"#));
+            let field =
+                (1..levels).fold("\"int\"".to_owned(), |inner, _| format!(r#"{{"type":"array","items":{inner}}}"#));
             format!(r#"{{"type":"record","name":"Deep","fields":[{{"name":"a","type":{field}}}]}}"#)
         };
         assert!(faults_of(&nested(MAX_SCHEMA_DEPTH)).is_empty());
@@ -219,7 +233,9 @@ mod tests {
 
     #[test]
     fn references_that_multiply_are_bounded() {
-        let mut fields = vec![r#"{"name":"r0","type":{"type":"record","name":"R0","fields":[{"name":"x","type":"int"}]}}"#.to_owned()];
+        let mut fields = vec![
+            r#"{"name":"r0","type":{"type":"record","name":"R0","fields":[{"name":"x","type":"int"}]}}"#.to_owned(),
+        ];
         for level in 1..20 {
             let below = level - 1;
             fields.push(format!(

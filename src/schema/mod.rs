@@ -1,8 +1,14 @@
 //! Avro: everything that knows the format. The only importer of `apache_avro`.
 
+pub mod compat;
 pub mod encode;
 mod fault;
+pub mod framing;
 pub mod limits;
 mod nearest;
+mod parse;
+mod set;
 
 pub use fault::Fault;
+pub use parse::{ParsedSchema, parse};
+pub use set::{RecordType, SchemaFault, SchemaSet, SchemaVersion, relation_name};

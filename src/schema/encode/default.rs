@@ -89,7 +89,9 @@ pub(super) fn encode(node: &Node, value: &Value, out: &mut Vec<u8>) -> Result<()
 fn record(record: &Record, entries: &serde_json::Map<String, Value>, out: &mut Vec<u8>) -> Result<(), String> {
     for field in &record.fields {
         match (entries.get(field.name()), &field.missing) {
-            (Some(value), _) => encode(&field.node, value, out).map_err(|reason| format!("`{}`: {reason}", field.name()))?,
+            (Some(value), _) => {
+                encode(&field.node, value, out).map_err(|reason| format!("`{}`: {reason}", field.name()))?
+            }
             (None, Some(bytes)) => out.extend_from_slice(bytes),
             (None, None) => return Err(format!("`{}` is missing", field.name())),
         }

@@ -72,7 +72,18 @@ fn got(found: Found<'_>) -> String {
 
 /// The text in quotes, with control characters made visible.
 fn quoted(text: &str) -> String {
-    format!("\"{}\"", shortened(text).escape_debug())
+    format!("\"{}\"", visible(&shortened(text)))
+}
+
+fn visible(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() {
+            true => shown.extend(c.escape_debug()),
+            false => shown.push(c),
+        }
+    }
+    shown
 }
 
 fn shortened(text: &str) -> String {
@@ -89,9 +100,13 @@ pub(super) fn mismatch(node: &Node, found: Found<'_>) -> Fault {
             Some("write the number without quotes")
         }
         (Node::Int | Node::Long, Found::Number(_)) => Some("write it without fraction and exponent"),
-        (Node::Boolean, Found::Text(raw)) if matches!(&*raw.text(), b"true" | b"false") => Some("write it without quotes"),
+        (Node::Boolean, Found::Text(raw)) if matches!(&*raw.text(), b"true" | b"false") => {
+            Some("write it without quotes")
+        }
         (Node::String, Found::Number(_) | Found::Literal("true" | "false")) => Some("put it in quotes"),
-        (Node::Decimal(_) | Node::BigDecimal, Found::Number(_)) => Some("put it in quotes, so that no digit is lost on the way"),
+        (Node::Decimal(_) | Node::BigDecimal, Found::Number(_)) => {
+            Some("put it in quotes, so that no digit is lost on the way")
+        }
         (Node::Timestamp(_) | Node::LocalTimestamp(_), Found::Number(_)) => {
             Some("write it as text: a bare number could count seconds or milliseconds")
         }
@@ -182,7 +197,7 @@ pub(super) fn syntax(input: &[u8], syntax: Syntax) -> Fault {
     let rest = String::from_utf8_lossy(&input[at..input.len().min(at + 64)]).into_owned();
     let got = match rest.chars().next() {
         None => "the end of the text".to_owned(),
-        Some(c) => format!("`{}` at byte {at}", c.escape_debug()),
+        Some(c) => format!("`{}` at byte {at}", visible(c.encode_utf8(&mut [0; 4]))),
     };
     let hint = match (syntax.wanted, rest.as_bytes().first()) {
         (Wanted::End, Some(b'{')) => Some("send several events as an array, or one to a line as application/x-ndjson"),

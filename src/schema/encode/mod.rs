@@ -119,13 +119,8 @@ impl Encoder {
             }
         };
         let start = out.len();
-        let mut session = Session {
-            scan: Scanner::new(text),
-            out,
-            scratch: &mut captured.scratch,
-            faults: Vec::new(),
-            quiet: false,
-        };
+        let mut session =
+            Session { scan: Scanner::new(text), out, scratch: &mut captured.scratch, faults: Vec::new(), quiet: false };
         let result = session.document(&self.record);
         let faults = session.faults;
         if result.is_err() || !faults.is_empty() {

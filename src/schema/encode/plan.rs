@@ -136,7 +136,9 @@ impl Compiler<'_> {
             Schema::Bytes => Node::Bytes,
             Schema::String => Node::String,
             Schema::Fixed(fixed) => Node::Fixed(fixed.size),
-            Schema::Enum(EnumSchema { symbols, .. }) => Node::Enum(symbols.iter().map(|symbol| symbol.as_str().into()).collect()),
+            Schema::Enum(EnumSchema { symbols, .. }) => {
+                Node::Enum(symbols.iter().map(|symbol| symbol.as_str().into()).collect())
+            }
             Schema::Decimal(DecimalSchema { precision, scale, inner }) => {
                 let fixed = match inner {
                     InnerDecimalSchema::Bytes => None,
@@ -253,7 +255,9 @@ fn tag(schema: &Schema) -> String {
         Schema::Union(_) => "union".to_owned(),
         Schema::Record(record) => record.name.to_string(),
         Schema::Enum(symbols) => symbols.name.to_string(),
-        Schema::Fixed(fixed) | Schema::Duration(fixed) | Schema::Uuid(UuidSchema::Fixed(fixed)) => fixed.name.to_string(),
+        Schema::Fixed(fixed) | Schema::Duration(fixed) | Schema::Uuid(UuidSchema::Fixed(fixed)) => {
+            fixed.name.to_string()
+        }
         Schema::Decimal(decimal) => match &decimal.inner {
             InnerDecimalSchema::Bytes => "bytes".to_owned(),
             InnerDecimalSchema::Fixed(fixed) => fixed.name.to_string(),

@@ -44,7 +44,9 @@ impl<'a> Session<'a> {
         let found = Found::Number(raw);
         match node {
             Node::Int | Node::Long if raw.integer => match integer(raw.bytes) {
-                Some(number) if matches!(node, Node::Long) || i32::try_from(number).is_ok() => wire::long(self.out, number),
+                Some(number) if matches!(node, Node::Long) || i32::try_from(number).is_ok() => {
+                    wire::long(self.out, number)
+                }
                 _ => return Err(self.note(|| explain::out_of_range(node, found))),
             },
             Node::Float => match parse::<f32>(raw.bytes) {
@@ -84,7 +86,9 @@ impl<'a> Session<'a> {
                 None => return Err(self.note(|| explain::mismatch(node, found))),
             },
             Node::Float | Node::Double => match not_finite(&text) {
-                Some(number) if matches!(node, Node::Float) => self.out.extend_from_slice(&(number as f32).to_le_bytes()),
+                Some(number) if matches!(node, Node::Float) => {
+                    self.out.extend_from_slice(&(number as f32).to_le_bytes())
+                }
                 Some(number) => self.out.extend_from_slice(&number.to_le_bytes()),
                 None => return Err(self.note(|| explain::mismatch(node, found))),
             },

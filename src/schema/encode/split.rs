@@ -146,10 +146,10 @@ impl Values<'_> {
             self.next_byte();
         }
         let start = self.pos;
-        self.pass_document()?;
-        if self.pos == start {
+        if matches!(self.body.get(start), None | Some(b',' | b']' | b'}')) {
             return Err(self.wrong("a JSON object"));
         }
+        self.pass_document()?;
         Ok(Some(start..self.pos))
     }
 
@@ -218,7 +218,7 @@ impl Values<'_> {
         let rest = &self.body[self.pos.min(self.body.len())..];
         let got = match String::from_utf8_lossy(&rest[..rest.len().min(4)]).chars().next() {
             None => "the end of the body".to_owned(),
-            Some(c) => format!("`{}` at byte {}", c.escape_debug(), self.pos),
+            Some(c) => format!("`{c}` at byte {}", self.pos),
         };
         Fault::new(expected, got)
     }
@@ -276,7 +276,11 @@ mod tests {
     }
 
     fn json() -> impl Strategy<Value = serde_json::Value> {
-        let leaf = prop_oneof![Just(serde_json::Value::Null), any::<i32>().prop_map(Into::into), any::<String>().prop_map(Into::into)];
+        let leaf = prop_oneof![
+            Just(serde_json::Value::Null),
+            any::<i32>().prop_map(Into::into),
+            any::<String>().prop_map(Into::into)
+        ];
         leaf.prop_recursive(3, 20, 4, |inner| {
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..4).prop_map(serde_json::Value::Array),

@@ -111,10 +111,7 @@ fn units(days: i64, nanos: i64, offset: i64, unit: Unit) -> Result<i64, TimeFaul
         return Err(TimeFault::Years);
     }
     let fraction = nanos % 1_000_000_000 / (1_000_000_000 / unit.per_second());
-    seconds
-        .checked_mul(unit.per_second())
-        .and_then(|units| units.checked_add(fraction))
-        .ok_or(TimeFault::Nanos)
+    seconds.checked_mul(unit.per_second()).and_then(|units| units.checked_add(fraction)).ok_or(TimeFault::Nanos)
 }
 
 fn date_and_time(text: &[u8]) -> Result<(i64, i64, &[u8]), TimeFault> {
@@ -183,15 +180,18 @@ fn clock(text: &[u8], seconds_optional: bool) -> Result<(i64, &[u8]), TimeFault>
     }
     let nanos = (minutes * 60 + second) * 1_000_000_000;
     let [b'.', rest @ ..] = &rest[2..] else { return Ok((nanos, &rest[2..])) };
-    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let (fraction, digits) = fraction(rest, 9);
     if digits == 0 {
         return Err(TimeFault::Form);
     }
-    let mut fraction = 0;
-    for place in 0..9 {
-        fraction = fraction * 10 + if place < digits { i64::from(rest[place] - b'0') } else { 0 };
-    }
     Ok((nanos + fraction, &rest[digits..]))
+}
+
+/// The digits at the start of `text` as a fraction, in units of the last of `places` places, and how many there are.
+fn fraction(text: &[u8], places: usize) -> (i64, usize) {
+    let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let kept = text[..digits].iter().map(|digit| i64::from(digit - b'0')).chain(std::iter::repeat(0)).take(places);
+    (kept.fold(0, |number, digit| number * 10 + digit), digits)
 }
 
 /// `Z`, `+01:00` or `-05:30`, being all of `text`.
@@ -231,10 +231,8 @@ pub(super) fn duration(text: &[u8]) -> Option<[u32; 3]> {
         rest = &rest[digits..];
         let mut millis = 0;
         if in_time && let Some(fraction) = rest.strip_prefix(b".") {
-            let digits = fraction.iter().take_while(|byte| byte.is_ascii_digit()).count();
-            for place in 0..3 {
-                millis = millis * 10 + if place < digits { u64::from(fraction[place] - b'0') } else { 0 };
-            }
+            let (thousandths, digits) = self::fraction(fraction, 3);
+            millis = thousandths;
             rest = &fraction[digits..];
             if digits == 0 || rest.first() != Some(&b'S') {
                 return None;
@@ -252,7 +250,7 @@ pub(super) fn duration(text: &[u8]) -> Option<[u32; 3]> {
             (true, b'M') => (2, 60_000),
             (true, _) => (2, 1_000),
         };
-        parts[part] = number.checked_mul(factor)?.checked_add(millis)?.checked_add(parts[part])?;
+        parts[part] = number.checked_mul(factor)?.checked_add(millis as u64)?.checked_add(parts[part])?;
     }
     let [months, days, millis] = parts.map(|part| u32::try_from(part).ok());
     some.then_some([months?, days?, millis?])
@@ -351,7 +349,22 @@ mod tests {
         assert_eq!(duration(b"P1Y2M1W3DT4H5M6.7S"), Some([14, 10, 14_706_700]));
         assert_eq!(duration(b"PT0S"), Some([0, 0, 0]));
         assert_eq!(duration(b"P0D"), Some([0, 0, 0]));
-        for text in ["", "P", "PT", "P1", "1D", "P1DT", "P1D1Y", "P-1D", "PT1.5H", "P1.5D", "PT1.S", "P5000000000D", "P1D ", "PT1S1S"] {
+        for text in [
+            "",
+            "P",
+            "PT",
+            "P1",
+            "1D",
+            "P1DT",
+            "P1D1Y",
+            "P-1D",
+            "PT1.5H",
+            "P1.5D",
+            "PT1.S",
+            "P5000000000D",
+            "P1D ",
+            "PT1S1S",
+        ] {
             assert_eq!(duration(text.as_bytes()), None, "{text}");
         }
     }

@@ -79,7 +79,8 @@ impl<'a> Session<'a> {
 
     pub(super) fn union(&mut self, branches: &[Branch]) -> Result<(), Stop> {
         let kind = Kind::of(self.scan.next_byte());
-        let fitting = || branches.iter().enumerate().filter(|(_, branch)| kind.is_some_and(|kind| takes(&branch.node, kind)));
+        let fitting =
+            || branches.iter().enumerate().filter(|(_, branch)| kind.is_some_and(|kind| takes(&branch.node, kind)));
         let start = self.scan.clone();
         if let (Some((at, branch)), None) = (fitting().next(), fitting().nth(1)) {
             let mark = self.faults.len();
