@@ -1,1 +1,55 @@
-//! (in work)
+//! Kafka: everything that speaks to the brokers. The only importer of `rdkafka`.
+//!
+//! Owns the settings of all clients, publishing, transactions, topics, plain reads and the schema registry. Must not
+//! know Postgres, HTTP or Avro.
+
+mod admin;
+mod client;
+pub mod murmur2;
+pub mod publisher;
+mod reader;
+pub mod registry;
+mod transaction;
+
+use rdkafka::{error::KafkaError, types::RDKafkaErrorCode};
+
+pub use admin::{Admin, Ensured, TopicDescription, TopicSpec};
+pub use client::Options;
+pub use publisher::{
+    Delivery, EncodedBatch, EncodedRecord, Health, NotSent, PendingReceipt, Publisher, Reason, Receipt,
+};
+pub use reader::{Header, Reader, Record, Start, TopicRange};
+pub use registry::Registry;
+pub use transaction::{Idle, OutgoingRecord, Transaction};
+
+/// Why something that Kafka was asked for was not done.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    #[error("kafka client setting `{key}` cannot be set: {why}")]
+    OwnedSetting { key: String, why: &'static str },
+    #[error("cannot create the kafka {what}: {why}")]
+    Create { what: &'static str, why: String },
+    #[error("kafka did not {action}: {source}")]
+    Request { action: String, source: KafkaError },
+    #[error("topic `{topic}` does not exist in this cluster; create it, or declare it so that Millpond does")]
+    NoTopic { topic: String },
+    #[error("topic `{topic}` has {found} partitions where {wanted} are declared; {advice}")]
+    Partitions { topic: String, found: usize, wanted: usize, advice: &'static str },
+    #[error("kafka did not {action} within {seconds} s; see whether the brokers can be reached")]
+    Timeout { action: String, seconds: u64 },
+}
+
+impl Error {
+    fn request(action: impl Into<String>) -> impl FnOnce(KafkaError) -> Self {
+        let action = action.into();
+        move |source| Self::Request { action, source }
+    }
+
+    /// Kafka's own code, where it gave one.
+    fn code(&self) -> Option<RDKafkaErrorCode> {
+        match self {
+            Self::Request { source, .. } => source.rdkafka_error_code(),
+            _ => None,
+        }
+    }
+}

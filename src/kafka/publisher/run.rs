@@ -1,0 +1,468 @@
+//! The publisher's two threads and what they observe: *poll* takes delivery reports and decides on health, *scout*
+//! asks the brokers about topics, which also tells whether they answer at all.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    ClientContext, Message,
+    client::Client,
+    config::RDKafkaLogLevel,
+    error::KafkaError,
+    message::DeliveryResult,
+    producer::{BaseProducer, Producer, ProducerContext},
+    types::RDKafkaErrorCode as Code,
+};
+use serde::{Deserialize, de::IgnoredAny};
+use tokio::sync::watch;
+
+use super::{
+    Health, NotSent, Reason, Shared,
+    in_flight::{Budget, Fate, Ticket, Window},
+    topics::Topics,
+};
+use crate::{
+    kafka::{
+        Error, Options,
+        client::{self, MESSAGE_TIMEOUT},
+    },
+    telemetry::metrics::kafka as metrics,
+};
+
+/// How often health is decided. Reports are taken the moment they come.
+const TICK: Duration = Duration::from_millis(50);
+/// A record that waits longer than this says that something is wrong.
+const STALL: Duration = Duration::from_secs(2);
+/// Old batches looked at for the partitions they wait for; more would say nothing new.
+const STALLED_BATCHES: usize = 1000;
+/// How often topics are looked up when all is well: partitions are added rarely.
+const LOOK: Duration = Duration::from_secs(30);
+/// How often when something is wrong, or not known yet.
+const LOOK_CLOSER: Duration = Duration::from_millis(500);
+/// What one look may take.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the producer's callbacks, the threads and the callers know in common.
+pub(super) struct State {
+    pub window: Window,
+    pub budget: Arc<Budget>,
+    pub topics: Topics,
+    pub health: watch::Sender<Health>,
+    /// Counts the scout's rounds.
+    pub rounds: watch::Sender<u64>,
+    /// The number of records given up, once closed.
+    pub closed: watch::Sender<Option<usize>>,
+    /// The health as one flag, for the hot path.
+    open: AtomicBool,
+    has_producer_id: AtomicBool,
+    has_looked: AtomicBool,
+    fatal: AtomicBool,
+    written: AtomicBool,
+    /// Whether some partition is.
+    stalled: AtomicBool,
+    suspicion: Mutex<Option<String>>,
+    closing: Mutex<Option<Instant>>,
+    scout_wanted: Mutex<bool>,
+    scout: Condvar,
+}
+
+impl State {
+    pub fn new(options: &Options) -> Self {
+        let starting = Health::Degraded { since: Instant::now(), why: "the producer is starting".into() };
+        Self {
+            window: Window::default(),
+            budget: Arc::new(Budget::new(options.in_flight_bytes)),
+            topics: Topics::default(),
+            health: watch::Sender::new(starting),
+            rounds: watch::Sender::new(0),
+            closed: watch::Sender::new(None),
+            open: AtomicBool::new(false),
+            has_producer_id: AtomicBool::new(false),
+            has_looked: AtomicBool::new(false),
+            fatal: AtomicBool::new(false),
+            written: AtomicBool::new(false),
+            stalled: AtomicBool::new(false),
+            suspicion: Mutex::new(None),
+            closing: Mutex::new(None),
+            scout_wanted: Mutex::new(false),
+            scout: Condvar::new(),
+        }
+    }
+
+    /// Whether a batch may be sent at all now.
+    pub fn admit(&self) -> Result<(), NotSent> {
+        if self.open.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        match &*self.health.borrow() {
+            Health::Ready => Ok(()),
+            Health::Degraded { why, .. } => Err(NotSent::Unavailable { why: why.clone() }),
+        }
+    }
+
+    pub fn wake_scout(&self) {
+        *self.scout_wanted.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.scout.notify_one();
+    }
+
+    pub fn close(&self, deadline: Instant) {
+        self.closing.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(deadline);
+        self.set_health(Err("millpond is stopping".into()));
+        self.wake_scout();
+    }
+
+    fn closing(&self) -> Option<Instant> {
+        *self.closing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn suspect(&self, why: String) {
+        self.suspicion.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+    }
+
+    fn clear_suspicion(&self) {
+        *self.suspicion.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn set_health(&self, verdict: Result<(), String>) {
+        self.open.store(verdict.is_ok(), Ordering::Relaxed);
+        metrics::PUBLISHER_READY.set(i64::from(verdict.is_ok()));
+        self.health.send_if_modified(|health| match (&*health, verdict) {
+            (Health::Ready, Ok(())) => false,
+            (Health::Degraded { since, .. }, Ok(())) => {
+                tracing::info!(after = ?since.elapsed(), "kafka takes records");
+                *health = Health::Ready;
+                true
+            }
+            (Health::Degraded { why: old, .. }, Err(why)) if **old == *why => false,
+            (Health::Degraded { since, .. }, Err(why)) => {
+                *health = Health::Degraded { since: *since, why: why.into() };
+                true
+            }
+            (Health::Ready, Err(why)) => {
+                tracing::warn!(why, "kafka takes no records");
+                *health = Health::Degraded { since: Instant::now(), why: why.into() };
+                self.wake_scout();
+                true
+            }
+        });
+    }
+}
+
+/// What is looked at to decide on health.
+struct Signs {
+    closing: bool,
+    has_producer_id: bool,
+    has_looked: bool,
+    suspicion: Option<String>,
+    /// Age of the oldest record without acknowledgement.
+    oldest: Option<Duration>,
+    /// Time since anything was acknowledged.
+    silence: Duration,
+}
+
+/// Whether records can be taken; if not, why.
+fn assess(signs: Signs) -> Result<(), String> {
+    if signs.closing {
+        return Err("millpond is stopping".into());
+    }
+    if let Some(why) = signs.suspicion {
+        return Err(why);
+    }
+    if !signs.has_producer_id {
+        return Err("the producer has no id from the brokers yet".into());
+    }
+    if !signs.has_looked {
+        return Err("the topics are not looked up yet".into());
+    }
+    match signs.oldest {
+        // While other partitions go on, only those that wait are closed: see `mark_stalled`.
+        Some(age) if age > STALL && signs.silence > STALL => {
+            Err(format!("the brokers have acknowledged nothing for {} s", signs.silence.as_secs()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The producer's callbacks.
+pub(super) struct Context(Arc<State>);
+
+/// The part of librdkafka's statistics that we read.
+#[derive(Deserialize)]
+struct Statistics {
+    #[serde(default)]
+    msg_cnt: i64,
+    eos: Option<Idempotence>,
+}
+
+#[derive(Deserialize)]
+struct Idempotence {
+    idemp_state: String,
+    #[serde(flatten)]
+    _rest: HashMap<String, IgnoredAny>,
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        client::log(level, facility, message);
+    }
+
+    fn stats_raw(&self, json: &[u8]) {
+        let Ok(statistics) = serde_json::from_slice::<Statistics>(json) else { return };
+        metrics::QUEUED_RECORDS.set(statistics.msg_cnt);
+        if statistics.eos.is_some_and(|eos| eos.idemp_state == "Assigned") {
+            self.0.has_producer_id.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::warn!(%error, "{reason}");
+        match error.rdkafka_error_code() {
+            Some(Code::Fatal) => self.0.fatal.store(true, Ordering::Relaxed),
+            Some(Code::AllBrokersDown) => self.0.suspect(format!("no broker can be reached ({reason})")),
+            _ => {}
+        }
+    }
+}
+
+impl ProducerContext for Context {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
+        let fate = match result {
+            Ok(message) => {
+                self.0.written.store(true, Ordering::Relaxed);
+                Fate::written(message.offset())
+            }
+            Err((error, message)) => {
+                let code = error.rdkafka_error_code().unwrap_or(Code::Fail);
+                let reason = Reason::of_report(code);
+                tracing::debug!(topic = message.topic(), partition = message.partition(), %error, "record not acknowledged");
+                match reason {
+                    Reason::ProducerLost => self.0.fatal.store(true, Ordering::Relaxed),
+                    Reason::TimedOut | Reason::NotEnoughReplicas => self.0.suspect(reason.as_str().into()),
+                    _ => {}
+                }
+                Fate::failed(reason)
+            }
+        };
+        self.0.window.settle(Ticket::from_opaque(opaque), fate);
+    }
+}
+
+pub(super) fn create(options: &Options, state: &Arc<State>) -> Result<BaseProducer<Context>, Error> {
+    let mut config = options.producer()?;
+    // Statistics are how librdkafka tells that the producer has its id.
+    config.set("statistics.interval.ms", "500");
+    client::create(&config, Context(state.clone()), "producer")
+}
+
+pub(super) fn spawn(shared: &Arc<Shared>) -> Result<(), Error> {
+    let start = |name: &str, run: fn(&Shared)| {
+        let shared = shared.clone();
+        let thread = thread::Builder::new().name(name.into()).spawn(move || run(&shared));
+        thread.map(drop).map_err(|error| Error::Create { what: "publisher's thread", why: error.to_string() })
+    };
+    start("kafka-poll", poll)?;
+    start("kafka-scout", scout).inspect_err(|_| shared.state.close(Instant::now()))
+}
+
+/// Takes reports until the publisher is closed and nothing is under way, or the time for it is over.
+fn poll(shared: &Shared) {
+    let state = &shared.state;
+    let mut last_written = Instant::now();
+    loop {
+        if let Some(producer) = &*shared.live() {
+            producer.poll(TICK);
+            // The flag is set by the error callback; what counts is librdkafka's own word.
+            if state.fatal.swap(false, Ordering::Relaxed) && producer.client().fatal_error().is_some() {
+                state.fatal.store(true, Ordering::Relaxed);
+            }
+        }
+        if state.fatal.swap(false, Ordering::Relaxed) {
+            replace(shared);
+        }
+        if state.written.swap(false, Ordering::Relaxed) {
+            last_written = Instant::now();
+            state.clear_suspicion();
+        }
+        tick(state, last_written);
+        if let Some(deadline) = state.closing()
+            && let Some(abandoned) = try_end(shared, deadline)
+        {
+            state.closed.send_replace(Some(abandoned));
+            return;
+        }
+    }
+}
+
+fn tick(state: &State, last_written: Instant) {
+    let now = Instant::now();
+    let oldest = state.window.oldest().map(|since| now - since);
+    let stalled: HashSet<(Arc<str>, i32)> = match oldest {
+        Some(age) if age > STALL => {
+            let old = state.window.older_than(now - STALL, STALLED_BATCHES);
+            old.iter().flat_map(|batch| batch.waiting().map(|(topic, at)| (topic.clone(), at))).collect()
+        }
+        _ => HashSet::new(),
+    };
+    state.topics.mark_stalled(&stalled);
+    if !state.stalled.swap(!stalled.is_empty(), Ordering::Relaxed) && !stalled.is_empty() {
+        state.wake_scout();
+    }
+    metrics::IN_FLIGHT_BYTES.set(state.budget.used() as i64);
+    let suspicion = state.suspicion.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    state.set_health(assess(Signs {
+        closing: state.closing().is_some(),
+        has_producer_id: state.has_producer_id.load(Ordering::Relaxed),
+        has_looked: state.has_looked.load(Ordering::Relaxed),
+        suspicion,
+        oldest,
+        silence: now - last_written,
+    }));
+}
+
+/// Ends the producer if nothing is under way or the time is over; returns the number of records given up.
+fn try_end(shared: &Shared, deadline: Instant) -> Option<usize> {
+    let state = &shared.state;
+    let late = Instant::now() >= deadline;
+    if !late && !state.window.is_empty() {
+        return None;
+    }
+    let mut live = shared.live.write().unwrap_or_else(PoisonError::into_inner);
+    // Nobody is queueing now, but somebody may have been a moment ago.
+    if !late && !state.window.is_empty() {
+        return None;
+    }
+    let left = state.window.older_than(Instant::now(), usize::MAX);
+    // Dropping purges the queues: most reports come now, as `Closed`; the rest is settled here.
+    drop(live.take());
+    state.window.abandon(Reason::Closed);
+    Some(left.iter().map(|batch| batch.unknown()).sum())
+}
+
+/// Replaces a producer that ended in a fatal error. The old one is gone, with all its reports in, before the new one
+/// is made: two at once could change the order of a key's records.
+fn replace(shared: &Shared) {
+    let state = &shared.state;
+    state.set_health(Err("the producer is being replaced after a fatal error".into()));
+    metrics::PRODUCERS_REPLACED.inc();
+    let mut live = shared.live.write().unwrap_or_else(PoisonError::into_inner);
+    if let Some(old) = live.take() {
+        let cause = old.client().fatal_error().map(|(_, text)| text);
+        tracing::error!(cause, "producer failed for good; replacing it");
+        let deadline = Instant::now() + MESSAGE_TIMEOUT;
+        while !state.window.is_empty() && Instant::now() < deadline {
+            old.poll(TICK);
+        }
+    }
+    state.window.abandon(Reason::ProducerLost);
+    state.has_producer_id.store(false, Ordering::Relaxed);
+    state.fatal.store(false, Ordering::Relaxed);
+    while state.closing().is_none() {
+        match create(&shared.options, state) {
+            Ok(producer) => {
+                *live = Some(producer);
+                return;
+            }
+            // Settings were good at the start: threads or memory are short.
+            Err(error) => {
+                tracing::error!(%error, "cannot replace the producer; trying again");
+                thread::sleep(Duration::from_secs(1));
+            }
+        }
+    }
+}
+
+/// Looks the topics up, from time to time or when woken.
+fn scout(shared: &Shared) {
+    let state = &shared.state;
+    while state.closing().is_none() {
+        let answered = match &*shared.live() {
+            Some(producer) => look(producer.client(), &state.topics),
+            None => false,
+        };
+        if answered {
+            state.has_looked.store(true, Ordering::Relaxed);
+            state.clear_suspicion();
+        }
+        state.rounds.send_modify(|round| *round += 1);
+        let well = answered
+            && *state.health.borrow() == Health::Ready
+            && !state.stalled.load(Ordering::Relaxed)
+            && !state.topics.need_another_look();
+        let wanted = state.scout_wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let interval = if well { LOOK } else { LOOK_CLOSER };
+        let waited = state.scout.wait_timeout_while(wanted, interval, |wanted| !*wanted);
+        *waited.unwrap_or_else(PoisonError::into_inner).0 = false;
+    }
+}
+
+/// One round over all topics asked for; whether the brokers answered.
+fn look(client: &Client<Context>, topics: &Topics) -> bool {
+    let names = topics.names();
+    if names.is_empty() {
+        return client.fetch_metadata(None, LOOK_TIMEOUT).is_ok();
+    }
+    names.iter().all(|name| match client.fetch_metadata(Some(name), LOOK_TIMEOUT) {
+        Ok(metadata) => {
+            let topic = metadata.topics().iter().find(|topic| topic.name() == &**name);
+            let mut partitions: Vec<(i32, bool)> = topic
+                .map_or_else(Vec::new, |topic| topic.partitions().iter().map(|p| (p.id(), p.leader() >= 0)).collect());
+            partitions.sort_unstable();
+            let leaders: Vec<bool> = partitions.into_iter().map(|(_, has_leader)| has_leader).collect();
+            topics.update(name, Some(&leaders).filter(|l| !l.is_empty()).map(Vec::as_slice));
+            true
+        }
+        Err(error) => {
+            tracing::debug!(topic = %name, %error, "topic not looked up");
+            false
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn well() -> Signs {
+        Signs {
+            closing: false,
+            has_producer_id: true,
+            has_looked: true,
+            suspicion: None,
+            oldest: None,
+            silence: Duration::from_secs(100),
+        }
+    }
+
+    #[test]
+    fn idle_publisher_is_ready_however_long_nothing_was_sent() {
+        assert_eq!(assess(well()), Ok(()));
+    }
+
+    #[test]
+    fn publisher_without_producer_id_is_not_ready() {
+        assert!(assess(Signs { has_producer_id: false, ..well() }).unwrap_err().contains("id"));
+    }
+
+    #[test]
+    fn old_record_closes_the_publisher_only_when_nothing_is_acknowledged() {
+        let old = Some(STALL + Duration::from_millis(1));
+        assert!(assess(Signs { oldest: old, ..well() }).is_err());
+        assert_eq!(assess(Signs { oldest: old, silence: Duration::from_millis(10), ..well() }), Ok(()));
+    }
+
+    #[test]
+    fn statistics_of_librdkafka_tell_the_producer_id() {
+        let json = br#"{"name":"x","msg_cnt":3,"brokers":{},"eos":{"idemp_state":"Assigned","producer_id":4}}"#;
+        let statistics: Statistics = serde_json::from_slice(json).unwrap();
+        assert_eq!((statistics.msg_cnt, statistics.eos.unwrap().idemp_state.as_str()), (3, "Assigned"));
+    }
+}

@@ -1,0 +1,292 @@
+//! Plain reads of a topic: a range, or one record. No group, no commits, and only committed records unless asked.
+//!
+//! Everything here blocks; call it from a thread of its own.
+
+use std::{
+    collections::HashMap,
+    ops::ControlFlow,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    Message, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+    error::KafkaError,
+    message::Headers,
+    types::RDKafkaErrorCode as Code,
+};
+
+use super::{
+    Error, Options,
+    client::{self, Isolation, Logging},
+};
+
+/// A reader that hears nothing from the brokers for so long gives up.
+const SILENCE: Duration = Duration::from_secs(15);
+const TICK: Duration = Duration::from_millis(100);
+
+/// One record, copied out of the client's buffers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    pub topic: Arc<str>,
+    pub partition: i32,
+    pub offset: i64,
+    /// Milliseconds since 1970; `None` in logs of very old brokers.
+    pub timestamp: Option<i64>,
+    pub key: Option<Vec<u8>>,
+    /// `None` is a tombstone.
+    pub payload: Option<Vec<u8>>,
+    /// In the record's order; names may repeat.
+    pub headers: Vec<Header>,
+}
+
+/// One header of a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    pub name: String,
+    pub value: Option<Vec<u8>>,
+}
+
+impl Record {
+    /// The value of the first header of that name.
+    pub fn header(&self, name: &str) -> Option<&[u8]> {
+        self.headers.iter().find(|header| header.name == name)?.value.as_deref()
+    }
+
+    fn copy(topic: &Arc<str>, message: &impl Message) -> Self {
+        let header = |h: rdkafka::message::Header<'_, &[u8]>| Header {
+            name: h.key.to_owned(),
+            value: h.value.map(<[u8]>::to_vec),
+        };
+        Self {
+            topic: topic.clone(),
+            partition: message.partition(),
+            offset: message.offset(),
+            timestamp: message.timestamp().to_millis(),
+            key: message.key().map(<[u8]>::to_vec),
+            payload: message.payload().map(<[u8]>::to_vec),
+            headers: message.headers().map(|headers| headers.iter().map(header).collect()).unwrap_or_default(),
+        }
+    }
+}
+
+/// Where a read begins in each partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    Beginning,
+    Offset(i64),
+    /// The first record of that time or later, in milliseconds since 1970.
+    Timestamp(i64),
+}
+
+/// What to read of a topic.
+#[derive(Debug, Clone)]
+pub struct TopicRange {
+    pub topic: Arc<str>,
+    /// `None` for all.
+    pub partitions: Option<Vec<i32>>,
+    pub start: Start,
+    /// Only records of this key.
+    pub key: Option<Vec<u8>>,
+    /// Stop after so many records (of that key).
+    pub limit: Option<usize>,
+    /// Go on at the end, waiting for more; else stop at the end the topic had when the read began.
+    pub follow: bool,
+}
+
+/// A client that reads. It serves one read at a time.
+pub struct Reader {
+    consumer: BaseConsumer<Logging>,
+}
+
+impl Reader {
+    /// Sees committed records only.
+    pub fn open(options: &Options) -> Result<Self, Error> {
+        Self::with(options, Isolation::Committed)
+    }
+
+    /// Sees those of open and aborted transactions too: to find out what happened, never to act on.
+    pub fn open_uncommitted(options: &Options) -> Result<Self, Error> {
+        Self::with(options, Isolation::Uncommitted)
+    }
+
+    pub(super) fn with(options: &Options, isolation: Isolation) -> Result<Self, Error> {
+        Ok(Self { consumer: client::create(&options.reader(isolation)?, Logging, "reader")? })
+    }
+
+    /// First offset that is kept and first that is not written yet (for committed reads: not decided yet).
+    pub fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64), Error> {
+        let watermarks = self.consumer.fetch_watermarks(topic, partition, SILENCE);
+        watermarks.map_err(|error| match error.rdkafka_error_code() {
+            Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) => {
+                Error::NoTopic { topic: topic.into() }
+            }
+            _ => Error::request(format!("tell the ends of {topic}/{partition}"))(error),
+        })
+    }
+
+    /// Number of partitions of a topic.
+    pub fn partitions_of(&self, topic: &str) -> Result<usize, Error> {
+        let metadata = self.consumer.fetch_metadata(Some(topic), SILENCE);
+        let metadata = metadata.map_err(Error::request(format!("describe topic `{topic}`")))?;
+        let found = metadata.topics().iter().find(|t| t.name() == topic).map_or(0, |t| t.partitions().len());
+        if found == 0 { Err(Error::NoTopic { topic: topic.into() }) } else { Ok(found) }
+    }
+
+    /// Reads a range, in offset order per partition. `each` may stop it. Returns the number of records given to it.
+    pub fn read(&self, range: &TopicRange, mut each: impl FnMut(Record) -> ControlFlow<()>) -> Result<usize, Error> {
+        let partitions = match &range.partitions {
+            Some(partitions) => partitions.clone(),
+            None => (0..self.partitions_of(&range.topic)? as i32).collect(),
+        };
+        let mut spans = Vec::with_capacity(partitions.len());
+        for (partition, start) in partitions.iter().zip(self.starts(range, &partitions)?) {
+            let (low, high) = self.watermarks(&range.topic, *partition)?;
+            let first = start.unwrap_or(low).max(low);
+            if range.follow || first < high {
+                spans.push(Span { partition: *partition, first, end: (!range.follow).then_some(high) });
+            }
+        }
+        let mut count = 0;
+        if spans.is_empty() || range.limit == Some(0) {
+            return Ok(0);
+        }
+        self.run(&range.topic, &spans, range.follow, |message| {
+            if range.key.as_ref().is_some_and(|key| message.key() != Some(key)) {
+                return ControlFlow::Continue(());
+            }
+            count += 1;
+            let flow = each(Record::copy(&range.topic, message));
+            if range.limit.is_some_and(|limit| count >= limit) { ControlFlow::Break(()) } else { flow }
+        })?;
+        Ok(count)
+    }
+
+    /// Reads one record again. `None`: nothing readable is at that offset (below the log's start, beyond its end,
+    /// compacted away, aborted, or a marker of a transaction).
+    pub fn read_record(&self, topic: &str, partition: i32, offset: i64) -> Result<Option<Record>, Error> {
+        let (low, high) = self.watermarks(topic, partition)?;
+        if offset < low || offset >= high {
+            return Ok(None);
+        }
+        let topic: Arc<str> = topic.into();
+        let mut found = None;
+        let span = Span { partition, first: offset, end: Some(offset + 1) };
+        let name = topic.clone();
+        self.run(&name, &[span], false, |message| {
+            if message.offset() == offset {
+                found = Some(Record::copy(&topic, message));
+            }
+            ControlFlow::Break(())
+        })?;
+        Ok(found)
+    }
+
+    /// Reads a partition from `first` (`None`: its beginning) to an end that is not before the one it had at the call.
+    /// `each` gets key and payload. Returns where to go on.
+    pub(super) fn catch_up(
+        &self,
+        topic: &str,
+        partition: i32,
+        first: Option<i64>,
+        mut each: impl FnMut(Option<&[u8]>, Option<&[u8]>),
+    ) -> Result<i64, Error> {
+        // Asked first: a leader just elected answers this only once it knows the end for sure.
+        let (low, high) = self.watermarks(topic, partition)?;
+        let mut next = first.unwrap_or(low);
+        if next < high {
+            let topic: Arc<str> = topic.into();
+            self.run(&topic, &[Span { partition, first: next, end: None }], false, |message| {
+                next = message.offset() + 1;
+                each(message.key(), message.payload());
+                ControlFlow::Continue(())
+            })?;
+        }
+        Ok(next)
+    }
+
+    fn starts(&self, range: &TopicRange, partitions: &[i32]) -> Result<Vec<Option<i64>>, Error> {
+        let at = match range.start {
+            Start::Beginning => return Ok(vec![None; partitions.len()]),
+            Start::Offset(offset) => return Ok(vec![Some(offset); partitions.len()]),
+            Start::Timestamp(at) => at,
+        };
+        let failed = || Error::request(format!("find the records of `{}` by time", range.topic));
+        let mut wanted = TopicPartitionList::new();
+        for partition in partitions {
+            wanted.add_partition_offset(&range.topic, *partition, Offset::Offset(at)).map_err(failed())?;
+        }
+        let found = self.consumer.offsets_for_times(wanted, SILENCE).map_err(failed())?;
+        let offset_of = |partition: &i32| match found.find_partition(&range.topic, *partition)?.offset() {
+            Offset::Offset(offset) => Some(offset),
+            // Nothing that late: begin at the end.
+            _ => Some(i64::MAX),
+        };
+        Ok(partitions.iter().map(offset_of).collect())
+    }
+
+    /// Reads spans until all have ended or `each` stops. A span ends where the log does, unless it is followed.
+    fn run<F>(&self, topic: &Arc<str>, spans: &[Span], follow: bool, mut each: F) -> Result<(), Error>
+    where
+        F: FnMut(&rdkafka::message::BorrowedMessage<'_>) -> ControlFlow<()>,
+    {
+        let failed = || Error::request(format!("read topic `{topic}`"));
+        let mut assignment = TopicPartitionList::new();
+        for span in spans {
+            assignment.add_partition_offset(topic, span.partition, Offset::Offset(span.first)).map_err(failed())?;
+        }
+        self.consumer.assign(&assignment).map_err(failed())?;
+        let mut open: HashMap<i32, Option<i64>> = spans.iter().map(|span| (span.partition, span.end)).collect();
+        let mut heard = Instant::now();
+        while !open.is_empty() && (follow || heard.elapsed() < SILENCE) {
+            match self.consumer.poll(TICK) {
+                None => continue,
+                Some(Ok(message)) => {
+                    let Some(end) = open.get(&message.partition()).copied() else { continue };
+                    let beyond = end.is_some_and(|end| message.offset() >= end);
+                    if !beyond && each(&message).is_break() {
+                        open.clear();
+                    } else if end.is_some_and(|end| message.offset() + 1 >= end) {
+                        open.remove(&message.partition());
+                    }
+                }
+                Some(Err(KafkaError::PartitionEOF(_))) if follow => {}
+                Some(Err(KafkaError::PartitionEOF(partition))) => drop(open.remove(&partition)),
+                Some(Err(error)) if is_passing(&error) => continue,
+                Some(Err(error)) => {
+                    let _ = self.consumer.unassign();
+                    return Err(failed()(error));
+                }
+            }
+            heard = Instant::now();
+        }
+        self.consumer.unassign().map_err(failed())?;
+        if open.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Timeout { action: format!("answer reads of topic `{topic}`"), seconds: SILENCE.as_secs() })
+    }
+}
+
+/// A part of one partition: from `first` up to, not including, `end`; without one, to wherever the log ends.
+struct Span {
+    partition: i32,
+    first: i64,
+    end: Option<i64>,
+}
+
+/// Errors that librdkafka mends by itself.
+pub(super) fn is_passing(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            Code::BrokerTransportFailure
+                | Code::AllBrokersDown
+                | Code::OperationTimedOut
+                | Code::Resolve
+                | Code::LeaderNotAvailable
+                | Code::NotLeaderForPartition
+        )
+    )
+}

@@ -1,0 +1,6 @@
+//! Tests against real servers, in one binary.
+
+mod harness;
+mod publisher;
+mod registry;
+mod topics;
