@@ -140,9 +140,14 @@ impl Reader {
         Ok(None)
     }
 
-    /// Takes the bytes held for the request out of the reader, to be kept until it is answered.
+    /// The bytes held for the request.
     pub(super) fn held(&mut self) -> &mut Held {
         &mut self.held
+    }
+
+    /// The same, to be kept until the request is answered.
+    pub(super) fn into_held(self) -> Held {
+        self.held
     }
 
     fn account(&mut self, json: Bytes) -> Result<Option<Bytes>, Problem> {

@@ -87,6 +87,12 @@ pub fn run_examples(spec: &ProducerSpec, check: impl Fn(&RecordSpec, &[u8]) -> R
     reports
 }
 
+/// The examples in `examples/valid`, in the order of their paths; files that cannot be read are left to [`run_examples`].
+pub fn valid_examples(spec: &ProducerSpec) -> Vec<Example> {
+    let paths = json_files(&spec.dir.join("examples").join("valid"));
+    paths.iter().filter_map(|path| read(path, true).ok()).collect()
+}
+
 fn judge(
     spec: &ProducerSpec,
     example: &Example,

@@ -14,7 +14,7 @@ use std::{
 };
 
 use document::{Document, Table};
-pub use examples::{Example, Expectation, Outcome, Report, run_examples};
+pub use examples::{Example, Expectation, Outcome, Report, run_examples, valid_examples};
 pub use values::{Rate, Retention};
 
 use super::SpecFault;
