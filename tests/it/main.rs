@@ -4,6 +4,7 @@
 mod compose;
 mod dev_servers;
 mod harness;
+mod projection;
 mod publisher;
 mod registry;
 mod topics;
