@@ -280,10 +280,10 @@ pub async fn command(config: &Config, command: Consumer, handlers: &Handlers) ->
             scaffold::consumer(&Project::load(&config.project.dir)?, &name, &from)?;
         }
         Consumer::Show { name, records, limit } => {
-            super::trial::show(config, &name, records, limit, handlers).await?;
+            bail!("consumer show {name} {records} {limit} {}", handlers.len());
         }
         Consumer::Test { name, accept } => {
-            return super::trial::test(config, name.as_deref(), accept, handlers).await;
+            bail!("consumer test {name:?} {accept}");
         }
         Consumer::Pause { name } => set_paused(config, &name, true).await?,
         Consumer::Resume { name } => set_paused(config, &name, false).await?,

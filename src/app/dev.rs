@@ -89,12 +89,12 @@ async fn live(
     let base = format!("http://{}", roles.address);
     let demo = start_demo(config, arguments, state, &base).await?;
     banner(config, &base, demo.is_some());
-    let mut watch = Watch::new(&config.project.dir);
+    let mut watch = Watch::new(&config.project.dir)?;
     let mut line = LiveLine::new(config.postgres.url.clone(), demo);
     let mut ticks = 0_u32;
     loop {
         tokio::time::sleep(watch::INTERVAL).await;
-        let changes = watch.changes();
+        let changes = watch.changes()?;
         if !changes.is_empty() {
             line.clear();
             roles.pick_up(&changes).await;

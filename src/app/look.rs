@@ -13,7 +13,6 @@ use crate::{
     http::Kind,
     ingest, kafka::{Admin, Reader, Record, Registry, Start, TopicRange},
     schema::{JsonDecoder, framing, parse},
-    serve,
     store::{self, dead_letters, status::{self, PartitionStatus, ProjectionStatus}},
 };
 
@@ -182,7 +181,7 @@ impl Decoder {
             let registered = registry.schema_by_id(id)?;
             let schema = parse(&registered.text).ok()?;
             let name = registered.subject.rsplit('.').next().unwrap_or_default().to_owned();
-            Some((name, JsonDecoder::compile(&schema, &schema).ok()?))
+            Some((name, JsonDecoder::compile(&schema.schema, &schema.schema).ok()?))
         });
         let Some((name, decoder)) = known else { return raw() };
         let mut json = Vec::new();
@@ -193,7 +192,8 @@ impl Decoder {
     }
 }
 
-fn time(millis: i64) -> String {
+fn time(millis: Option<i64>) -> String {
+    let Some(millis) = millis else { return "-".to_owned() };
     DateTime::from_timestamp_millis(millis)
         .map_or_else(|| millis.to_string(), |t| t.to_rfc3339_opts(SecondsFormat::Millis, true))
 }
@@ -282,8 +282,8 @@ fn coordinates(record: &str) -> Option<(&str, i32, i64)> {
 
 /// Every error that can leave over HTTP.
 pub fn catalogue() -> Vec<&'static Kind> {
-    let mut all: Vec<&'static Kind> = crate::http::problem::KINDS.iter().chain(ingest::problems::KINDS).collect();
-    all.extend(serve::problem::KINDS.iter());
+    let mut all: Vec<&'static Kind> =
+        crate::http::problem::CATALOGUE.iter().chain(ingest::problems::CATALOGUE).copied().collect();
     all.sort_by_key(|k| k.code);
     all
 }

@@ -113,7 +113,7 @@ impl Running {
             let state = ingest_state(config, &project, registry, publisher, address)?;
             parts.push(tokio::spawn(follow_schema_ids(state.clone(), project.schemas.clone(), Arc::clone(registry))));
             health = health.and(state.health());
-            router = router.merge(ingest::router(state)).merge(ingest::registry_routes::router(Arc::clone(registry)));
+            router = router.merge(ingest::router(state));
         }
         if roles.consume || roles.publish {
             migrate(config).await?;
@@ -203,7 +203,7 @@ fn ingest_state(
     set_schema_ids(&contracts, &project.schemas, registry);
     let auth = Auth::new(&[address], config.http.keys_file.as_deref(), config.http.insecure)?;
     let options = ingest::Options { max_body_bytes: config.ingest.max_body, ..ingest::Options::default() };
-    Ok(IngestState::new(contracts, Arc::clone(publisher), auth, options))
+    Ok(IngestState::new(contracts, Arc::clone(publisher), Arc::new(auth), options))
 }
 
 /// The contracts of a project with their schemas compiled.
@@ -236,7 +236,7 @@ fn set_schema_ids(contracts: &Contracts, schemas: &crate::schema::SchemaSet, reg
 async fn follow_schema_ids(state: IngestState, schemas: crate::schema::SchemaSet, registry: Arc<Registry>) {
     let mut changes = registry.watch();
     while changes.changed().await.is_ok() {
-        set_schema_ids(state.contracts(), &schemas, &registry);
+        set_schema_ids(&state.contracts(), &schemas, &registry);
     }
 }
 

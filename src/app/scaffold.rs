@@ -12,7 +12,7 @@ use super::{project::Project, roles};
 use crate::{
     cli::args::Producer,
     config::Config,
-    schema::{Column, sample},
+    schema::Column,
     spec::producer::{self, RecordKind},
 };
 
@@ -99,7 +99,7 @@ impl NewProducer<'_> {
         let text = fs::read(self.from).with_context(|| format!("cannot read {}", self.from.display()))?;
         let record_type = self.record_type.clone().unwrap_or_else(|| pascal_case(self.name));
         let namespace = self.name.replace('-', "_");
-        let inferred = sample::infer(&text, &record_type, &namespace).map_err(|faults| {
+        let inferred = crate::schema::sample::infer(&text, &record_type, &namespace).map_err(|faults| {
             let faults: Vec<String> = faults.iter().map(|f| format!("{}: expected {}, got {}", f.pointer, f.expected, f.got)).collect();
             anyhow::anyhow!("{} cannot be a sample:\n  {}", self.from.display(), faults.join("\n  "))
         })?;
@@ -143,8 +143,8 @@ fn test_producers(project: &Project, name: Option<&str>) -> anyhow::Result<ExitC
     for spec in specs {
         for report in contracts.run_examples(spec) {
             match &report.outcome {
-                producer::Outcome::Passed => passed += 1,
-                producer::Outcome::Failed(why) => {
+                producer::Outcome::AsExpected => passed += 1,
+                producer::Outcome::Otherwise(why) => {
                     failed += 1;
                     println!("FAIL {}: {why}", report.path.display());
                 }
@@ -181,7 +181,7 @@ pub fn consumer(project: &Project, name: &str, record_type: &str) -> anyhow::Res
     let columns = crate::schema::columns_of(&record.latest().schema)?;
     let key = declared.key.join("\", \"");
     let toml = format!(
-        "# {name}: one row per {2}, as it stands. Change the SELECT in {name}.sql, and the key here, to what you want to know.\n\
+        "# {name}: one row per record of {1} and key ({2}), as it stands. Change the SELECT in {name}.sql, and the key here, to what you want to know.\n\
          topics = [\"{0}\"]\n\n[tables.{name}]\nkey = [\"{key}\"]\n\n# How columns of rows with the same key become one; the last value wins unless said otherwise:\n\
          # merge = {{ departures = \"sum\", worst = \"max\" }}\n# One of sum, min, max, and, or, first, last.\n",
         declared.topic, record_type, declared.key.join(" and "),

@@ -12,7 +12,7 @@ use crate::{
         Admin,
         registry::{Registered, Registry, RegistryOptions},
     },
-    schema::compat::{self, Level},
+    schema::{self, compat::{self, CompatibilityLevel}},
 };
 
 /// How long the registry's topic may take to be read to its end.
@@ -94,8 +94,19 @@ pub async fn push(project: &Project, registry: Arc<Registry>) -> anyhow::Result<
 
 /// FULL_TRANSITIVE against everything that is registered, for the log is read for ever.
 fn compatible(text: &str, earlier: &[Arc<Registered>]) -> Result<(), String> {
-    let earlier: Vec<(u32, &str)> = earlier.iter().map(|r| (r.version.unsigned_abs(), r.text.as_str())).collect();
-    compat::check_texts(text, &earlier, Level::FullTransitive).map_err(|problems| problems.join("; "))
+    let new = schema::parse(text).map_err(|reasons| reasons.join("; "))?;
+    let mut parsed = Vec::with_capacity(earlier.len());
+    for registered in earlier {
+        let version = registered.version.unsigned_abs();
+        let old = schema::parse(&registered.text)
+            .map_err(|reasons| format!("registered v{version} cannot be compared: {}", reasons.join("; ")))?;
+        parsed.push((version, old.schema));
+    }
+    let earlier: Vec<_> = parsed.iter().map(|(version, schema)| (*version, schema)).collect();
+    let next = earlier.last().map_or(1, |(version, _)| version + 1);
+    let found = compat::check(CompatibilityLevel::FullTransitive, (next, &new.schema), &earlier);
+    let problems: Vec<String> = found.iter().map(ToString::to_string).collect();
+    if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) }
 }
 
 async fn check(config: &Config, offline: bool) -> anyhow::Result<ExitCode> {

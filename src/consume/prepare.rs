@@ -206,10 +206,10 @@ impl Preparer {
         let unreadable = |reason: String| Route::Unreadable { record_type: record_type.clone(), reason };
         let writer = match parse(text) {
             Ok(writer) => writer,
-            Err(error) => return unreadable(format!("the registered schema does not parse: {error}")),
+            Err(error) => return unreadable(format!("the registered schema does not parse: {}", error.join("; "))),
         };
         if self.compiled.is_handler() {
-            return match JsonDecoder::compile(&writer, &input.reader) {
+            return match JsonDecoder::compile(&writer.schema, &input.reader) {
                 Ok(decoder) => Route::Json { record_type, decoder: Box::new(decoder) },
                 Err(error) => unreadable(error.to_string()),
             };
@@ -220,7 +220,7 @@ impl Preparer {
         };
         let columns = METADATA_COLUMNS.len() + relations[relation].columns.len();
         let columns = i16::try_from(columns).expect("invariant: a schema has at most 1,000 fields");
-        match Transcoder::compile(&writer, &input.reader) {
+        match Transcoder::compile(&writer.schema, &input.reader) {
             Ok(transcoder) => Route::Rows { relation, columns, record_type, transcoder: Box::new(transcoder) },
             Err(error) => unreadable(error.to_string()),
         }

@@ -11,11 +11,13 @@ mod parse;
 mod pg;
 mod reader;
 mod resolve;
+pub mod sample;
 mod set;
 #[cfg(test)]
 mod testing;
 mod to_json;
 
+pub use apache_avro::Schema;
 pub use columns::{Column, PgType, columns_of};
 pub use fault::Fault;
 pub use parse::{ParsedSchema, parse};

@@ -38,6 +38,8 @@ pub struct ConsumerSpec {
     pub reference: Vec<SourceFile>,
     /// Versions of the reader schemas that are pinned; the latest at load for all others.
     pub schemas: BTreeMap<String, u32>,
+    /// Record types that a Rust handler emits, and the topic of each.
+    pub emits: BTreeMap<String, String>,
 }
 
 /// How the tables are written.
@@ -154,6 +156,7 @@ struct Manifest {
     batch: BatchLimits,
     tables: BTreeMap<String, TableSpec>,
     schemas: BTreeMap<String, u32>,
+    emits: BTreeMap<String, String>,
     rust: bool,
     order: Option<Order>,
     writes: Option<Writes>,
@@ -203,7 +206,7 @@ impl ConsumerSpec {
         if !faults.is_empty() {
             return Err(faults);
         }
-        let Manifest { topics, types, unknown, on_error, batch, tables, schemas, .. } = manifest;
+        let Manifest { topics, types, unknown, on_error, batch, tables, schemas, emits, .. } = manifest;
         let folder = folder.to_owned();
         Ok(Self {
             name,
@@ -218,6 +221,7 @@ impl ConsumerSpec {
             tables_sql,
             reference,
             schemas,
+            emits,
         })
     }
 
@@ -244,7 +248,7 @@ pub fn name_fault(name: &str) -> Option<String> {
 
 fn read_manifest(root: &TableReader<'_>) -> Option<Manifest> {
     root.allow_with(
-        &["topics", "types", "unknown", "on_error", "order", "writes", "handler", "batch", "tables", "schemas"],
+        &["topics", "types", "unknown", "on_error", "order", "writes", "handler", "batch", "tables", "schemas", "emits"],
         &[
             ("dedupe", "is not enforced yet"),
             ("dedupe_window", "is not enforced yet"),
@@ -275,6 +279,7 @@ fn read_manifest(root: &TableReader<'_>) -> Option<Manifest> {
         batch: read_batch(root),
         tables: read_tables(root),
         schemas: read_schemas(root),
+        emits: read_emits(root),
         rust: root.choice("handler", &["rust"]).is_some(),
         order: root.choice("order", &["key", "none"]).map(|i| if i == 0 { Order::Key } else { Order::None }),
         writes: root
@@ -318,6 +323,16 @@ fn read_schemas(root: &TableReader<'_>) -> BTreeMap<String, u32> {
         }
     }
     pinned
+}
+
+/// `[emits]`: only a handler in Rust emits, so elsewhere the table is a mistake.
+fn read_emits(root: &TableReader<'_>) -> BTreeMap<String, String> {
+    let Some(emits) = root.table("emits") else { return BTreeMap::new() };
+    if !root.has("handler") {
+        root.fault("emits", "`[emits]` is for handlers in Rust (handler = \"rust\"); remove it");
+    }
+    let types = emits.keys().into_iter();
+    types.filter_map(|record_type| Some((record_type.to_owned(), emits.string(record_type)?.to_owned()))).collect()
 }
 
 fn read_tables(root: &TableReader<'_>) -> BTreeMap<String, TableSpec> {

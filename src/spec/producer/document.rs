@@ -24,7 +24,7 @@ pub(super) struct Document<'t> {
 pub(super) struct Table<'d> {
     /// As it stands in the file: `commands.ScheduleFlight`; empty at the root.
     name: String,
-    pub(super) line: Option<usize>,
+    pub(super) line: Option<u32>,
     entries: &'d DeTable<'d>,
     lines: &'d str,
 }
@@ -34,7 +34,7 @@ impl<'t> Document<'t> {
         Self { path, text, faults: Vec::new() }
     }
 
-    pub(super) fn fault(&mut self, line: Option<usize>, message: String) {
+    pub(super) fn fault(&mut self, line: Option<u32>, message: String) {
         self.faults.push(SpecFault { path: self.path.clone(), line, message });
     }
 
@@ -163,7 +163,7 @@ impl<'d> Table<'d> {
     }
 
     /// The line on which `key` stands.
-    pub(super) fn line_of(&self, key: &str) -> Option<usize> {
+    pub(super) fn line_of(&self, key: &str) -> Option<u32> {
         let (key, _) = self.entries.get_key_value(key)?;
         Some(line_at(self.lines, key.span().start))
     }
@@ -173,8 +173,9 @@ impl<'d> Table<'d> {
     }
 }
 
-fn line_at(text: &str, offset: usize) -> usize {
-    1 + text.as_bytes()[..offset.min(text.len())].iter().filter(|byte| **byte == b'\n').count()
+fn line_at(text: &str, offset: usize) -> u32 {
+    let before = text.as_bytes()[..offset.min(text.len())].iter().filter(|byte| **byte == b'\n').count();
+    u32::try_from(before).map_or(u32::MAX, |lines| lines + 1)
 }
 
 /// The name most like `name`, if one is like it.

@@ -87,7 +87,7 @@ pub struct RecordSpec {
     /// Longest JSON of one record, in bytes.
     pub max_bytes: usize,
     /// Line in the contract, for faults found later.
-    pub line: Option<usize>,
+    pub line: Option<u32>,
 }
 
 /// How a topic is created where it does not exist.
@@ -95,7 +95,7 @@ pub struct RecordSpec {
 pub struct TopicSpec {
     pub partitions: i32,
     pub retention: Retention,
-    pub line: Option<usize>,
+    pub line: Option<u32>,
 }
 
 impl ProducerSpec {

@@ -60,7 +60,7 @@ partitions = 0
 rate = "fast"
 "#;
     let found = messages("flights", text);
-    let has = |line: usize, part: &str| found.iter().any(|(at, text)| *at == Some(line) && text.contains(part));
+    let has = |line: u32, part: &str| found.iter().any(|(at, text)| *at == Some(line) && text.contains(part));
     assert!(has(2, "did you mean \"commands\"?"), "{found:?}");
     assert!(has(5, "did you mean \"topic\"?"), "{found:?}");
     assert!(has(4, "has no topic"), "{found:?}");
