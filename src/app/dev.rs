@@ -49,14 +49,18 @@ pub async fn run(mut config: Config, arguments: Dev, handlers: Arc<Handlers>) ->
     if arguments.reset {
         forget_demo(&state);
     }
+    let mut roles = DevRoles { config: config.clone(), handlers, address: config.http.listen, running: None };
     let result = tokio::select! {
-        result = live(&config, &arguments, &state, handlers, &mut servers) => result,
+        result = live(&config, &arguments, &state, &mut roles, &mut servers) => result,
         result = &mut stopping => result,
     };
     if std::io::stderr().is_terminal() {
         eprintln!();
     }
     eprintln!("stopping; the data stays in {}", state.display());
+    if let Some(running) = roles.running.take() {
+        running.stop().await;
+    }
     let stopped = tokio::task::spawn_blocking(move || servers.stop()).await?;
     result?;
     Ok(stopped?)
@@ -80,11 +84,11 @@ async fn live(
     config: &Config,
     arguments: &Dev,
     state: &Path,
-    handlers: Arc<Handlers>,
+    roles: &mut DevRoles,
     servers: &mut Servers,
 ) -> anyhow::Result<()> {
     let listener = listen(config, state).await?;
-    let mut roles = DevRoles { config: config.clone(), handlers, address: listener.local_addr()?, running: None };
+    roles.address = listener.local_addr()?;
     roles.start(listener).await?;
     let base = format!("http://{}", roles.address);
     let demo = start_demo(config, arguments, state, &base).await?;

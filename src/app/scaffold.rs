@@ -12,7 +12,7 @@ use super::{project::Project, roles};
 use crate::{
     cli::args::Producer,
     config::Config,
-    schema::Column,
+    schema::{Column, infer},
     spec::producer::{self, RecordKind},
 };
 
@@ -99,14 +99,16 @@ impl NewProducer<'_> {
         let text = fs::read(self.from).with_context(|| format!("cannot read {}", self.from.display()))?;
         let record_type = self.record_type.clone().unwrap_or_else(|| pascal_case(self.name));
         let namespace = self.name.replace('-', "_");
-        let inferred = crate::schema::sample::infer(&text, &record_type, &namespace).map_err(|faults| {
-            let faults: Vec<String> = faults.iter().map(|f| format!("{}: expected {}, got {}", f.pointer, f.expected, f.got)).collect();
+        let schema = infer(&format!("{namespace}.{record_type}"), &text).map_err(|faults| {
             anyhow::anyhow!("{} cannot be a sample:\n  {}", self.from.display(), faults.join("\n  "))
         })?;
+        let sample: serde_json::Value = serde_json::from_slice(&text)?;
+        let sample = sample.get(0).cloned().unwrap_or(sample);
+        let fields: Vec<String> = sample.as_object().into_iter().flat_map(|o| o.keys().cloned()).collect();
         let key = match &self.key {
-            Some(key) if inferred.fields.contains(key) => key.clone(),
-            Some(key) => bail!("--key {key}: the sample has no such field; it has {}", inferred.fields.join(", ")),
-            None => inferred.fields.first().cloned().context("the sample has no fields")?,
+            Some(key) if fields.contains(key) => key.clone(),
+            Some(key) => bail!("--key {key}: the sample has no such field; it has {}", fields.join(", ")),
+            None => fields.first().cloned().context("the sample has no fields")?,
         };
         let kind = if self.command { RecordKind::Command } else { RecordKind::Event };
         let topic = self.topic.clone().unwrap_or_else(|| format!("{}.{}.v1", namespace, kind.plural()));
@@ -116,14 +118,13 @@ impl NewProducer<'_> {
             self.name,
             kind.plural()
         );
-        let sample: serde_json::Value = serde_json::from_slice(&text)?;
         let example = serde_json::json!({ "type": record_type, "body": sample });
         let mut without_key = example.clone();
         if let Some(body) = without_key["body"].as_object_mut() {
             body.remove(&key);
         }
         without_key["problem"] = serde_json::json!({ "pointer": format!("/{key}") });
-        write(project, &format!("schemas/{record_type}/v1.avsc"), &inferred.schema)?;
+        write(project, &format!("schemas/{record_type}/v1.avsc"), &schema)?;
         write(project, &format!("producers/{}/producer.toml", self.name), &contract)?;
         let pretty = |v: &serde_json::Value| serde_json::to_string_pretty(v).map(|t| t + "\n");
         write(project, &format!("producers/{}/examples/valid/sample.json", self.name), &pretty(&example)?)?;

@@ -11,7 +11,7 @@ mod parse;
 mod pg;
 mod reader;
 mod resolve;
-pub mod sample;
+mod sample;
 mod set;
 #[cfg(test)]
 mod testing;
@@ -23,5 +23,6 @@ pub use fault::Fault;
 pub use parse::{ParsedSchema, parse};
 pub use pg::{Scratch, Transcoder};
 pub use resolve::ResolveError;
+pub use sample::infer;
 pub use set::{RecordType, SchemaFault, SchemaSet, SchemaVersion, relation_name};
 pub use to_json::JsonDecoder;

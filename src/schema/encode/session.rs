@@ -1,8 +1,8 @@
 //! One document on its way: the scanner, the output, and the containers (records, arrays, maps).
 //!
-//! A value that does not fit is passed over to its end and the rest is examined all the same, so that a client learns of
-//! everything at once. The pointer of a fault is put together while the calls return, so that sound documents pay nothing
-//! for it.
+//! A value that does not fit is passed over to its end and the rest is examined all the same, so that a client learns
+//! of everything at once. The pointer of a fault is put together while the calls return, so that sound documents pay
+//! nothing for it.
 
 use super::{
     captured::Scratch,
@@ -79,9 +79,9 @@ impl<'a> Session<'a> {
         result
     }
 
-    /// Writes fields as they come while they come in the schema's order. When one comes early, those before it are taken
-    /// for missing if they may be. If they may not, or the document is not `in_order`, the early one is passed over
-    /// and its place noted in `put_off[base..]`, to be written when its turn is there.
+    /// Writes fields as they come while they come in the schema's order. When one comes early, those before it are
+    /// taken for missing if they may be. If they may not, or the document is not `in_order`, the early one is passed
+    /// over and its place noted in `put_off[base..]`, to be written when its turn is there.
     fn record_fields(&mut self, record: &Record, base: usize, in_order: bool) -> Result<(), Stop> {
         self.scan.open()?;
         let fields = &record.fields;
@@ -295,8 +295,8 @@ impl<'a> Session<'a> {
         Stop::Halt
     }
 
-    /// After a part that was not written: adds its step to the pointers of the faults noted since `mark`. `Ok(false)` when
-    /// the rest can be examined.
+    /// After a part that was not written: adds its step to the pointers of the faults noted since `mark`. `Ok(false)`
+    /// when the rest can be examined.
     fn child_stopped(&mut self, stop: Stop, mark: usize, step: impl FnOnce() -> String) -> Result<bool, Stop> {
         if self.quiet {
             return Err(stop);

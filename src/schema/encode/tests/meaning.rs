@@ -170,6 +170,20 @@ fn durations_are_twelve_bytes() {
 }
 
 #[test]
+fn decimals_are_kept_as_apache_avro_reads_them() {
+    let fixed = holder(r#"{"type":"fixed","name":"Fare","size":4,"logicalType":"decimal","precision":8,"scale":2}"#);
+    assert_eq!(encode(&fixed, r#"{"x":"-1.29"}"#).unwrap(), [0xFF, 0xFF, 0xFF, 0x7F]);
+    assert_eq!(encode(&fixed, r#"{"x":3}"#).unwrap(), [0, 0, 1, 0x2C]);
+    let open = holder(r#"{"type":"bytes","logicalType":"big-decimal"}"#);
+    for text in ["12.50", "-0.001", "123456789012345678901234567890123456789012345"] {
+        match x(&open, &format!(r#"{{"x":"{text}"}}"#)) {
+            Value::BigDecimal(number) => assert_eq!(number.to_plain_string(), text),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
 fn captured_texts_are_the_same_however_they_were_written() {
     let schema = record(
         r#"{"name":"s","type":"string"},{"name":"n","type":["null","long"]},{"name":"u","type":{"type":"string","logicalType":"uuid"}},
