@@ -54,7 +54,9 @@ impl Error {
     /// Whether the session is lost, not the statement at fault. A read may be sent again.
     fn is_lost_session(&self) -> bool {
         let Error::Postgres(error) = self else { return false };
-        error.is_closed() || error.code().is_none_or(|code| code.code().starts_with("57P"))
+        let broken = std::error::Error::source(error).is_some_and(|source| source.is::<std::io::Error>());
+        // 57P01 to 57P03: the server ends sessions, or does not take any.
+        broken || error.is_closed() || error.code().is_some_and(|code| code.code().starts_with("57P"))
     }
 }
 

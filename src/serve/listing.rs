@@ -46,13 +46,7 @@ impl Base {
 
 /// Every table, or those of one consumer.
 pub async fn views(state: &ServeState, base: &Base, consumer: Option<&str>) -> Result<Value, Problem> {
-    let snapshot = match consumer {
-        None => state.snapshot().await?,
-        Some(name) => {
-            let _ = state.find(name).await?;
-            state.snapshot().await?
-        }
-    };
+    let snapshot = state.snapshot().await?;
     let chosen = || snapshot.projections.values().filter(|p| consumer.is_none_or(|name| *p.name == *name));
     let relations: Vec<&str> = chosen().flat_map(|p| p.tables.iter().map(|t| t.relation.as_str())).collect();
     let estimates = estimates(state, &relations).await?;

@@ -23,7 +23,7 @@ mod read;
 mod routes;
 mod wait;
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use axum::http::HeaderValue;
 use tokio::task::JoinSet;
@@ -59,7 +59,7 @@ pub mod headers {
 const ENDS_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Settings of the role.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Options {
     /// `postgres://user@host:port/database`; an account that may read the schemas of projections and `millpond`.
     pub database_url: String,
@@ -97,6 +97,18 @@ impl Default for Options {
             catalog_interval: Duration::from_secs(1),
             base_url: None,
         }
+    }
+}
+
+impl fmt::Debug for Options {
+    /// Without the address: it may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("connections", &self.connections)
+            .field("statement_timeout", &self.statement_timeout)
+            .field("max_wait", &self.max_wait)
+            .field("max_limit", &self.max_limit)
+            .finish_non_exhaustive()
     }
 }
 

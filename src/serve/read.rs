@@ -314,7 +314,9 @@ async fn not_reached(state: &ServeState, projection: &Arc<Projection>, wanted: &
         .with("position", head.position.clone())
         .with("wanted", wanted.position.to_string())
         .with("outcomes", serde_json::to_value(&here).unwrap_or_default())
-        .hint(Some("ask again with a longer `Prefer: wait=SECONDS`, or read without Millpond-Min-Position to see the table as it is"));
+        .hint(Some(
+            "ask again with a longer `Prefer: wait=SECONDS`, or without Millpond-Min-Position for the table as it is",
+        ));
     head.write_headers(&mut problem.headers);
     problem
 }

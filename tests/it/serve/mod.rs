@@ -1,5 +1,7 @@
 //! Reads against a real Postgres, through the router as a client sees it.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 mod consistency;
 mod paging;
 mod reads;
