@@ -4,24 +4,37 @@
 //! names, never whether that is still right: each statement checks the live version itself.
 
 use std::{
-    collections::BTreeMap,
-    sync::{Arc, RwLock},
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, LazyLock, RwLock},
     time::Instant,
 };
 
 use tokio::sync::Mutex;
 
 use super::{
-    connections::{self, Connections, Lane},
+    compile::Templates,
+    connections::{self, Connections, Lane, Sql},
+    freshness::{End, Ends},
     names::{is_type, quoted},
 };
 use crate::domain::TableInfo;
 
-const LOAD: &str = "\
+static LOAD: LazyLock<Sql> = LazyLock::new(|| {
+    Sql::new(
+        "\
     select p.projection, p.live_version, p.paused, v.hash, v.schema_name, v.topics, v.tables::text \
       from millpond.projections p \
       left join millpond.versions v on v.projection = p.projection and v.version = p.live_version \
-     order by p.projection";
+     order by p.projection",
+    )
+});
+
+static ENDS: LazyLock<Sql> = LazyLock::new(|| {
+    Sql::new(
+        "select e.projection, e.version, e.topic || '/' || e.partition, e.end_offset, e.observed_at \
+           from millpond.ends e join millpond.projections p on p.projection = e.projection and p.live_version = e.version",
+    )
+});
 
 /// The live version of one projection.
 #[derive(Debug)]
@@ -34,6 +47,19 @@ pub struct Projection {
     pub paused: bool,
     pub topics: Vec<String>,
     pub tables: Vec<Table>,
+    /// The row of `millpond.versions` that it was read from.
+    described: Described,
+}
+
+/// What must be the same for a projection to be the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Described {
+    version: i32,
+    hash: String,
+    paused: bool,
+    schema: String,
+    topics: Vec<String>,
+    tables: String,
 }
 
 /// One readable table of it.
@@ -43,6 +69,7 @@ pub struct Table {
     pub info: TableInfo,
     /// Quoted `schema.table`.
     pub relation: String,
+    pub templates: Templates,
 }
 
 impl Table {
@@ -63,12 +90,6 @@ pub struct Snapshot {
     pub not_live: Vec<String>,
 }
 
-impl Snapshot {
-    fn has(&self, name: &str, version: i32) -> bool {
-        self.projections.get(name).is_some_and(|projection| projection.version == version)
-    }
-}
-
 /// The shared copy.
 #[derive(Debug)]
 pub struct Catalog {
@@ -76,11 +97,15 @@ pub struct Catalog {
     current: RwLock<Option<Arc<Snapshot>>>,
     /// Held while loading; when the load before it ended.
     loading: Mutex<Option<Instant>>,
+    ends: RwLock<Arc<AllEnds>>,
 }
+
+/// By projection and version.
+type AllEnds = HashMap<String, (i32, Arc<Ends>)>;
 
 impl Catalog {
     pub fn new(connections: Arc<Connections>) -> Self {
-        Self { connections, current: RwLock::default(), loading: Mutex::default() }
+        Self { connections, current: RwLock::default(), loading: Mutex::default(), ends: RwLock::default() }
     }
 
     /// The newest copy; `None` before the first load.
@@ -109,45 +134,75 @@ impl Catalog {
     async fn load(&self) -> Result<Snapshot, connections::Error> {
         let mut snapshot = Snapshot::default();
         let before = self.current();
-        for row in self.connections.rows(Lane::Point, LOAD, &[]).await? {
+        for row in self.connections.rows(Lane::Point, &LOAD, &[]).await? {
             let name: String = row.try_get(0)?;
             let (Some(version), Some(hash)) = (row.try_get(1)?, row.try_get::<_, Option<String>>(3)?) else {
                 snapshot.not_live.push(name);
                 continue;
             };
-            // A fault of a description is told once per version, not at every load.
-            let known = before.as_ref().is_some_and(|before| before.has(&name, version));
-            let schema: String = row.try_get(4)?;
-            let shared: Arc<str> = Arc::from(name.as_str());
-            let tables: Vec<TableInfo> = match serde_json::from_str(row.try_get::<_, &str>(6)?) {
-                Ok(tables) => tables,
-                Err(error) => {
-                    if !known {
-                        tracing::error!(consumer = name, version, %error, "tables of the live version are not described legibly");
-                    }
-                    Vec::new()
-                }
+            let (paused, schema, topics, tables) = (row.try_get(2)?, row.try_get(4)?, row.try_get(5)?, row.try_get(6)?);
+            let described = Described { version, hash, paused, schema, topics, tables };
+            let known = before.as_ref().and_then(|before| before.projections.get(&name));
+            let projection = match known.filter(|known| known.described == described) {
+                // Kept as it is, with what was compiled for it.
+                Some(known) => known.clone(),
+                None => Arc::new(Projection::new(&name, described)),
             };
-            let table = |info: TableInfo| Table {
-                projection: shared.clone(),
-                relation: format!("{}.{}", quoted(&schema), quoted(&info.name)),
-                info,
-            };
-            let (paused, topics) = (row.try_get(2)?, row.try_get(5)?);
-            let tables = tables.into_iter().filter_map(|info| readable(info, !known)).map(table).collect();
-            let projection =
-                Projection { name: shared.clone(), shared_name: name.clone(), version, hash, paused, topics, tables };
-            snapshot.projections.insert(name, Arc::new(projection));
+            snapshot.projections.insert(name, projection);
         }
         Ok(snapshot)
+    }
+
+    /// Reads where the partitions of live versions end.
+    pub async fn refresh_ends(&self) -> Result<(), connections::Error> {
+        let mut all: HashMap<String, (i32, Ends)> = HashMap::new();
+        for row in self.connections.rows(Lane::Point, &ENDS, &[]).await? {
+            let of = all.entry(row.try_get(0)?).or_insert((row.try_get(1)?, Ends::new()));
+            of.1.insert(row.try_get(2)?, End { offset: row.try_get(3)?, observed_at: row.try_get(4)? });
+        }
+        let all = all.into_iter().map(|(name, (version, ends))| (name, (version, Arc::new(ends)))).collect();
+        *self.ends.write().expect("invariant: not poisoned") = Arc::new(all);
+        Ok(())
+    }
+
+    pub fn ends(&self, of: &Projection) -> Option<Arc<Ends>> {
+        let all = self.ends.read().expect("invariant: not poisoned");
+        all.get(&of.shared_name).filter(|(version, _)| *version == of.version).map(|(_, ends)| ends.clone())
+    }
+}
+
+impl Projection {
+    fn new(name: &str, described: Described) -> Projection {
+        let shared: Arc<str> = Arc::from(name);
+        let tables: Vec<TableInfo> = serde_json::from_str(&described.tables).unwrap_or_else(|error| {
+            let version = described.version;
+            tracing::error!(consumer = name, version, %error, "tables of the live version are not described legibly");
+            Vec::new()
+        });
+        let table = |info: TableInfo| Table {
+            projection: shared.clone(),
+            relation: format!("{}.{}", quoted(&described.schema), quoted(&info.name)),
+            info,
+            templates: Templates::default(),
+        };
+        Projection {
+            name: shared.clone(),
+            shared_name: name.to_owned(),
+            version: described.version,
+            hash: described.hash.clone(),
+            paused: described.paused,
+            topics: described.topics.clone(),
+            tables: tables.into_iter().filter_map(readable).map(table).collect(),
+            described,
+        }
     }
 }
 
 /// Drops what must not be shown or cannot be written into SQL; a table without a key has no order to page by.
-fn readable(mut info: TableInfo, tell: bool) -> Option<TableInfo> {
+fn readable(mut info: TableInfo) -> Option<TableInfo> {
     info.columns.retain(|column| !column.name.starts_with('_') && is_type(&column.pg_type));
     let keyed = !info.key.is_empty() && info.key.iter().all(|key| info.columns.iter().any(|c| c.name == *key));
-    if !keyed && tell {
+    if !keyed {
         tracing::error!(table = info.name, "table has no readable key; not served");
     }
     keyed.then_some(info)

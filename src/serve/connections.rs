@@ -8,14 +8,18 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, RwLock,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::{sync::Notify, task::JoinSet};
-use tokio_postgres::{Client, Config, NoTls, Row, Statement, error::SqlState, types::ToSql};
+use tokio_postgres::{
+    Client, Config, NoTls, Row, Statement,
+    error::SqlState,
+    types::{ToSql, Type},
+};
 
 use crate::telemetry::metrics::serve as metrics;
 
@@ -50,7 +54,27 @@ impl Error {
     /// Whether the session is lost, not the statement at fault. A read may be sent again.
     fn is_lost_session(&self) -> bool {
         let Error::Postgres(error) = self else { return false };
-        error.is_closed() || error.code().is_none_or(|code| code.code().starts_with("57P"))
+        let broken = std::error::Error::source(error).is_some_and(|source| source.is::<std::io::Error>());
+        // 57P01 to 57P03: the server ends sessions, or does not take any.
+        broken || error.is_closed() || error.code().is_some_and(|code| code.code().starts_with("57P"))
+    }
+}
+
+/// A statement that is run again and again. Each connection knows it by its number once it is prepared there.
+#[derive(Debug)]
+pub struct Sql {
+    id: u64,
+    text: Box<str>,
+}
+
+impl Sql {
+    pub fn new(text: impl Into<Box<str>>) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self { id: NEXT.fetch_add(1, Ordering::Relaxed), text: text.into() }
+    }
+
+    pub fn text(&self) -> &str {
+        &self.text
     }
 }
 
@@ -82,7 +106,7 @@ struct Slot {
 
 struct Session {
     client: Client,
-    prepared: Mutex<HashMap<Box<str>, Statement>>,
+    prepared: Mutex<HashMap<u64, Statement>>,
     in_flight: AtomicUsize,
     last_answer: Mutex<Instant>,
     abandon: Notify,
@@ -117,12 +141,24 @@ impl Connections {
     }
 
     /// The only row, or none.
-    pub async fn row(&self, lane: Lane, sql: &str, params: Params<'_>) -> Result<Option<Row>, Error> {
+    pub async fn row(&self, lane: Lane, sql: &Sql, params: Params<'_>) -> Result<Option<Row>, Error> {
         Ok(self.rows(lane, sql, params).await?.into_iter().next())
     }
 
+    /// Runs a statement that is not worth preparing; its one parameter is a text or a list of texts.
+    pub async fn probe(&self, sql: &str, param: &(dyn ToSql + Sync), pg_type: Type) -> Result<(), Error> {
+        let session = self.choose(Lane::Point)?;
+        let _in_flight = InFlight::new(&session.in_flight);
+        let params = [(param, pg_type)];
+        let run = session.client.query_typed(sql, &params);
+        match tokio::time::timeout(self.answer_within, run).await {
+            Ok(answer) => answer.map(|_| ()).map_err(Error::from),
+            Err(_) => Err(Error::NoAnswer(self.answer_within)),
+        }
+    }
+
     /// Runs a statement; once more on another connection if its session is lost, for it only reads.
-    pub async fn rows(&self, lane: Lane, sql: &str, params: Params<'_>) -> Result<Vec<Row>, Error> {
+    pub async fn rows(&self, lane: Lane, sql: &Sql, params: Params<'_>) -> Result<Vec<Row>, Error> {
         match self.choose(lane)?.rows(sql, params, self.answer_within).await {
             Err(error) if error.is_lost_session() => {
                 tracing::debug!(%error, "session lost; reading again");
@@ -246,7 +282,7 @@ fn with_sources(error: &dyn std::error::Error) -> String {
 }
 
 impl Session {
-    async fn rows(&self, sql: &str, params: Params<'_>, within: Duration) -> Result<Vec<Row>, Error> {
+    async fn rows(&self, sql: &Sql, params: Params<'_>, within: Duration) -> Result<Vec<Row>, Error> {
         let _in_flight = InFlight::new(&self.in_flight);
         let run = async {
             let statement = self.statement(sql).await?;
@@ -263,23 +299,23 @@ impl Session {
         *self.last_answer.lock().expect("invariant: not poisoned") = Instant::now();
         if answer.is_err() {
             // Whatever the reason, a statement that fails may be one whose table is no more.
-            self.prepared.lock().expect("invariant: not poisoned").remove(sql);
+            self.prepared.lock().expect("invariant: not poisoned").remove(&sql.id);
         }
         Ok(answer?)
     }
 
-    async fn statement(&self, sql: &str) -> Result<Statement, tokio_postgres::Error> {
-        if let Some(statement) = self.prepared.lock().expect("invariant: not poisoned").get(sql) {
+    async fn statement(&self, sql: &Sql) -> Result<Statement, tokio_postgres::Error> {
+        if let Some(statement) = self.prepared.lock().expect("invariant: not poisoned").get(&sql.id) {
             return Ok(statement.clone());
         }
-        let statement = self.client.prepare(sql).await?;
+        let statement = self.client.prepare(&sql.text).await?;
         metrics::PREPARED.inc();
         let mut prepared = self.prepared.lock().expect("invariant: not poisoned");
         if prepared.len() >= MAX_PREPARED {
             // Shapes come from a few programs; if they do not, starting over is as good as any order of eviction.
             prepared.clear();
         }
-        prepared.insert(sql.into(), statement.clone());
+        prepared.insert(sql.id, statement.clone());
         Ok(statement)
     }
 }

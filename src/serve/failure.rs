@@ -1,11 +1,14 @@
 //! What an error of Postgres means to the person who sent the query.
 
-use tokio_postgres::{error::SqlState, types::ToSql};
+use tokio_postgres::{
+    error::SqlState,
+    types::{ToSql, Type},
+};
 
 use super::{
     ServeState,
-    compile::{Bound, Statement, Value},
-    connections::{Error, Lane},
+    compile::{Slot, Statement, Value},
+    connections::Error,
     grammar::abbreviated,
     problem::{BAD_CURSOR, BAD_OPERATOR, BAD_VALUE, BUSY, INTERNAL, Problem, TIMED_OUT, UNAVAILABLE},
 };
@@ -32,42 +35,42 @@ pub async fn explain(state: &ServeState, error: &Error, statement: &Statement) -
     }
     // Class 22 is "data exception": Postgres does not say which parameter, so each is tried alone.
     if code.code().starts_with("22") {
-        for bound in &statement.binds {
-            if !is_readable(state, bound).await {
-                return Failure::Problem(bad_value(bound));
+        for (slot, value) in statement.template.slots.iter().zip(&statement.values) {
+            if !is_readable(state, slot, value).await {
+                return Failure::Problem(bad_value(slot, value));
             }
         }
     }
     Failure::Problem(problem(error, Some(statement)))
 }
 
-async fn is_readable(state: &ServeState, bound: &Bound) -> bool {
-    let (list, value): (_, &(dyn ToSql + Sync)) = match &bound.value {
-        Value::Text(text) => ("", text),
-        Value::List(values) => ("[]", values),
+async fn is_readable(state: &ServeState, slot: &Slot, value: &Value) -> bool {
+    let (list, value, from): (_, &(dyn ToSql + Sync), _) = match value {
+        Value::Text(text) => ("", text, Type::TEXT),
+        Value::List(values) => ("[]", values, Type::TEXT_ARRAY),
     };
-    let sql = format!("select $1::text{list}::{}{list} is null", bound.pg_type);
-    let tried = state.connections().rows(Lane::Point, &sql, &[value]).await;
+    let sql = format!("select $1::text{list}::{}{list} is null", slot.pg_type);
+    let tried = state.connections().probe(&sql, value, from).await;
     !matches!(tried, Err(error) if error.code().is_some_and(|code| code.code().starts_with("22")))
 }
 
-fn bad_value(bound: &Bound) -> Problem {
-    if bound.is_of_cursor() {
+fn bad_value(slot: &Slot, value: &Value) -> Problem {
+    if slot.is_of_cursor() {
         return Problem::new(&BAD_CURSOR, "parameter `after`: the value is damaged").with("parameter", "after");
     }
-    let got = match &bound.value {
+    let got = match value {
         Value::Text(text) => abbreviated(text),
         Value::List(values) => format!("the list {}", abbreviated(&values.join(","))),
     };
     let detail = format!(
         "parameter `{}`: {got} cannot be read as {}, the type of `{}`",
-        bound.parameter, bound.pg_type, bound.column
+        slot.parameter, slot.pg_type, slot.column
     );
-    let spaced = bound.pg_type.starts_with("time") && got.contains(' ');
+    let spaced = slot.pg_type.starts_with("time") && got.contains(' ');
     let hint = spaced.then_some("a `+` in a URL means a space: write %2B for a time zone's plus, or Z");
     Problem::new(&BAD_VALUE, detail)
-        .with("parameter", bound.parameter.clone())
-        .with("expected", bound.pg_type.clone())
+        .with("parameter", slot.parameter.clone())
+        .with("expected", slot.pg_type.clone())
         .hint(hint)
 }
 
@@ -100,7 +103,7 @@ fn by_code(code: &SqlState, error: &Error, cause: &tokio_postgres::Error, statem
         return Problem::new(&BAD_OPERATOR, message.to_owned());
     }
     if *code == SqlState::QUERY_CANCELED {
-        return Problem::new(&TIMED_OUT, TIMED_OUT.action);
+        return Problem::new(&TIMED_OUT, TIMED_OUT.remedy);
     }
     if *code == SqlState::UNDEFINED_TABLE {
         let detail =
@@ -112,7 +115,7 @@ fn by_code(code: &SqlState, error: &Error, cause: &tokio_postgres::Error, statem
         tracing::warn!(code = code.code(), error = message, "read refused by postgres");
         return Problem::new(&UNAVAILABLE, "the database refuses reads at the moment").retry_after(1);
     }
-    let sql = statement.map(|statement| statement.sql.as_str());
+    let sql = statement.map(|statement| statement.template.sql.text());
     tracing::error!(code = code.code(), %error, message, sql, "read failed");
     Problem::new(&INTERNAL, format!("postgres answered with error {}", code.code()))
 }

@@ -5,7 +5,7 @@ use axum::http::{HeaderMap, header};
 use super::names::{literal, quoted};
 
 /// A form of rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Format {
     /// An array of objects.
     Json,

@@ -1,10 +1,20 @@
-//! How far the data of an answer is: read in the statement that reads the data, from the same snapshot.
+//! How far the data of an answer is, read in the statement that reads the data, from the same snapshot; and how old.
+
+use std::{collections::HashMap, sync::LazyLock};
 
 use axum::http::{HeaderMap, HeaderValue};
+use chrono::{DateTime, Utc};
 use serde::Deserialize;
-use tokio_postgres::Row;
+use tokio_postgres::{Row, types::ToSql};
 
-use super::{header_value, headers};
+use super::{
+    ServeState,
+    catalog::Projection,
+    connections::{Lane, Sql},
+    failure, header_value, headers,
+    problem::Problem,
+    wait::Wanted,
+};
 use crate::domain::Position;
 
 /// Beside the data: which version was live, how far it was, how old that is, and what became of wanted records.
@@ -36,25 +46,61 @@ impl Outcome {
     }
 }
 
+/// What the consumer last saw of the end of a partition. It stays true of its moment, so an old one makes the age that
+/// is computed from it larger, never too small: it need not come from the snapshot of the rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct End {
+    pub offset: i64,
+    pub observed_at: DateTime<Utc>,
+}
+
+/// By `topic/partition`.
+pub type Ends = HashMap<String, End>;
+
+/// Position in its canonical order, and age in seconds.
+///
+/// Age per partition: caught up, it is the time since that was last checked; behind, the time since the last applied
+/// record was written. The oldest partition counts, and one that is unknown makes the whole unknown.
+fn summary(
+    fences: Option<&str>,
+    last: &[Option<DateTime<Utc>>],
+    now: DateTime<Utc>,
+    ends: Option<&Ends>,
+) -> (String, Option<f64>) {
+    let Some(fences) = fences else { return (String::new(), None) };
+    let mut oldest = Some(now);
+    let mut sorted: Vec<(&str, i32, &str)> = Vec::with_capacity(last.len());
+    for (fence, last) in fences.split(',').zip(last) {
+        let (at, next) = fence.rsplit_once('@').unwrap_or((fence, ""));
+        let (topic, partition) = at.rsplit_once('/').unwrap_or((at, ""));
+        sorted.push((topic, partition.parse().unwrap_or_default(), fence));
+        let next: i64 = next.parse().unwrap_or_default();
+        let as_of = match ends.and_then(|ends| ends.get(at)) {
+            None => None,
+            Some(end) if next >= end.offset => Some(end.observed_at),
+            Some(_) => *last,
+        };
+        oldest = oldest.zip(as_of).map(|(oldest, as_of)| oldest.min(as_of));
+    }
+    let age = oldest.and_then(|oldest| (now - oldest).num_microseconds()).map(|micros| micros as f64 / 1e6);
+    if sorted.is_sorted() {
+        return (fences.to_owned(), age);
+    }
+    sorted.sort_unstable();
+    let texts: Vec<&str> = sorted.into_iter().map(|(_, _, text)| text).collect();
+    (texts.join(","), age)
+}
+
 /// Parameters of a statement that come before the query's own: projection, version, and the wanted position.
 pub fn parameters(wanted: bool) -> usize {
     if wanted { 5 } else { 2 }
 }
 
-/// Age per partition: caught up, it is the time since that was last checked; behind, the time since the last applied
-/// record was written. The oldest partition counts, and one unknown makes the whole unknown.
+/// No order and no join: these cost more than the row itself in a read by key, and are as easily done here.
 const FENCES: &str = "\
-    select coalesce(string_agg(f.topic || '/' || f.partition || '@' || f.next_offset, ',' \
-                               order by f.topic collate \"C\", f.partition), '') as position, \
-           case when count(*) = count(case when e.end_offset is null then null \
-                                           when f.next_offset >= e.end_offset then e.observed_at \
-                                           else f.last_timestamp end) \
-                then extract(epoch from now() - min(case when f.next_offset >= e.end_offset then e.observed_at \
-                                                         else f.last_timestamp end))::float8 end as age \
-      from millpond.fences f \
-      left join millpond.ends e on e.projection = f.projection and e.version = f.version \
-                               and e.topic = f.topic and e.partition = f.partition \
-     where f.projection = $1 and f.version = $2";
+    select string_agg(f.topic || '/' || f.partition || '@' || f.next_offset, ',') as position, \
+           array_agg(f.last_timestamp) as last \
+      from millpond.fences f where f.projection = $1 and f.version = $2";
 
 /// The record just below each wanted offset, if it was set aside or refused.
 fn outcomes(table: &str, code: &str) -> String {
@@ -78,24 +124,53 @@ pub fn statement(wanted: bool, rows: Option<&str>) -> String {
         None => ("", String::new()),
     };
     format!(
-        "select p.live_version, h.position, h.age, ({dead})::text as dead, ({refused})::text as refused{columns} \
+        "select p.live_version, h.position, h.last, now(), ({dead})::text as dead, ({refused})::text as refused{columns} \
          from millpond.projections p cross join ({FENCES}) h{join} where p.projection = $1"
     )
 }
 
+/// The parameters of `statement` that come before the query's own.
+pub fn params<'p>(projection: &'p Projection, wanted: Option<&'p Wanted>) -> Vec<&'p (dyn ToSql + Sync)> {
+    let mut params: Vec<&(dyn ToSql + Sync)> = vec![&projection.shared_name, &projection.version];
+    if let Some(wanted) = wanted {
+        params.extend([&wanted.topics as &(dyn ToSql + Sync), &wanted.partitions, &wanted.offsets]);
+    }
+    params
+}
+
+/// The head alone; `None` when the projection is gone.
+pub async fn read(
+    state: &ServeState,
+    projection: &Projection,
+    wanted: Option<&Wanted>,
+) -> Result<Option<Head>, Problem> {
+    static ALONE: LazyLock<[Sql; 2]> = LazyLock::new(|| [false, true].map(|wanted| Sql::new(statement(wanted, None))));
+    let sql = &ALONE[usize::from(wanted.is_some())];
+    let row = state.connections().row(Lane::Point, sql, &params(projection, wanted)).await;
+    let row = row.map_err(|error| failure::problem(&error, None))?;
+    let ends = state.ends(projection);
+    let head = row.map(|row| Head::from_row(&row, ends.as_deref())).transpose();
+    head.map_err(|error| failure::problem(&error.into(), None))
+}
+
 impl Head {
-    /// From a row of `statement`; none at all means that the projection is gone.
-    pub fn from_row(row: &Row) -> Result<Head, tokio_postgres::Error> {
+    /// Columns of `statement` before those of its rows.
+    pub const COLUMNS: usize = 6;
+
+    /// From a row of `statement`; `ends` are those of the version that it was written for.
+    pub fn from_row(row: &Row, ends: Option<&Ends>) -> Result<Head, tokio_postgres::Error> {
         let outcomes = |text: Option<&str>| -> Vec<Outcome> {
             text.map(|json| serde_json::from_str(json).expect("invariant: json_agg of these objects parses"))
                 .unwrap_or_default()
         };
+        let last: Option<Vec<Option<DateTime<Utc>>>> = row.try_get(2)?;
+        let (position, age) = summary(row.try_get(1)?, last.as_deref().unwrap_or_default(), row.try_get(3)?, ends);
         Ok(Head {
             live_version: row.try_get(0)?,
-            position: row.try_get(1)?,
-            age: row.try_get(2)?,
-            dead_letters: outcomes(row.try_get(3)?),
-            refusals: outcomes(row.try_get(4)?),
+            position,
+            age,
+            dead_letters: outcomes(row.try_get(4)?),
+            refusals: outcomes(row.try_get(5)?),
         })
     }
 
@@ -117,5 +192,31 @@ impl Head {
             to.insert(headers::OUTCOME, HeaderValue::from_static("refused"));
             to.insert(headers::OUTCOME_REASON, header_value(&refusal.summary()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+
+    use super::*;
+
+    #[test]
+    fn position_is_canonical_and_the_oldest_partition_counts() {
+        let now = DateTime::<Utc>::UNIX_EPOCH + TimeDelta::days(20_000);
+        let ago = |seconds| Some(now - TimeDelta::seconds(seconds));
+        let end = |offset, seconds| End { offset, observed_at: now - TimeDelta::seconds(seconds) };
+        let mut ends = Ends::from([("a/10".to_owned(), end(7, 1)), ("a/9".to_owned(), end(5, 2))]);
+        let fences = Some("a/10@7,a/9@5");
+        let told = |ends: &Ends, last: &[_]| summary(fences, last, now, Some(ends));
+        assert_eq!(told(&ends, &[ago(100), ago(50)]), ("a/9@5,a/10@7".to_owned(), Some(2.0)));
+        ends.insert("a/10".to_owned(), end(8, 1));
+        assert_eq!(told(&ends, &[ago(100), ago(50)]).1, Some(100.0));
+        assert_eq!(told(&ends, &[None, ago(50)]).1, None, "behind, and nothing applied yet");
+        ends.remove("a/9");
+        assert_eq!(told(&ends, &[ago(100), ago(50)]).1, None, "end not seen yet");
+        assert_eq!(summary(None, &[], now, None), (String::new(), None));
+        let position = told(&ends, &[None, None]).0;
+        assert_eq!(position.parse::<Position>().unwrap().to_string(), position);
     }
 }

@@ -1,6 +1,6 @@
 //! What there is to read, with a line to try for each: for programs as JSON, for people as text or a page.
 
-use std::{collections::HashMap, fmt::Write, sync::Arc};
+use std::{collections::HashMap, fmt::Write, sync::LazyLock};
 
 use axum::{
     http::{HeaderMap, Uri, header},
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::{
     ServeState,
     catalog::{Projection, Table},
-    connections::Lane,
+    connections::{Lane, Sql},
     failure,
     format::negotiate,
     freshness::{self, Head},
@@ -20,9 +20,13 @@ use super::{
 };
 
 /// What the planner knows of the sizes; -1 before a table was first analysed.
-const ESTIMATES: &str = "\
+static ESTIMATES: LazyLock<Sql> = LazyLock::new(|| {
+    Sql::new(
+        "\
     select w.relation, c.reltuples::float8 from unnest($1::text[]) as w(relation) \
-      join pg_class c on c.oid = to_regclass(w.relation)";
+      join pg_class c on c.oid = to_regclass(w.relation)",
+    )
+});
 
 /// Where this server is, as the client sees it: the beginning of the links it is shown.
 pub struct Base(String);
@@ -42,19 +46,13 @@ impl Base {
 
 /// Every table, or those of one consumer.
 pub async fn views(state: &ServeState, base: &Base, consumer: Option<&str>) -> Result<Value, Problem> {
-    let snapshot = match consumer {
-        None => state.snapshot().await?,
-        Some(name) => {
-            let _ = state.find(name).await?;
-            state.snapshot().await?
-        }
-    };
+    let snapshot = state.snapshot().await?;
     let chosen = || snapshot.projections.values().filter(|p| consumer.is_none_or(|name| *p.name == *name));
     let relations: Vec<&str> = chosen().flat_map(|p| p.tables.iter().map(|t| t.relation.as_str())).collect();
     let estimates = estimates(state, &relations).await?;
     let mut views = Vec::new();
     for projection in chosen() {
-        let head = head(state, projection).await?;
+        let head = freshness::read(state, projection, None).await?;
         for table in &projection.tables {
             views.push(view(projection, table, base, head.as_ref(), estimates.get(&table.relation).copied()));
         }
@@ -64,16 +62,9 @@ pub async fn views(state: &ServeState, base: &Base, consumer: Option<&str>) -> R
 }
 
 async fn estimates(state: &ServeState, relations: &[&str]) -> Result<HashMap<String, f64>, Problem> {
-    let rows = state.connections().rows(Lane::Point, ESTIMATES, &[&relations]).await;
+    let rows = state.connections().rows(Lane::Point, &ESTIMATES, &[&relations]).await;
     let rows = rows.map_err(|error| failure::problem(&error, None))?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
-}
-
-async fn head(state: &ServeState, projection: &Arc<Projection>) -> Result<Option<Head>, Problem> {
-    let sql = freshness::statement(false, None);
-    let row = state.connections().row(Lane::Point, &sql, &[&projection.shared_name, &projection.version]).await;
-    let row = row.map_err(|error| failure::problem(&error, None))?;
-    row.map(|row| Head::from_row(&row)).transpose().map_err(|error| failure::problem(&error.into(), None))
 }
 
 fn view(projection: &Projection, table: &Table, base: &Base, head: Option<&Head>, rows: Option<f64>) -> Value {

@@ -23,13 +23,14 @@ mod read;
 mod routes;
 mod wait;
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use axum::http::HeaderValue;
 use tokio::task::JoinSet;
 
 use catalog::{Catalog, Projection, Snapshot};
 use connections::Connections;
+use freshness::Ends;
 use problem::{NOT_LIVE, Problem, UNKNOWN_VIEW};
 pub use routes::router;
 use wait::Waits;
@@ -54,8 +55,11 @@ pub mod headers {
     pub const VARY_ON: &str = "Accept, Prefer, Millpond-Min-Position, Authorization";
 }
 
+/// How often the ends of partitions are read; so much may an age be too large.
+const ENDS_INTERVAL: Duration = Duration::from_millis(250);
+
 /// Settings of the role.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Options {
     /// `postgres://user@host:port/database`; an account that may read the schemas of projections and `millpond`.
     pub database_url: String,
@@ -93,6 +97,18 @@ impl Default for Options {
             catalog_interval: Duration::from_secs(1),
             base_url: None,
         }
+    }
+}
+
+impl fmt::Debug for Options {
+    /// Without the address: it may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("connections", &self.connections)
+            .field("statement_timeout", &self.statement_timeout)
+            .field("max_wait", &self.max_wait)
+            .field("max_limit", &self.max_limit)
+            .finish_non_exhaustive()
     }
 }
 
@@ -144,6 +160,7 @@ impl ServeState {
         let connections = Connections::start(&config, options.connections, options.statement_timeout, &mut tasks);
         let catalog = Arc::new(Catalog::new(connections.clone()));
         tasks.spawn(keep_fresh(catalog.clone(), options.catalog_interval));
+        tasks.spawn(keep_ends(catalog.clone()));
         let waits = Waits::new(connections.clone(), options.max_waiting);
         Ok(ServeState(Arc::new(Shared { options, connections, catalog, waits, _tasks: tasks })))
     }
@@ -166,6 +183,11 @@ impl ServeState {
 
     fn connections(&self) -> &Connections {
         &self.0.connections
+    }
+
+    /// The ends of the version's partitions, as last seen; `None` before they were.
+    fn ends(&self, projection: &Projection) -> Option<Arc<Ends>> {
+        self.0.catalog.ends(projection)
     }
 
     fn waits(&self) -> &Waits {
@@ -238,6 +260,14 @@ async fn keep_fresh(catalog: Arc<Catalog>, interval: Duration) {
         // Until the first load nobody can read, so it is tried more often.
         let early = Duration::from_millis(50).min(interval);
         tokio::time::sleep(if catalog.current().is_some() { interval } else { early }).await;
+    }
+}
+
+async fn keep_ends(catalog: Arc<Catalog>) {
+    loop {
+        // A failure is the database's, and told by `keep_fresh`; the ages grow until it is over.
+        let _ = catalog.refresh_ends().await;
+        tokio::time::sleep(ENDS_INTERVAL).await;
     }
 }
 

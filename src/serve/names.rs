@@ -14,7 +14,10 @@ pub fn literal(text: &str) -> String {
 /// Whether a type, as `format_type` prints it, may be written into SQL.
 pub fn is_type(pg_type: &str) -> bool {
     let legal = |c: char| c.is_alphanumeric() || matches!(c, '_' | ' ' | ',' | '(' | ')' | '[' | ']' | '.' | '"');
-    !pg_type.is_empty() && pg_type.len() <= 200 && pg_type.chars().all(legal) && pg_type.matches('"').count() % 2 == 0
+    !pg_type.is_empty()
+        && pg_type.len() <= 200
+        && pg_type.chars().all(legal)
+        && pg_type.matches('"').count().is_multiple_of(2)
 }
 
 /// The type that a filter's value is read as: without length or precision, for a cast to `varchar(3)` or

@@ -1,18 +1,22 @@
 //! What became of the records below a position, projection by projection.
 
+use std::sync::LazyLock;
+
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio_postgres::Row;
 
 use super::{
     ServeState,
-    connections::{self, Lane},
+    connections::{self, Lane, Sql},
     failure,
     problem::{Problem, UNREAD_TOPIC},
     wait::{self, Wanted},
 };
 
-const LOOK_UP: &str = "\
+static LOOK_UP: LazyLock<Sql> = LazyLock::new(|| {
+    Sql::new(
+        "\
     select p.projection, w.topic, w.partition, w.next_offset, f.next_offset, \
            f.state = 'halted', f.halt_code, f.halt_reason, \
            l.reason_class, left(l.reason, 2000), r.code, left(r.reason, 2000), p.paused \
@@ -25,7 +29,9 @@ const LOOK_UP: &str = "\
                                  and l.topic = w.topic and l.partition = w.partition and l.\"offset\" = w.next_offset - 1 \
       left join millpond.refusals r on r.projection = v.projection and r.version = v.version \
                                  and r.topic = w.topic and r.partition = w.partition and r.\"offset\" = w.next_offset - 1 \
-     order by p.projection, w.topic, w.partition";
+     order by p.projection, w.topic, w.partition",
+    )
+});
 
 /// Ordered from best to worst: the worst of its entries is that of the whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -82,7 +88,7 @@ pub fn show_command(consumer: &str, topic: &str, partition: i32, offset: i64) ->
 /// Looks a position up in every live projection that reads its topics.
 pub async fn look_up(state: &ServeState, wanted: &Wanted) -> Result<Vec<Entry>, connections::Error> {
     let rows =
-        state.connections().rows(Lane::Point, LOOK_UP, &[&wanted.topics, &wanted.partitions, &wanted.offsets]).await?;
+        state.connections().rows(Lane::Point, &LOOK_UP, &[&wanted.topics, &wanted.partitions, &wanted.offsets]).await?;
     let entries: Result<Vec<Entry>, tokio_postgres::Error> = rows.iter().map(entry).collect();
     Ok(entries?)
 }

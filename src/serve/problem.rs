@@ -15,13 +15,13 @@ pub struct Kind {
     pub status: u16,
     pub title: &'static str,
     pub meaning: &'static str,
-    pub action: &'static str,
+    pub remedy: &'static str,
 }
 
 macro_rules! kinds {
-    ($($name:ident = $code:literal, $status:literal, $title:literal, $meaning:literal, $action:literal;)*) => {
+    ($($name:ident = $code:literal, $status:literal, $title:literal, $meaning:literal, $remedy:literal;)*) => {
         $(pub const $name: Kind =
-            Kind { code: $code, status: $status, title: $title, meaning: $meaning, action: $action };)*
+            Kind { code: $code, status: $status, title: $title, meaning: $meaning, remedy: $remedy };)*
         /// Every problem of this module, in the order of codes.
         pub const CATALOGUE: &[&Kind] = &[$(&$name),*];
     };
@@ -93,13 +93,13 @@ pub struct Problem {
     pub kind: &'static Kind,
     pub detail: String,
     /// Members beside the standard ones: `errors`, `outcomes`, `hint`.
-    pub extra: Map<String, Value>,
-    pub headers: HeaderMap,
+    pub extra: Box<Map<String, Value>>,
+    pub headers: Box<HeaderMap>,
 }
 
 impl Problem {
     pub fn new(kind: &'static Kind, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into(), extra: Map::new(), headers: HeaderMap::new() }
+        Self { kind, detail: detail.into(), extra: Box::default(), headers: Box::default() }
     }
 
     pub fn with(mut self, member: &str, value: impl Into<Value>) -> Self {
@@ -132,11 +132,11 @@ impl IntoResponse for Problem {
         body.insert("status".to_owned(), self.kind.status.into());
         body.insert("code".to_owned(), self.kind.code.into());
         body.insert("detail".to_owned(), self.detail.into());
-        body.extend(self.extra);
+        body.extend(*self.extra);
         let status = StatusCode::from_u16(self.kind.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, Value::Object(body).to_string()).into_response();
         let headers = response.headers_mut();
-        headers.extend(self.headers);
+        headers.extend(*self.headers);
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         response

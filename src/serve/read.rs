@@ -62,7 +62,7 @@ impl<'r> Request<'r> {
         headers: &'r HeaderMap,
     ) -> Result<Request<'r>, Problem> {
         let options = state.options();
-        let format = Format::negotiate(headers).ok_or_else(|| Problem::new(&NOT_ACCEPTABLE, NOT_ACCEPTABLE.action))?;
+        let format = Format::negotiate(headers).ok_or_else(|| Problem::new(&NOT_ACCEPTABLE, NOT_ACCEPTABLE.remedy))?;
         let query = grammar::parse(raw_query)?;
         let limit = query.limit.unwrap_or(options.default_limit);
         if limit > options.max_limit {
@@ -115,13 +115,7 @@ impl<'r> Request<'r> {
         let statement = compile::compile(&self.query, view.table, cursor.as_ref(), frame)?;
         if self.headers.contains_key(header::IF_NONE_MATCH) {
             // Position alone, to answer 304 without touching a row. If it does not match, the read reads it again.
-            let sql = freshness::statement(frame.wanted, None);
-            let row = match state.connections().row(Lane::Point, &sql, &self.params(view.projection, &[])).await {
-                Ok(row) => row,
-                Err(error) => return Err(failure::problem(&error, None)),
-            };
-            let head =
-                row.map(|row| Head::from_row(&row)).transpose().map_err(|e| failure::problem(&e.into(), None))?;
+            let head = freshness::read(state, view.projection, self.wanted.as_ref()).await?;
             let head = match self.judge(view, head)? {
                 Judged::Good(head) => head,
                 Judged::Not(tried) => return Ok(tried),
@@ -135,9 +129,9 @@ impl<'r> Request<'r> {
     }
 
     async fn run(&self, state: &ServeState, view: View<'_>, statement: &Statement) -> Result<Tried, Problem> {
-        let lane = if statement.point { Lane::Point } else { Lane::Scan };
-        let params = self.params(view.projection, &statement.binds);
-        let row = match state.connections().row(lane, &statement.sql, &params).await {
+        let lane = if statement.template.point { Lane::Point } else { Lane::Scan };
+        let params = self.params(view.projection, &statement.values);
+        let row = match state.connections().row(lane, &statement.template.sql, &params).await {
             Ok(row) => row,
             Err(error) => {
                 return match failure::explain(state, &error, statement).await {
@@ -147,20 +141,23 @@ impl<'r> Request<'r> {
             }
         };
         let broken = |error: tokio_postgres::Error| failure::problem(&error.into(), None);
-        let head = row.as_ref().map(Head::from_row).transpose().map_err(broken)?;
+        let ends = state.ends(view.projection);
+        let head = row.as_ref().map(|row| Head::from_row(row, ends.as_deref())).transpose().map_err(broken)?;
         let head = match self.judge(view, head)? {
             Judged::Good(head) => head,
             Judged::Not(tried) => return Ok(tried),
         };
         let row = row.expect("invariant: a head was read from this row");
-        let body: Option<&str> = row.try_get(5).map_err(broken)?;
-        let rows = row.try_get::<_, Option<i64>>(6).map_err(broken)?.unwrap_or(0);
+        let body: Option<&str> = row.try_get(Head::COLUMNS).map_err(broken)?;
+        let rows = row.try_get::<_, Option<i64>>(Head::COLUMNS + 1).map_err(broken)?.unwrap_or(0);
         self.check_single(rows, &head)?;
         let tag = self.tag(view, &head);
-        let body = self.format.body(body, &statement.shown);
+        let body = self.format.body(body, &statement.template.shown);
         let mut response = self.respond(StatusCode::OK, &head, &tag, Body::from(body));
-        let more = rows > i64::from(statement.limit) && statement.limit > 0 && self.format != Format::JsonObject;
-        if more && let Some(values) = row.try_get::<_, Option<Vec<Option<String>>>>(7).map_err(broken)? {
+        let more = rows > i64::from(self.page_limit()) && self.limit > 0 && self.format != Format::JsonObject;
+        if more
+            && let Some(values) = row.try_get::<_, Option<Vec<Option<String>>>>(Head::COLUMNS + 2).map_err(broken)?
+        {
             let cursor = Cursor { version: view.projection.version, shape: self.shape(view)?, values };
             response.headers_mut().insert(header::LINK, self.next_link(state, &cursor.encode()));
         }
@@ -218,7 +215,7 @@ impl<'r> Request<'r> {
             Ok(cursor) => Ok(Some(cursor)),
             Err(error) => {
                 let kind = if matches!(error, CursorError::OtherVersion(_)) { &CURSOR_GONE } else { &BAD_CURSOR };
-                let detail = format!("parameter `after`: {error}; {}", kind.action);
+                let detail = format!("parameter `after`: {error}; {}", kind.remedy);
                 Err(Problem::new(kind, detail).with("parameter", "after"))
             }
         }
@@ -231,12 +228,9 @@ impl<'r> Request<'r> {
         Ok(digest(&[&view.projection.name, &view.table.info.name, &order, &filters]))
     }
 
-    fn params<'p>(&'p self, projection: &'p Projection, binds: &'p [compile::Bound]) -> Vec<&'p (dyn ToSql + Sync)> {
-        let mut params: Vec<&(dyn ToSql + Sync)> = vec![&projection.shared_name, &projection.version];
-        if let Some(wanted) = &self.wanted {
-            params.extend([&wanted.topics as &(dyn ToSql + Sync), &wanted.partitions, &wanted.offsets]);
-        }
-        params.extend(binds.iter().map(|bound| match &bound.value {
+    fn params<'p>(&'p self, projection: &'p Projection, values: &'p [Value]) -> Vec<&'p (dyn ToSql + Sync)> {
+        let mut params = freshness::params(projection, self.wanted.as_ref());
+        params.extend(values.iter().map(|value| match value {
             Value::Text(text) => text as &(dyn ToSql + Sync),
             Value::List(list) => list,
         }));
@@ -320,7 +314,9 @@ async fn not_reached(state: &ServeState, projection: &Arc<Projection>, wanted: &
         .with("position", head.position.clone())
         .with("wanted", wanted.position.to_string())
         .with("outcomes", serde_json::to_value(&here).unwrap_or_default())
-        .hint(Some("ask again with a longer `Prefer: wait=SECONDS`, or read without Millpond-Min-Position to see the table as it is"));
+        .hint(Some(
+            "ask again with a longer `Prefer: wait=SECONDS`, or without Millpond-Min-Position for the table as it is",
+        ));
     head.write_headers(&mut problem.headers);
     problem
 }

@@ -50,10 +50,11 @@ async fn consumer(
     headers: HeaderMap,
 ) -> Response {
     match state.find(&consumer).await {
-        Ok(projection) if projection.tables.len() != 1 => {
-            json(listing::views(&state, &Base::of(&state, &uri, &headers), Some(&consumer)).await)
+        Ok(projection) if projection.tables.len() == 1 => {
+            rows(&state, &consumer, None, uri.path(), query, &headers).await
         }
-        _ => rows(&state, &consumer, None, uri.path(), query, &headers).await,
+        Ok(_) => json(listing::views(&state, &Base::of(&state, &uri, &headers), Some(&consumer)).await),
+        Err(problem) => counted(&state, &consumer, Err(problem)),
     }
 }
 
@@ -80,6 +81,10 @@ async fn rows(
         Ok(request) => request.answer(state, consumer, table).await,
         Err(problem) => Err(problem),
     };
+    counted(state, consumer, answered)
+}
+
+fn counted(state: &ServeState, consumer: &str, answered: Result<Response, Problem>) -> Response {
     let (outcome, response) = match answered {
         Ok(response) if response.status().is_success() => ("rows", response),
         Ok(response) => ("not_modified", response),

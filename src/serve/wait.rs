@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{Arc, LazyLock, Mutex},
     time::{Duration, Instant},
 };
 
@@ -13,7 +13,7 @@ use axum::http::HeaderMap;
 use tokio::sync::{Semaphore, watch};
 
 use super::{
-    connections::{Connections, Lane},
+    connections::{Connections, Lane, Sql},
     headers,
     problem::{BAD_POSITION, BUSY, Problem},
 };
@@ -28,10 +28,14 @@ const POLL_INTERVAL_AFTER_ERROR: Duration = Duration::from_millis(200);
 /// Partitions that one position may name.
 const MAX_ENTRIES: usize = 1000;
 
-const FENCES: &str = "\
+static FENCES: LazyLock<Sql> = LazyLock::new(|| {
+    Sql::new(
+        "\
     select f.topic, f.partition, f.next_offset from millpond.fences f \
       join millpond.projections p on p.projection = f.projection and p.live_version = f.version \
-     where f.projection = $1";
+     where f.projection = $1",
+    )
+});
 
 /// What a request says about the position it needs.
 #[derive(Debug, Clone)]
@@ -156,7 +160,7 @@ impl Drop for Told {
 /// Ends when nobody listens; looked at under the lock under which listeners come, so none is left behind.
 async fn watch_fences(connections: Arc<Connections>, channels: Arc<Channels>, projection: Arc<str>) {
     loop {
-        let read = connections.rows(Lane::Point, FENCES, &[&&*projection]).await.map(|rows| {
+        let read = connections.rows(Lane::Point, &FENCES, &[&&*projection]).await.map(|rows| {
             let mut position = Position::new();
             for row in rows {
                 position.advance(TopicPartition::new(row.get::<_, &str>(0), row.get(1)), row.get(2));

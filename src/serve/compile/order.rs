@@ -1,6 +1,6 @@
 //! The order of rows, and where the page after a cursor begins.
 
-use super::{Bound, Compiler, Cursor, Problem, Query, Table, Value, column};
+use super::{Compiler, Cursor, Problem, Query, Slot, Table, column};
 use crate::{
     domain::ColumnInfo,
     serve::{names::quoted, problem::BAD_CURSOR},
@@ -90,7 +90,7 @@ impl Compiler<'_> {
         }
         let mut values = Vec::with_capacity(terms.len());
         for (term, value) in terms.iter().zip(&cursor.values) {
-            values.push(value.as_ref().map(|value| self.bind(Value::Text(value.clone()), term.column, "after")));
+            values.push(value.as_ref().map(|_| self.slot(term.column, "after", "")));
         }
         let uniform = terms.iter().all(|term| !term.nullable && term.descending == terms[0].descending);
         if uniform {
@@ -120,8 +120,8 @@ impl Compiler<'_> {
     }
 }
 
-/// Kept beside `Bound` so that a reader of a cursor's fault sees `after`, not a column.
-impl Bound {
+impl Slot {
+    /// A reader of a cursor's fault is shown `after`, not a column.
     pub fn is_of_cursor(&self) -> bool {
         self.parameter == "after"
     }

@@ -25,7 +25,7 @@ pub const MAX_COLUMNS: usize = 200;
 const RESERVED: [&str; 9] = ["select", "order", "limit", "offset", "after", "and", "or", "not.and", "not.or"];
 
 /// One parsed query string.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Query {
     /// Columns asked for, in order; empty means all.
     pub select: Vec<Selected>,
@@ -38,7 +38,7 @@ pub struct Query {
 }
 
 /// One item of `select`: `column`, `alias:column`, `column::text`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Selected {
     pub column: String,
     pub alias: Option<String>,
@@ -54,7 +54,7 @@ impl Selected {
 }
 
 /// One item of `order`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Ordered {
     pub column: String,
     pub descending: bool,
@@ -63,13 +63,13 @@ pub struct Ordered {
 }
 
 /// A filter and the parameter it was written in, for messages.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Param {
     pub name: String,
     pub filter: Filter,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Filter {
     All(Vec<Filter>),
     Any(Vec<Filter>),
@@ -78,7 +78,7 @@ pub enum Filter {
 }
 
 /// What a column is held against. Values are the client's text, unchanged.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Test {
     Compare(Comparison, String),
     In(Vec<String>),
@@ -90,7 +90,7 @@ pub enum Test {
     Is(Known),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Comparison {
     Eq,
     Neq,
@@ -101,13 +101,40 @@ pub enum Comparison {
 }
 
 /// Right-hand side of `is.`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Known {
     Null,
     NotNull,
     True,
     False,
     Unknown,
+}
+
+impl Query {
+    /// The same query with its values left out: two of one shape are one statement.
+    pub fn shape(&self) -> Query {
+        let mut shape = self.clone();
+        shape.after = shape.after.map(|_| String::new());
+        shape.filters.iter_mut().for_each(|param| {
+            param.filter.each_test(&mut |test| match test {
+                Test::Compare(_, value) | Test::Like { pattern: value, .. } => *value = String::new(),
+                Test::In(values) => *values = Vec::new(),
+                Test::Is(_) => {}
+            })
+        });
+        shape
+    }
+}
+
+impl Filter {
+    /// Visits the tests in the order in which they are written.
+    fn each_test(&mut self, visit: &mut impl FnMut(&mut Test)) {
+        match self {
+            Filter::All(items) | Filter::Any(items) => items.iter_mut().for_each(|item| item.each_test(visit)),
+            Filter::Not(inner) => inner.each_test(visit),
+            Filter::Is { test, .. } => visit(test),
+        }
+    }
 }
 
 impl Comparison {

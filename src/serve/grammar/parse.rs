@@ -238,7 +238,15 @@ fn operator(text: &mut Scanner<'_>, grouped: bool) -> Result<Test, SyntaxError> 
                 None => Err(text.fault_at(at, "null, not_null, true, false or unknown")),
             }
         }
-        _ => Ok(Test::Like { pattern: text.value(grouped)?, ignore_case: word == "ilike" }),
+        _ => {
+            let at = text.at;
+            let pattern = text.value(grouped)?;
+            // Postgres refuses it too, but only once a row gets that far.
+            if pattern.bytes().rev().take_while(|b| *b == b'\\').count() % 2 == 1 {
+                return Err(text.fault_at(at, "a pattern that does not end in an escaping backslash"));
+            }
+            Ok(Test::Like { pattern, ignore_case: word == "ilike" })
+        }
     }
 }
 

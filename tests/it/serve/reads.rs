@@ -265,6 +265,30 @@ async fn a_slow_query_is_stopped_and_says_so() {
 }
 
 #[tokio::test]
+async fn a_read_by_key_does_not_stand_behind_a_scan() {
+    let served = three_flights().await;
+    let view = "create view slow as select flight_id, pg_sleep(3)::text as delay from flights";
+    served.version("slow", 1, &format!("set search_path = p_flights_v1; {view} limit 1")).await;
+    served
+        .sql(
+            r#"update millpond.versions set schema_name = 'p_flights_v1', tables = '[{"name": "slow", "key": ["flight_id"],
+               "columns": [{"name": "flight_id", "type": "text", "nullable": false}]}]' where projection = 'slow'"#,
+        )
+        .await;
+    served.live("slow", 1).await;
+    let by_key = async {
+        for _ in 0..50 {
+            assert_eq!(ids(&served, "flight_id=eq.a1").await, ["a1"]);
+        }
+    };
+    tokio::select! {
+        biased;
+        scan = served.get("/v1/views/slow?order=flight_id.desc") => panic!("the scan came first: {scan:?}"),
+        () = by_key => {}
+    }
+}
+
+#[tokio::test]
 async fn sessions_cannot_write_and_come_back_when_they_are_ended() {
     let served = three_flights().await;
     let others = "from pg_stat_activity where application_name = 'millpond serve' and datname = current_database()";

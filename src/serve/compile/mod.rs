@@ -5,22 +5,27 @@
 
 mod order;
 
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
+
 use super::{
     catalog::Table,
+    connections::Sql,
     cursor::Cursor,
     format::Format,
     freshness,
     grammar::{Filter, Query, Test, abbreviated, nearest},
     names::{literal, quoted, value_type},
-    problem::{BAD_OPERATOR, BAD_QUERY, Problem, UNKNOWN_COLUMN},
+    problem::{BAD_OPERATOR, Problem, UNKNOWN_COLUMN},
 };
 use crate::domain::ColumnInfo;
 pub use order::{Term, terms};
 
-/// A value of the query, and what to say when Postgres cannot read it.
+/// Where a value of the query stands, and what to say when Postgres cannot read it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Bound {
-    pub value: Value,
+pub struct Slot {
     pub parameter: String,
     pub column: String,
     /// What the value is read as.
@@ -33,20 +38,26 @@ pub enum Value {
     List(Vec<String>),
 }
 
-/// One statement that answers position, age and rows from one snapshot.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Statement {
-    pub sql: String,
-    pub binds: Vec<Bound>,
+/// One statement that answers position, age and rows from one snapshot, for all queries of a shape.
+#[derive(Debug)]
+pub struct Template {
+    pub sql: Sql,
+    pub slots: Vec<Slot>,
     /// The whole key is given: at most one row, found by the primary key's index.
     pub point: bool,
-    pub limit: u32,
     /// (expression, name shown) in order.
     pub shown: Vec<(String, String)>,
 }
 
+/// A template and the values for its slots.
+#[derive(Debug)]
+pub struct Statement {
+    pub template: Arc<Template>,
+    pub values: Vec<Value>,
+}
+
 /// What surrounds the query.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Frame {
     pub format: Format,
     /// Rows of a page, already within the cap.
@@ -55,9 +66,56 @@ pub struct Frame {
     pub wanted: bool,
 }
 
+/// Templates of one table by everything that decides their text: the shape of the query, its frame, and where a cursor
+/// holds nulls.
+pub type Templates = Mutex<HashMap<(Query, Frame, Vec<bool>), Arc<Template>>>;
+
+/// Shapes come from a few programs; if they do not, starting over is as good as any order of eviction.
+const MAX_TEMPLATES: usize = 256;
+
 /// Compiles; `cursor` is the decoded `after`, checked against this query.
 pub fn compile(query: &Query, table: &Table, cursor: Option<&Cursor>, frame: Frame) -> Result<Statement, Problem> {
-    let mut compiler = Compiler { table, binds: Vec::new(), first: freshness::parameters(frame.wanted) + 1 };
+    let nulls = cursor.iter().flat_map(|cursor| &cursor.values).map(Option::is_none).collect();
+    let key = (query.shape(), frame, nulls);
+    let values = values(query, cursor);
+    if let Some(template) = table.templates.lock().expect("invariant: not poisoned").get(&key) {
+        return Ok(Statement { template: template.clone(), values });
+    }
+    let template = Arc::new(template(query, table, cursor, frame)?);
+    let mut templates = table.templates.lock().expect("invariant: not poisoned");
+    if templates.len() >= MAX_TEMPLATES {
+        templates.clear();
+    }
+    templates.insert(key, template.clone());
+    Ok(Statement { template, values })
+}
+
+/// The values in the order in which `Compiler` numbers their slots.
+fn values(query: &Query, cursor: Option<&Cursor>) -> Vec<Value> {
+    let mut values = Vec::new();
+    for param in &query.filters {
+        collect(&param.filter, &mut values);
+    }
+    let cursor = cursor.iter().flat_map(|cursor| &cursor.values).flatten();
+    values.extend(cursor.map(|value| Value::Text(value.clone())));
+    values
+}
+
+fn collect(filter: &Filter, values: &mut Vec<Value>) {
+    match filter {
+        Filter::All(items) | Filter::Any(items) => items.iter().for_each(|item| collect(item, values)),
+        Filter::Not(inner) => collect(inner, values),
+        Filter::Is { test, .. } => match test {
+            Test::Compare(_, value) => values.push(Value::Text(value.clone())),
+            Test::In(list) => values.push(Value::List(list.clone())),
+            Test::Like { pattern, .. } => values.push(Value::Text(pattern.replace('*', "%"))),
+            Test::Is(_) => {}
+        },
+    }
+}
+
+fn template(query: &Query, table: &Table, cursor: Option<&Cursor>, frame: Frame) -> Result<Template, Problem> {
+    let mut compiler = Compiler { table, slots: Vec::new(), first: freshness::parameters(frame.wanted) + 1 };
     let shown = compiler.shown(query)?;
     let terms = terms(query, table)?;
     let mut conditions = Vec::new();
@@ -75,8 +133,8 @@ pub fn compile(query: &Query, table: &Table, cursor: Option<&Cursor>, frame: Fra
     } else {
         page_sql(&row, &shown, &terms, table, &filter, frame)
     };
-    let sql = freshness::statement(frame.wanted, Some(&rows));
-    Ok(Statement { sql, binds: compiler.binds, point, limit: frame.limit, shown })
+    let sql = Sql::new(freshness::statement(frame.wanted, Some(&rows)));
+    Ok(Template { sql, slots: compiler.slots, point, shown })
 }
 
 /// One row more than asked is fetched, to know whether there is a next page; it is never printed.
@@ -143,7 +201,7 @@ pub fn column<'t>(table: &'t Table, name: &str, parameter: &str) -> Result<&'t C
 
 struct Compiler<'t> {
     table: &'t Table,
-    binds: Vec<Bound>,
+    slots: Vec<Slot>,
     /// Number of the first parameter that is the query's own.
     first: usize,
 }
@@ -185,30 +243,20 @@ impl Compiler<'_> {
         let sql = format!("t.{}", quoted(&column.name));
         let pg_type = value_type(&column.pg_type);
         match test {
-            Test::Compare(comparison, value) => {
-                let value = self.bind(Value::Text(value.clone()), column, parameter);
-                Ok(format!("{sql} {} {value}", comparison.sql()))
+            Test::Compare(comparison, _) => {
+                Ok(format!("{sql} {} {}", comparison.sql(), self.slot(column, parameter, "")))
             }
             Test::In(_) if pg_type.ends_with(']') => {
                 Err(misfit(column, parameter, "in", "a type that is not an array"))
             }
-            Test::In(values) => {
-                let values = self.bind(Value::List(values.clone()), column, parameter);
-                Ok(format!("{sql} = any({values})"))
-            }
-            Test::Like { pattern, ignore_case } => {
+            Test::In(_) => Ok(format!("{sql} = any({})", self.slot(column, parameter, "[]"))),
+            Test::Like { ignore_case, .. } => {
                 let operator = if *ignore_case { "ilike" } else { "like" };
                 if !matches!(pg_type.as_str(), "text" | "character varying" | "bpchar" | "citext" | "name") {
                     return Err(misfit(column, parameter, operator, "text"));
                 }
-                if dangling_escape(pattern) {
-                    let detail =
-                        format!("parameter `{parameter}`: the pattern ends in a backslash, which escapes nothing");
-                    return Err(Problem::new(&BAD_QUERY, detail).with("parameter", parameter));
-                }
-                let pattern = Value::Text(pattern.replace('*', "%"));
-                let bound = self.push(pattern, column, "text".to_owned(), parameter);
-                Ok(format!("{sql} {operator} ${bound}::text"))
+                let number = self.push(column, "text".to_owned(), parameter);
+                Ok(format!("{sql} {operator} ${number}::text"))
             }
             Test::Is(known) => {
                 use super::grammar::Known::{NotNull, Null};
@@ -220,25 +268,18 @@ impl Compiler<'_> {
         }
     }
 
-    /// Binds a value and answers the expression that reads it as the column's type.
-    fn bind(&mut self, value: Value, column: &ColumnInfo, parameter: &str) -> String {
+    /// Makes room for a value, or a list with `[]`, and answers the expression that reads it as the column's type.
+    fn slot(&mut self, column: &ColumnInfo, parameter: &str, list: &str) -> String {
         let pg_type = value_type(&column.pg_type);
-        let list = if matches!(value, Value::List(_)) { "[]" } else { "" };
-        let number = self.push(value, column, pg_type.clone(), parameter);
+        let number = self.push(column, pg_type.clone(), parameter);
         format!("${number}::text{list}::{pg_type}{list}")
     }
 
-    fn push(&mut self, value: Value, column: &ColumnInfo, pg_type: String, parameter: &str) -> usize {
+    fn push(&mut self, column: &ColumnInfo, pg_type: String, parameter: &str) -> usize {
         let (parameter, column) = (parameter.to_owned(), column.name.clone());
-        self.binds.push(Bound { value, parameter, column, pg_type });
-        self.first + self.binds.len() - 1
+        self.slots.push(Slot { parameter, column, pg_type });
+        self.first + self.slots.len() - 1
     }
-}
-
-/// LIKE refuses a pattern that ends in its escape character, but only once a row gets that far.
-fn dangling_escape(pattern: &str) -> bool {
-    let backslashes = pattern.bytes().rev().take_while(|b| *b == b'\\').count();
-    backslashes % 2 == 1
 }
 
 fn misfit(column: &ColumnInfo, parameter: &str, operator: &str, needs: &str) -> Problem {
