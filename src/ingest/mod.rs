@@ -4,14 +4,14 @@
 //! acknowledged every record. Must not import `store` or any client of Postgres, directly or through another module: a slow
 //! database must never slow a write, and this is what makes it so.
 //!
-//! The path of a request: `auth` says who it is, [`contract`] what may be sent, `negotiate` what the head asks for; then
+//! The path of a request: `auth` says who it is, `contract` what may be sent, `negotiate` what the head asks for; then
 //! `strict` or `lenient` reads the `body`, encodes it into one `batch`, hands it to Kafka (`publish`) and makes the `answer`.
 
 mod admission;
 mod answer;
 mod batch;
 mod body;
-pub mod contract;
+mod contract;
 mod event_id;
 mod lenient;
 mod list;
@@ -29,7 +29,7 @@ use std::{
 
 use axum::body::Body;
 
-pub use contract::{Contract, Contracts, TypeSchema};
+pub use contract::{Contract, Contracts};
 pub use routes::router;
 
 use self::{
