@@ -1,24 +1,80 @@
-//! The folders that people write: `producers/` and `consumers/`, read and checked before anything starts.
+//! The folders of an application: what `consumers/` and `producers/` declare, read and checked as written.
+//!
+//! Owns the shape of the files and of the faults found in them. Knows nothing of Postgres, Kafka or Avro: whether the
+//! SQL of a consumer is sound is for `projection` to say.
 
+mod consumer;
+mod document;
+mod files;
 pub mod producer;
 
 use std::{fmt, path::PathBuf};
 
-/// What is wrong in a file that somebody wrote.
+pub use consumer::{
+    BatchLimits, ConsumerSpec, MergeRule, OnError, Order, Source, TableSpec, UnknownType, Writes, name_fault,
+};
+pub use document::{Document, TableReader};
+pub use files::{SourceFile, folder_files};
+
+/// One thing that is wrong in a folder: where, what, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpecFault {
+    /// The file, as the folder was named by the caller: `consumers/punctuality/consumer.toml`.
     pub path: PathBuf,
-    /// Counted from 1.
-    pub line: Option<usize>,
+    /// Line in the file, from 1; none when the file as a whole is meant.
+    pub line: Option<u32>,
+    /// What is wrong and what to do, in one sentence.
     pub message: String,
+}
+
+impl SpecFault {
+    pub fn new(path: impl Into<PathBuf>, line: Option<u32>, message: impl Into<String>) -> Self {
+        Self { path: path.into(), line, message: message.into() }
+    }
 }
 
 impl fmt::Display for SpecFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.path.display())?;
-        if let Some(line) = self.line {
-            write!(f, ":{line}")?;
+        match self.line {
+            Some(line) => write!(f, "{}:{line}: {}", self.path.display(), self.message),
+            None => write!(f, "{}: {}", self.path.display(), self.message),
         }
-        write!(f, ": {}", self.message)
+    }
+}
+
+/// The candidate that is most likely meant by a misspelt word, if one is near enough to be worth a hint.
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(&word.to_lowercase(), &candidate.to_lowercase()), candidate))
+        .filter(|(distance, candidate)| *distance <= 1 + candidate.len().min(word.len()) / 3)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+/// Words in the form `a, b or c`.
+pub fn listing<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
+    let words: Vec<&str> = words.into_iter().collect();
+    match words.split_last() {
+        None => "nothing".to_owned(),
+        Some((only, [])) => (*only).to_owned(),
+        Some((last, rest)) => format!("{} or {last}", rest.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nearest_of_a_slip_is_the_word_meant() {
+        assert_eq!(nearest("topcis", ["topics", "types"]), Some("topics"));
+        assert_eq!(nearest("zzz", ["topics", "types"]), None);
+    }
+
+    #[test]
+    fn listing_of_words_reads_as_a_sentence() {
+        assert_eq!(listing(["a", "b", "c"]), "a, b or c");
+        assert_eq!(listing(["a"]), "a");
     }
 }

@@ -2,6 +2,7 @@
 
 mod harness;
 mod ingest;
+mod projection;
 mod publisher;
 mod registry;
 mod topics;

@@ -1,0 +1,160 @@
+//! What a consumer folder became: every statement that makes, fills and shows a version.
+
+use std::collections::BTreeSet;
+
+use super::{
+    apply::{self, ApplyStatement},
+    names::{LIVE_SCHEMA, advisory_key, literal, live_view, quoted, quoted_list, schema_name},
+    plan::TablePlan,
+    reference::ReferenceTable,
+    relation::Relation,
+    session,
+    tables::{SCHEMA, Table},
+    upsert,
+};
+use crate::domain::TableInfo;
+
+/// A compiled consumer. Independent of the version but where one is asked for.
+#[derive(Debug, Clone)]
+pub struct Compiled {
+    pub(super) consumer: String,
+    pub(super) program: Program,
+    pub(super) relations: Vec<Relation>,
+    pub(super) tables: Vec<Table>,
+    pub(super) references: Vec<ReferenceTable>,
+    /// `tables.sql`, statement by statement.
+    pub(super) tables_sql: Vec<String>,
+    pub(super) hash: String,
+}
+
+/// What a batch runs.
+#[derive(Debug, Clone)]
+pub(super) enum Program {
+    Merge(Vec<TablePlan>),
+    Apply {
+        statements: Vec<ApplyStatement>,
+        rounds: bool,
+        shared: bool,
+    },
+    /// A handler in Rust writes the rows; nothing is staged.
+    Handler,
+}
+
+impl Compiled {
+    /// The relations to stage, in the order of their names. Records of other types have no effect on the tables.
+    pub fn relations(&self) -> &[Relation] {
+        &self.relations
+    }
+
+    /// The tables that people read.
+    pub fn tables(&self) -> Vec<TableInfo> {
+        self.tables.iter().map(|table| table.info.clone()).collect()
+    }
+
+    /// SHA-256 in hex over everything that decides what the rows are.
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    /// Whether the batch's `_round` has to be filled in: the n-th occurrence of a key over all relations, from 0.
+    pub fn needs_rounds(&self) -> bool {
+        matches!(self.program, Program::Apply { rounds: true, .. })
+    }
+
+    /// Whether a handler in Rust writes the rows.
+    pub fn is_handler(&self) -> bool {
+        matches!(self.program, Program::Handler)
+    }
+
+    /// The schema of a version's tables.
+    pub fn schema_name(&self, version: i32) -> String {
+        schema_name(&self.consumer, version)
+    }
+
+    /// The statements that make a version's schema, tables and reference data. Run in one transaction.
+    pub fn create_sql(&self, version: i32) -> Vec<String> {
+        let schema = self.schema_name(version);
+        let mut sql = vec![format!("create schema {}", quoted(&schema))];
+        sql.extend(self.references.iter().flat_map(|reference| reference.create_sql(&schema)));
+        if !self.tables_sql.is_empty() {
+            sql.push(session::search_path(&schema, true));
+            sql.extend(self.tables_sql.iter().cloned());
+            sql.push("set local search_path to default".to_owned());
+        }
+        let schema = quoted(&schema);
+        sql.extend(self.tables.iter().flat_map(|table| &table.ddl).map(|ddl| ddl.replace(SCHEMA, &schema)));
+        sql
+    }
+
+    /// The statements that make a version the one people read: the consumer's views are dropped and made again over
+    /// its tables. Run in one transaction, under a lock timeout.
+    pub fn live_views_sql(&self, version: i32) -> Vec<String> {
+        let schema = self.schema_name(version);
+        let mark = literal(&format!("projection {}", self.consumer));
+        let mut sql = vec![format!(
+            "do $millpond$ declare name text; begin for name in select c.relname from pg_catalog.pg_class c \
+             where c.relnamespace = '{LIVE_SCHEMA}'::regnamespace and c.relkind = 'v' \
+             and pg_catalog.obj_description(c.oid, 'pg_class') = {mark} \
+             loop execute pg_catalog.format('drop view {LIVE_SCHEMA}.%I', name); end loop; end $millpond$"
+        )];
+        for table in &self.tables {
+            let view = live_view(&self.consumer, &table.info.name, self.tables.len());
+            let view = format!("{LIVE_SCHEMA}.{}", quoted(&view));
+            let columns = quoted_list(table.info.columns.iter().map(|column| &column.name));
+            sql.push(format!(
+                "create view {view} as select {columns} from {}.{}",
+                quoted(&schema),
+                quoted(&table.info.name)
+            ));
+            sql.push(format!("comment on view {view} is {mark}"));
+            for role in &table.grants {
+                sql.push(format!("grant usage on schema {LIVE_SCHEMA} to {}", quoted(role)));
+                sql.push(format!("grant select on {view} to {}", quoted(role)));
+            }
+        }
+        sql
+    }
+
+    /// The statements that prepare a session to apply batches of a version; they may be run again on the same session.
+    pub fn session_sql(&self, version: i32) -> Vec<String> {
+        let mut sql = session::pin_sql(&self.schema_name(version));
+        sql.extend(self.relations.iter().flat_map(|relation| relation.staging_sql(self.needs_rounds())));
+        sql
+    }
+
+    /// The binary COPY into a relation's staging table; none when the relation is not staged. The columns are
+    /// [`super::METADATA_COLUMNS`], then the record's fields in the order of [`Relation::columns`].
+    pub fn copy_sql(&self, relation: &str) -> Option<String> {
+        let relation = self.relations.iter().find(|known| known.name == relation)?;
+        Some(relation.copy_sql(self.needs_rounds()))
+    }
+
+    /// The statements between a batch's fence and its COMMIT, as one text for the simple protocol, each ended by a
+    /// semicolon; empty when the batch changes nothing. `rounds` is one more than the batch's greatest `_round` and
+    /// matters only when [`Self::needs_rounds`]; `present` are the relations that have records in the batch.
+    pub fn apply_sql(&self, version: i32, rounds: u32, present: &BTreeSet<&str>) -> String {
+        let mut sql = match &self.program {
+            Program::Handler => Vec::new(),
+            Program::Merge(plans) => plans.iter().filter_map(|plan| self.merge_sql(plan, present)).collect(),
+            Program::Apply { statements, rounds: in_rounds, .. } => {
+                apply::text(statements, in_rounds.then_some(rounds), present)
+            }
+        };
+        if let Program::Apply { shared: true, .. } = self.program
+            && !sql.is_empty()
+        {
+            sql.insert(
+                0,
+                format!("select pg_catalog.pg_advisory_xact_lock({})", advisory_key(&self.consumer, version)),
+            );
+        }
+        sql.iter().fold(String::new(), |text, statement| text + statement + ";\n")
+    }
+
+    fn merge_sql(&self, plan: &TablePlan, present: &BTreeSet<&str>) -> Option<String> {
+        let of_present: Vec<usize> = (0..plan.contributions.len())
+            .filter(|i| present.contains(plan.contributions[*i].relation.as_str()))
+            .collect();
+        upsert::statement(plan, &of_present)
+    }
+}
