@@ -18,6 +18,7 @@ mod list;
 mod negotiate;
 pub mod problems;
 mod publish;
+mod registry_routes;
 mod routes;
 mod stream;
 mod strict;
@@ -30,6 +31,7 @@ use std::{
 use axum::body::Body;
 
 pub use contract::{Contract, Contracts};
+pub use registry_routes::routes as registry_router;
 pub use routes::router;
 
 use self::{

@@ -222,7 +222,8 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(%error, "{reason}");
+        // librdkafka logs it, too.
+        tracing::debug!(%error, "{reason}");
         match error.rdkafka_error_code() {
             Some(Code::Fatal) => self.0.fatal.store(true, Ordering::Relaxed),
             Some(Code::AllBrokersDown) => self.0.suspect(format!("no broker can be reached ({reason})")),
@@ -384,13 +385,16 @@ fn replace(shared: &Shared) {
 fn scout(shared: &Shared) {
     let state = &shared.state;
     while state.closing().is_none() {
-        let answered = match &*shared.live() {
-            Some(producer) => look(producer.client(), &state.topics),
-            None => false,
-        };
-        if answered {
-            state.has_looked.store(true, Ordering::Relaxed);
-            state.clear_suspicion();
+        let looked = shared.live().as_ref().map(|producer| look(producer.client(), &state.topics));
+        let answered = matches!(looked, Some(Ok(())));
+        match looked {
+            Some(Ok(())) => {
+                state.has_looked.store(true, Ordering::Relaxed);
+                state.clear_suspicion();
+            }
+            // An acknowledgement, should there be one all the same, clears this within a tick.
+            Some(Err(error)) => state.suspect(format!("no broker answers: {error}")),
+            None => {}
         }
         state.rounds.send_modify(|round| *round += 1);
         let well = answered
@@ -404,27 +408,22 @@ fn scout(shared: &Shared) {
     }
 }
 
-/// One round over all topics asked for; whether the brokers answered.
-fn look(client: &Client<Context>, topics: &Topics) -> bool {
+/// One round over all topics asked for; an error if the brokers do not answer.
+fn look(client: &Client<Context>, topics: &Topics) -> Result<(), KafkaError> {
     let names = topics.names();
     if names.is_empty() {
-        return client.fetch_metadata(None, LOOK_TIMEOUT).is_ok();
+        return client.fetch_metadata(None, LOOK_TIMEOUT).map(drop);
     }
-    names.iter().all(|name| match client.fetch_metadata(Some(name), LOOK_TIMEOUT) {
-        Ok(metadata) => {
-            let topic = metadata.topics().iter().find(|topic| topic.name() == &**name);
-            let mut partitions: Vec<(i32, bool)> = topic
-                .map_or_else(Vec::new, |topic| topic.partitions().iter().map(|p| (p.id(), p.leader() >= 0)).collect());
-            partitions.sort_unstable();
-            let leaders: Vec<bool> = partitions.into_iter().map(|(_, has_leader)| has_leader).collect();
-            topics.update(name, Some(&leaders).filter(|l| !l.is_empty()).map(Vec::as_slice));
-            true
-        }
-        Err(error) => {
-            tracing::debug!(topic = %name, %error, "topic not looked up");
-            false
-        }
-    })
+    for name in names {
+        let metadata = client.fetch_metadata(Some(&name), LOOK_TIMEOUT)?;
+        let topic = metadata.topics().iter().find(|topic| topic.name() == &*name);
+        let mut partitions: Vec<(i32, bool)> =
+            topic.map_or_else(Vec::new, |topic| topic.partitions().iter().map(|p| (p.id(), p.leader() >= 0)).collect());
+        partitions.sort_unstable();
+        let leaders: Vec<bool> = partitions.into_iter().map(|(_, has_leader)| has_leader).collect();
+        topics.update(&name, Some(&leaders).filter(|l| !l.is_empty()).map(Vec::as_slice));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
