@@ -1,7 +1,7 @@
 //! Whether versions of a schema can read each other's records, and in words which field prevents it.
 //!
-//! Stricter than Avro in one thing: a field's logical type may not change. Avro would read a timestamp in milliseconds as
-//! one in microseconds, and nobody wants that.
+//! Stricter than Avro in one thing: a field's logical type may not change. Avro would read a timestamp in milliseconds
+//! as one in microseconds, and nobody wants that.
 
 use std::{fmt, str::FromStr};
 
@@ -16,9 +16,9 @@ use super::limits::{MAX_SCHEMA_DEPTH, NamedTypes};
 /// Most pairs of types compared for one pair of versions.
 const MAX_PAIRS: usize = 100_000;
 
-/// What a new version must keep to, in Confluent's words. The names say who can read: *backward*, the new version reads what
-/// the old ones wrote; *forward*, the old ones read what the new one writes; *transitive*, all earlier versions and not only
-/// the last.
+/// What a new version must keep to, in Confluent's words. The names say who can read: *backward*, the new version reads
+/// what the old ones wrote; *forward*, the old ones read what the new one writes; *transitive*, all earlier versions
+/// and not only the last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CompatibilityLevel {
     None,

@@ -1,7 +1,8 @@
 //! The record types of a project: `schemas/<RecordName>/v1.avsc, v2.avsc, …`.
 //!
-//! The folder is the source; a registry holds what was pushed from it. Reads files once at start and on reload, and nothing
-//! else touches them. Hidden files and `README.md` are passed over; anything else that does not belong is an error.
+//! The folder is the source; a registry holds what was pushed from it. Reads files once at start and on reload, and
+//! nothing else touches them. Hidden files and `README.md` are passed over; anything else that does not belong is an
+//! error.
 
 use std::{
     fmt, fs, io,

@@ -9,8 +9,8 @@ use super::{
     wire,
 };
 
-/// The text of the captured fields of the document encoded last, and the buffers that encoding needs. Make one per thread
-/// or request and use it again: then encoding allocates nothing.
+/// The text of the captured fields of the document encoded last, and the buffers that encoding needs. Make one per
+/// thread or request and use it again: then encoding allocates nothing.
 #[derive(Debug, Default)]
 pub struct Captured {
     text: String,
@@ -38,9 +38,9 @@ impl Captured {
 
     /// The text of the field named `index`-th when the encoder was compiled; none if it is null.
     ///
-    /// Strings and symbols as they are, integers in digits, booleans as `true` or `false`, UUIDs in lower case, decimals with
-    /// all digits of their scale, timestamps as RFC 3339 in UTC, other times as they are written in JSON. Equal values have
-    /// equal texts, however they were written in the document.
+    /// Strings and symbols as they are, integers in digits, booleans as `true` or `false`, UUIDs in lower case,
+    /// decimals with all digits of their scale, timestamps as RFC 3339 in UTC, other times as they are written in JSON.
+    /// Equal values have equal texts, however they were written in the document.
     pub fn get(&self, index: usize) -> Option<&str> {
         self.ranges.get(index)?.clone().map(|range| &self.text[range])
     }

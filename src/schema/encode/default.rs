@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::plan::{Node, Record, UuidForm};
+use super::plan::{Branch, Node, Record, UuidForm};
 use super::wire;
 
 /// Appends the encoded default, or says why it does not fit its type.
@@ -27,26 +27,6 @@ pub(super) fn encode(node: &Node, value: &Value, out: &mut Vec<u8>) -> Result<()
             Some(number) => out.extend_from_slice(&number.to_le_bytes()),
             None => return mismatch("a number"),
         },
-        (Node::String, Value::String(text)) if text.contains('\0') => return mismatch("a string without \\u0000"),
-        (Node::String, Value::String(text)) => wire::bytes(out, text.as_bytes()),
-        (Node::Uuid(UuidForm::Text), Value::String(text)) => match uuid::Uuid::try_parse(text) {
-            Ok(id) => wire::bytes(out, id.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()).as_bytes()),
-            Err(_) => return mismatch("a UUID"),
-        },
-        (Node::Bytes | Node::BigDecimal | Node::Uuid(UuidForm::Bytes), Value::String(text)) => {
-            wire::bytes(out, &code_points(text)?);
-        }
-        (Node::Fixed(_) | Node::Uuid(UuidForm::Fixed) | Node::Duration, Value::String(text)) => {
-            fixed(text, fixed_size(node), out)?;
-        }
-        (Node::Decimal(decimal), Value::String(text)) => match decimal.fixed {
-            Some(size) => fixed(text, size, out)?,
-            None => wire::bytes(out, &code_points(text)?),
-        },
-        (Node::Enum(symbols), Value::String(text)) => match symbols.iter().position(|symbol| **symbol == **text) {
-            Some(at) => wire::length(out, at),
-            None => return mismatch("one of the enum's symbols"),
-        },
         (Node::Array(items), Value::Array(values)) => {
             if !values.is_empty() {
                 wire::length(out, values.len());
@@ -70,20 +50,51 @@ pub(super) fn encode(node: &Node, value: &Value, out: &mut Vec<u8>) -> Result<()
             out.push(nullable.other);
             encode(&nullable.branch.node, value, out)?;
         }
-        (Node::Union(branches), _) => {
-            let start = out.len();
-            for (at, branch) in branches.iter().enumerate() {
-                wire::length(out, at);
-                if encode(&branch.node, value, out).is_ok() {
-                    return Ok(());
-                }
-                out.truncate(start);
-            }
-            return mismatch("of any of the union's types");
-        }
+        (Node::Union(branches), _) => return union(branches, value, out),
+        (_, Value::String(text)) => return self::text(node, text, out),
         _ => return mismatch("of the field's type"),
     }
     Ok(())
+}
+
+/// The types that defaults give as text.
+fn text(node: &Node, text: &str, out: &mut Vec<u8>) -> Result<(), String> {
+    let mismatch = |expected: &str| Err(format!("{} is not {expected}", Value::from(text)));
+    match node {
+        Node::String if text.contains('\0') => return mismatch("a string without \\u0000"),
+        Node::String => wire::bytes(out, text.as_bytes()),
+        Node::Uuid(UuidForm::Text) => match uuid::Uuid::try_parse(text) {
+            Ok(id) => wire::bytes(out, id.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()).as_bytes()),
+            Err(_) => return mismatch("a UUID"),
+        },
+        Node::Bytes | Node::BigDecimal | Node::Uuid(UuidForm::Bytes) => wire::bytes(out, &code_points(text)?),
+        Node::Fixed(size) => fixed(text, *size, out)?,
+        Node::Uuid(UuidForm::Fixed) => fixed(text, 16, out)?,
+        Node::Duration => fixed(text, 12, out)?,
+        Node::Decimal(decimal) => match decimal.fixed {
+            Some(size) => fixed(text, size, out)?,
+            None => wire::bytes(out, &code_points(text)?),
+        },
+        Node::Enum(symbols) => match symbols.iter().position(|symbol| **symbol == *text) {
+            Some(at) => wire::length(out, at),
+            None => return mismatch("one of the enum's symbols"),
+        },
+        _ => return mismatch("of the field's type"),
+    }
+    Ok(())
+}
+
+/// The first branch that takes the value.
+fn union(branches: &[Branch], value: &Value, out: &mut Vec<u8>) -> Result<(), String> {
+    let start = out.len();
+    for (at, branch) in branches.iter().enumerate() {
+        wire::length(out, at);
+        if encode(&branch.node, value, out).is_ok() {
+            return Ok(());
+        }
+        out.truncate(start);
+    }
+    Err(format!("{value} is not of any of the union's types"))
 }
 
 fn record(record: &Record, entries: &serde_json::Map<String, Value>, out: &mut Vec<u8>) -> Result<(), String> {
@@ -97,14 +108,6 @@ fn record(record: &Record, entries: &serde_json::Map<String, Value>, out: &mut V
         }
     }
     Ok(())
-}
-
-fn fixed_size(node: &Node) -> usize {
-    match node {
-        Node::Fixed(size) => *size,
-        Node::Duration => 12,
-        _ => 16,
-    }
 }
 
 fn fixed(text: &str, size: usize, out: &mut Vec<u8>) -> Result<(), String> {

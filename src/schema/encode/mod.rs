@@ -1,7 +1,7 @@
 //! Plain JSON to Avro, straight from the bytes of a request, by a plan compiled from the schema.
 //!
-//! Owns what JSON means for each Avro type, and the words in which a client is told what is wrong. Does no I/O, and builds no
-//! tree of the document. The header of the wire format is not its business ([`super::framing`]).
+//! Owns what JSON means for each Avro type, and the words in which a client is told what is wrong. Does no I/O, and
+//! builds no tree of the document. The header of the wire format is not its business ([`super::framing`]).
 //!
 //! | Avro | JSON |
 //! |---|---|
@@ -19,8 +19,8 @@
 //! | date, time-millis, time-micros | `2013-01-31`, `10:15:00.123` |
 //! | duration | ISO 8601 such as `P1DT2H30M` |
 //!
-//! A missing field takes the schema's default; without one it is null if it may be, and else a fault. Fields that the schema
-//! does not have are refused, as are fields given twice and `\u0000` in text, which Postgres cannot hold.
+//! A missing field takes the schema's default; without one it is null if it may be, and else a fault. Fields that the
+//! schema does not have are refused, as are fields given twice and `\u0000` in text, which Postgres cannot hold.
 
 mod captured;
 mod decimal;
@@ -78,8 +78,8 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// Compiles the schema of a record. The texts of the fields in `capture` (top-level names) can be had from [`Captured`]
-    /// after each document, by their index in that list.
+    /// Compiles the schema of a record. The texts of the fields in `capture` (top-level names) can be had from
+    /// [`Captured`] after each document, by their index in that list.
     pub fn compile(schema: &Schema, capture: &[String]) -> Result<Self, Error> {
         let mut record = plan::compile(schema)?;
         let mut captures = Vec::with_capacity(capture.len());
@@ -107,8 +107,8 @@ impl Encoder {
     /// Appends the Avro encoding of one JSON object to `out`, without a header.
     ///
     /// # Errors
-    /// All that is wrong with the document, up to [`MAX_FAULTS`](super::limits::MAX_FAULTS) faults; `out` is as it was, and
-    /// `captured` is empty.
+    /// All that is wrong with the document, up to [`MAX_FAULTS`](super::limits::MAX_FAULTS) faults; `out` is as it was,
+    /// and `captured` is empty.
     pub fn encode(&self, json: &[u8], out: &mut Vec<u8>, captured: &mut Captured) -> Result<(), Vec<Fault>> {
         captured.clear(self.captures.len());
         let text = match std::str::from_utf8(json) {
@@ -119,8 +119,14 @@ impl Encoder {
             }
         };
         let start = out.len();
-        let mut session =
-            Session { scan: Scanner::new(text), out, scratch: &mut captured.scratch, faults: Vec::new(), quiet: false };
+        let mut session = Session {
+            scan: Scanner::new(text),
+            out,
+            scratch: &mut captured.scratch,
+            faults: Vec::new(),
+            quiet: false,
+            in_order: true,
+        };
         let result = session.document(&self.record);
         let faults = session.faults;
         if result.is_err() || !faults.is_empty() {
@@ -155,5 +161,31 @@ impl Session<'_> {
     fn not_an_object(&mut self, record: &Record) -> Result<(), Stop> {
         let found = self.scan.skip()?;
         Err(self.note(|| explain::no_object(&record.name, found)))
+    }
+}
+
+/// What a text looks like, for guessing a schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TextKind {
+    Timestamp,
+    LocalTimestamp,
+    Date,
+    Uuid,
+    Other,
+}
+
+/// The most particular type that takes the text.
+pub(super) fn guess_text(text: &str) -> TextKind {
+    let bytes = text.as_bytes();
+    if time::timestamp(bytes, time::Unit::Micros).is_ok() {
+        TextKind::Timestamp
+    } else if time::local_timestamp(bytes, time::Unit::Micros).is_ok() {
+        TextKind::LocalTimestamp
+    } else if time::date(bytes).is_ok() {
+        TextKind::Date
+    } else if scalar::uuid_of(bytes).is_some() {
+        TextKind::Uuid
+    } else {
+        TextKind::Other
     }
 }

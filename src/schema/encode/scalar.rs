@@ -188,7 +188,7 @@ impl<'a> Session<'a> {
 }
 
 /// Only the form with hyphens.
-fn uuid_of(text: &[u8]) -> Option<uuid::Uuid> {
+pub(super) fn uuid_of(text: &[u8]) -> Option<uuid::Uuid> {
     if text.len() != 36 {
         return None;
     }

@@ -1,7 +1,7 @@
 //! Reading JSON text byte by byte: the grammar of RFC 8259 and nothing about Avro.
 //!
-//! Every string, number and literal is checked whole when it is passed, also in values that are only skipped. Two things
-//! are stricter than the RFC: lone surrogates are refused, as is nesting beyond [`MAX_JSON_DEPTH`].
+//! Every string, number and literal is checked whole when it is passed, also in values that are only skipped. Two
+//! things are stricter than the RFC: lone surrogates are refused, as is nesting beyond [`MAX_JSON_DEPTH`].
 
 use std::borrow::Cow;
 
@@ -115,7 +115,8 @@ pub(super) fn plain_end(input: &[u8], mut pos: usize) -> usize {
     const HIGHS: u64 = ONES << 7;
     while let Some(Ok(chunk)) = input.get(pos..pos + 8).map(<[u8; 8]>::try_from) {
         let word = u64::from_le_bytes(chunk);
-        // For each byte its high bit is set where the byte is below `n`; exact for the lowest such byte, which is all we use.
+        // For each byte its high bit is set where the byte is below `n`; exact for the lowest such byte, which is all
+        // we use.
         let below = |word: u64, n: u64| word.wrapping_sub(ONES * n) & !word & HIGHS;
         let quote = below(word ^ (ONES * u64::from(b'"')), 1);
         let backslash = below(word ^ (ONES * u64::from(b'\\')), 1);

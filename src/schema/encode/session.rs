@@ -1,8 +1,8 @@
 //! One document on its way: the scanner, the output, and the containers (records, arrays, maps).
 //!
-//! A value that does not fit is passed over to its end and the rest is examined all the same, so that a client learns of
-//! everything at once. The pointer of a fault is put together while the calls return, so that sound documents pay nothing
-//! for it.
+//! A value that does not fit is passed over to its end and the rest is examined all the same, so that a client learns
+//! of everything at once. The pointer of a fault is put together while the calls return, so that sound documents pay
+//! nothing for it.
 
 use super::{
     captured::Scratch,
@@ -25,6 +25,8 @@ pub(super) enum Stop {
     Syntax(Syntax),
     /// Noted, and there is no going on.
     Halt,
+    /// A field that was taken for missing came after all; only between a record and its fields.
+    Reorder,
 }
 
 impl From<Syntax> for Stop {
@@ -40,6 +42,8 @@ pub(super) struct Session<'a> {
     pub faults: Vec<Fault>,
     /// While a branch of a union is only tried, faults are not put into words.
     pub quiet: bool,
+    /// Whether records are taken to have their fields in the schema's order, with some left out, until one has not.
+    pub in_order: bool,
 }
 
 impl<'a> Session<'a> {
@@ -60,14 +64,25 @@ impl<'a> Session<'a> {
     /// The scanner stands at the opening brace.
     pub(super) fn record(&mut self, record: &Record) -> Result<(), Stop> {
         let base = self.scratch.put_off.len();
-        let result = self.record_fields(record, base);
+        let start = (self.scan.clone(), self.out.len(), self.faults.len());
+        let mut result = self.record_fields(record, base, self.in_order);
+        if let Err(Stop::Reorder) = result {
+            let (scan, written, mark) = start;
+            self.in_order = false;
+            self.scan.rewind(&scan);
+            self.out.truncate(written);
+            self.faults.truncate(mark);
+            self.scratch.put_off.truncate(base);
+            result = self.record_fields(record, base, false);
+        }
         self.scratch.put_off.truncate(base);
         result
     }
 
-    /// Writes fields as they come while they come in the schema's order. One that comes early is passed over and its
-    /// place noted in `put_off[base..]`, to be written when its turn is there.
-    fn record_fields(&mut self, record: &Record, base: usize) -> Result<(), Stop> {
+    /// Writes fields as they come while they come in the schema's order. When one comes early, those before it are
+    /// taken for missing if they may be. If they may not, or the document is not `in_order`, the early one is passed
+    /// over and its place noted in `put_off[base..]`, to be written when its turn is there.
+    fn record_fields(&mut self, record: &Record, base: usize, in_order: bool) -> Result<(), Stop> {
         self.scan.open()?;
         let fields = &record.fields;
         let mut next = 0;
@@ -80,7 +95,7 @@ impl<'a> Session<'a> {
                 sound &= self.field(field)?;
                 next += 1;
             } else {
-                sound &= self.field_out_of_turn(record, base, &mut next)?;
+                sound &= self.field_out_of_turn(record, base, in_order, &mut next)?;
             }
             self.write_put_off(record, base, &mut next, &mut sound)?;
             more = self.scan.more(b'}')?;
@@ -106,7 +121,13 @@ impl<'a> Session<'a> {
     }
 
     /// A field whose turn has not come or is over, or a stranger; the scanner stands at its name.
-    fn field_out_of_turn(&mut self, record: &Record, base: usize, next: &mut usize) -> Result<bool, Stop> {
+    fn field_out_of_turn(
+        &mut self,
+        record: &Record,
+        base: usize,
+        in_order: bool,
+        next: &mut usize,
+    ) -> Result<bool, Stop> {
         let name = self.scan.field_name()?;
         self.scan.colon()?;
         let text = name.text();
@@ -114,11 +135,22 @@ impl<'a> Session<'a> {
             return self.pass_over(&name, |name| explain::unknown_field(record, name));
         };
         if at == *next {
-            // Written with escapes or odd space before it.
+            // Written with escapes.
             *next += 1;
             return self.field(&record.fields[at]);
         }
-        if self.scratch.put_off.len() == base {
+        if in_order && at < *next {
+            return Err(Stop::Reorder);
+        }
+        let none_put_off = self.scratch.put_off.len() == base;
+        if in_order && none_put_off && record.fields[*next..at].iter().all(|field| field.missing.is_some()) {
+            for field in &record.fields[*next..at] {
+                self.field_missing(field)?;
+            }
+            *next = at + 1;
+            return self.field(&record.fields[at]);
+        }
+        if none_put_off {
             self.scratch.put_off.resize(base + record.fields.len(), ABSENT);
         }
         if at < *next || self.scratch.put_off[base + at] != ABSENT {
@@ -263,8 +295,8 @@ impl<'a> Session<'a> {
         Stop::Halt
     }
 
-    /// After a part that was not written: adds its step to the pointers of the faults noted since `mark`. `Ok(false)` when
-    /// the rest can be examined.
+    /// After a part that was not written: adds its step to the pointers of the faults noted since `mark`. `Ok(false)`
+    /// when the rest can be examined.
     fn child_stopped(&mut self, stop: Stop, mark: usize, step: impl FnOnce() -> String) -> Result<bool, Stop> {
         if self.quiet {
             return Err(stop);

@@ -1,8 +1,8 @@
 //! Times as people write them in JSON: RFC 3339 timestamps, local timestamps, dates, times of day, ISO 8601 durations.
 //!
 //! The years are 0001 to 9999 (in UTC), which is what RFC 3339 can write and Postgres prints in the same form. Digits
-//! beyond the precision of the schema's type are cut off, never rounded up: many clients print nanoseconds, and an event
-//! must not move into the future. Leap seconds (`:60`) are refused, for nothing behind could hold them.
+//! beyond the precision of the schema's type are cut off, never rounded up: many clients print nanoseconds, and an
+//! event must not move into the future. Leap seconds (`:60`) are refused, for nothing behind could hold them.
 
 use std::fmt::Write as _;
 

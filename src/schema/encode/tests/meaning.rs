@@ -24,6 +24,31 @@ fn fields_in_any_order_give_the_same_bytes() {
 }
 
 #[test]
+fn a_field_taken_for_missing_may_still_come() {
+    let schema = record(
+        r#"{"name":"a","type":["null","int"]},{"name":"b","type":{"type":"record","name":"B","fields":[
+            {"name":"c","type":"string","default":"x"},{"name":"d","type":["null","int"]}]}},{"name":"e","type":"string"}"#,
+    );
+    let expected = encode(&schema, r#"{"a":1,"b":{"c":"y","d":2},"e":"z"}"#).unwrap();
+    for json in [r#"{"b":{"d":2,"c":"y"},"e":"z","a":1}"#, r#"{"b":{"d":2,"c":"y"},"a":1,"e":"z"}"#] {
+        assert_eq!(encode(&schema, json).as_ref(), Ok(&expected), "{json}");
+    }
+    let mixed = record(
+        r#"{"name":"a","type":["null","int"]},{"name":"b","type":"int"},{"name":"c","type":"int"},{"name":"d","type":"int"}"#,
+    );
+    assert_eq!(encode(&mixed, r#"{"b":2,"d":4,"a":1,"c":3}"#), encode(&mixed, r#"{"a":1,"b":2,"c":3,"d":4}"#));
+    assert_eq!(
+        faults(&schema, r#"{"b":{"d":"2","c":7},"e":"z","a":true,"b":{}}"#),
+        [
+            "/a: expected a 32-bit integer or null, got true",
+            "/b/c: expected a string, got number 7 (put it in quotes)",
+            "/b/d: expected a 32-bit integer or null, got string \"2\" (write the number without quotes)",
+            "/b: expected each field once, got field \"b\" again",
+        ]
+    );
+}
+
+#[test]
 fn missing_fields_take_their_default_or_null() {
     let schema = record(
         r#"{"name":"a","type":"string","default":"none"},{"name":"b","type":["null","int"]},{"name":"c","type":["int","null"],"default":7},
@@ -142,6 +167,20 @@ fn types_used_by_name_are_written_out() {
 fn durations_are_twelve_bytes() {
     let schema = holder(r#"{"type":"fixed","name":"Took","size":12,"logicalType":"duration"}"#);
     assert_eq!(encode(&schema, r#"{"x":"P1M2DT0.003S"}"#).unwrap(), [1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0]);
+}
+
+#[test]
+fn decimals_are_kept_as_apache_avro_reads_them() {
+    let fixed = holder(r#"{"type":"fixed","name":"Fare","size":4,"logicalType":"decimal","precision":8,"scale":2}"#);
+    assert_eq!(encode(&fixed, r#"{"x":"-1.29"}"#).unwrap(), [0xFF, 0xFF, 0xFF, 0x7F]);
+    assert_eq!(encode(&fixed, r#"{"x":3}"#).unwrap(), [0, 0, 1, 0x2C]);
+    let open = holder(r#"{"type":"bytes","logicalType":"big-decimal"}"#);
+    for text in ["12.50", "-0.001", "123456789012345678901234567890123456789012345"] {
+        match x(&open, &format!(r#"{{"x":"{text}"}}"#)) {
+            Value::BigDecimal(number) => assert_eq!(number.to_plain_string(), text),
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 #[test]
