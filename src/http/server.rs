@@ -240,3 +240,99 @@ impl Drop for OpenConnection {
         CONNECTIONS.dec();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        sync::{Notify, oneshot},
+        task::JoinHandle,
+    };
+
+    use super::*;
+
+    struct Running {
+        address: SocketAddr,
+        stop: oneshot::Sender<()>,
+        ended: JoinHandle<io::Result<()>>,
+    }
+
+    /// `/` answers with the client's port; `/wait` tells `entered` and then waits for `release`.
+    async fn start(options: Options, entered: Arc<Notify>, release: Arc<Notify>) -> Running {
+        let wait = async move || {
+            entered.notify_one();
+            release.notified().await;
+            "waited"
+        };
+        let root = async |axum::Extension(at): axum::Extension<Connection>| at.peer.port().to_string();
+        let router = Router::new().route("/", get(root)).route("/wait", get(wait));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let shutdown = async move { drop(stopped.await) };
+        let ended = tokio::spawn(serve(vec![listener], router, shutdown, options));
+        Running { address, stop, ended }
+    }
+
+    async fn plain(options: Options) -> Running {
+        start(options, Arc::default(), Arc::default()).await
+    }
+
+    /// Everything the server sends until it closes.
+    async fn rest(mut stream: TcpStream) -> String {
+        let mut text = Vec::new();
+        // A connection that is cut off may end with a reset, which is an end too.
+        let _ = stream.read_to_end(&mut text).await;
+        String::from_utf8(text).unwrap()
+    }
+
+    #[tokio::test]
+    async fn request_knows_its_connection() {
+        let running = plain(Options::default()).await;
+        let mut stream = TcpStream::connect(running.address).await.unwrap();
+        let port = stream.local_addr().unwrap().port().to_string();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+        let answer = rest(stream).await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with(&port), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn connections_without_a_whole_head_are_closed() {
+        let running = plain(Options { header_timeout: Duration::from_millis(50), ..Options::default() }).await;
+        // Nothing, the beginning of HTTP/2's preface and of HTTP/1 alike, and half a head.
+        for sent in ["", "P", "GET / HTTP/1.1\r\nhost:"] {
+            let mut stream = TcpStream::connect(running.address).await.unwrap();
+            stream.write_all(sent.as_bytes()).await.unwrap();
+            assert!(!rest(stream).await.contains(" 200 "), "{sent:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn request_under_way_is_finished_in_the_drain() {
+        let (entered, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let running = start(Options::default(), Arc::clone(&entered), Arc::clone(&release)).await;
+        let mut stream = TcpStream::connect(running.address).await.unwrap();
+        stream.write_all(b"GET /wait HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        entered.notified().await;
+        running.stop.send(()).unwrap();
+        let answer = tokio::spawn(rest(stream));
+        release.notify_one();
+        assert!(answer.await.unwrap().ends_with("waited"));
+        running.ended.await.unwrap().unwrap();
+        assert!(TcpStream::connect(running.address).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn request_beyond_the_drain_is_cut_off() {
+        let entered = Arc::new(Notify::new());
+        let options = Options { drain: Duration::from_millis(20), ..Options::default() };
+        let running = start(options, Arc::clone(&entered), Arc::default()).await;
+        let mut stream = TcpStream::connect(running.address).await.unwrap();
+        stream.write_all(b"GET /wait HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        entered.notified().await;
+        running.stop.send(()).unwrap();
+        running.ended.await.unwrap().unwrap();
+        assert_eq!(rest(stream).await, "");
+    }
+}

@@ -7,13 +7,11 @@ use serde::Serialize;
 use super::{contract::Contract, event_id::EventIds, negotiate::MAX_EVENT_ID_BYTES};
 use crate::{
     kafka::EncodedRecord,
-    schema::{Fault, encode::Captured},
+    schema::{Fault, encode::Captured, framing},
 };
 
 /// Faults that an answer lists; further ones are counted.
 pub(super) const MAX_LISTED_FAULTS: usize = 100;
-/// First byte of Confluent's framing; the schema's id follows in four bytes, big-endian.
-const MAGIC: u8 = 0;
 /// Between the parts of a key; inside of a part it is written `%2F`, so that different fields make different keys.
 const KEY_SEPARATOR: u8 = b'/';
 
@@ -75,7 +73,7 @@ pub(super) struct RecordLimits {
 /// Each record's payload, key and event id follow one another in one buffer: nothing is allocated per record.
 pub(super) struct Encoder<'a> {
     contract: &'a Contract,
-    header: [u8; 5],
+    schema_id: u32,
     limits: RecordLimits,
     single: bool,
     ids: EventIds,
@@ -96,10 +94,9 @@ impl<'a> Encoder<'a> {
         single: bool,
         ids: EventIds,
     ) -> Self {
-        let [a, b, c, d] = schema_id.to_be_bytes();
         Self {
             contract,
-            header: [MAGIC, a, b, c, d],
+            schema_id,
             limits,
             single,
             ids,
@@ -122,7 +119,7 @@ impl<'a> Encoder<'a> {
             return Err(vec![too_long("JSON", self.limits.json, json.len())]);
         }
         let start = self.bytes.len();
-        self.bytes.extend_from_slice(&self.header);
+        framing::write_header(self.schema_id, &mut self.bytes);
         let encoded = self.contract.encoder.encode(json, &mut self.bytes, &mut self.captured);
         let added = encoded.and_then(|()| self.add_key_and_id(start, place));
         if added.is_err() {
@@ -276,17 +273,12 @@ fn check_id(field: &str, id: &str, faults: &mut Vec<Fault>) -> bool {
 }
 
 fn of_field(field: &str, expected: &str, got: &str) -> Fault {
-    let pointer = format!("/{}", field.replace('~', "~0").replace('/', "~1"));
-    Fault { pointer, expected: expected.into(), got: got.into(), hint: None }
+    // Avro's names need no escapes in a pointer.
+    Fault { pointer: format!("/{field}"), ..Fault::new(expected, got) }
 }
 
 fn too_long(what: &str, limit: usize, got: usize) -> Fault {
-    Fault {
-        pointer: String::new(),
-        expected: format!("a record of at most {limit} bytes of {what}"),
-        got: format!("{got} bytes"),
-        hint: None,
-    }
+    Fault::new(format!("a record of at most {limit} bytes of {what}"), format!("{got} bytes"))
 }
 
 /// Batches are far below 4 GiB: strict ones are bounded by `Options::max_strict_bytes`, lenient ones by their chunk.

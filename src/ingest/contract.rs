@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     http::{Principal, Problem},
-    schema::{Fault, encode::Encoder},
+    schema::{Fault, SchemaSet, encode::Encoder},
     spec::{
         SpecFault,
         producer::{self, ProducerSpec, RecordKind, RecordSpec, Report},
@@ -33,14 +33,6 @@ const NEAR_TYPES: usize = 3;
 const NEAR: f64 = 0.75;
 const NO_SCHEMA_ID: i64 = -1;
 
-/// What ingest needs of a record type's newest schema.
-pub struct TypeSchema {
-    /// Compiled with the fields that were asked for, in their order.
-    pub encoder: Encoder,
-    /// The schema as JSON, for people.
-    pub json: String,
-}
-
 /// Everything that may be sent, by record type.
 #[derive(Debug, Default)]
 pub struct Contracts {
@@ -50,13 +42,15 @@ pub struct Contracts {
 /// One record type.
 pub struct Contract {
     pub name: String,
+    /// Full name of the Avro record: where the registry has the schema.
+    pub subject: String,
     pub kind: RecordKind,
     pub topic: Arc<str>,
     /// Fields that make the key; the encoder captures them first.
     pub key: Vec<String>,
     /// Field that holds the event id; the encoder captures it after the key.
     pub event_id: Option<String>,
-    /// The schema as JSON.
+    /// The newest version of the schema, as it is registered.
     pub schema: String,
     /// A body that the contract's own examples call valid.
     pub example: Option<Box<RawValue>>,
@@ -84,14 +78,11 @@ impl fmt::Debug for Contract {
 }
 
 impl Contracts {
-    /// Compiles what the folders declare. `schema` gives the newest schema of a record type, compiled to capture the
-    /// fields named, or says why it cannot.
+    /// Compiles what the folders declare, with the newest version of each schema.
     ///
-    /// The faults are those of the folders against one another, of fields that schemas do not have, and of `schema`.
-    pub fn compile(
-        specs: &[ProducerSpec],
-        schema: impl Fn(&str, &[String]) -> Result<TypeSchema, String>,
-    ) -> Result<Self, Vec<SpecFault>> {
+    /// The faults are those of the folders against one another, of types without a schema, and of fields that schemas do
+    /// not have or that cannot be keys.
+    pub fn compile(specs: &[ProducerSpec], schemas: &SchemaSet) -> Result<Self, Vec<SpecFault>> {
         let mut faults = producer::cross_check(specs);
         let mut types: BTreeMap<String, Contract> = BTreeMap::new();
         for spec in specs {
@@ -102,9 +93,8 @@ impl Contracts {
                     contract.senders.push(sender);
                     continue;
                 }
-                let capture: Vec<String> = record.key.iter().chain(&record.event_id).cloned().collect();
-                match schema(name, &capture) {
-                    Ok(schema) => drop(types.insert(name.clone(), Contract::new(spec, record, schema, sender))),
+                match Contract::new(spec, record, schemas, sender) {
+                    Ok(contract) => drop(types.insert(name.clone(), contract)),
                     Err(message) => faults.push(SpecFault { path: spec.file(), line: record.line, message }),
                 }
             }
@@ -138,12 +128,7 @@ impl Contracts {
     pub fn run_examples(&self, spec: &ProducerSpec) -> Vec<Report> {
         producer::run_examples(spec, |record, body| match self.get(&record.name) {
             Some(contract) => check_record(contract, record.max_bytes, body),
-            None => Err(vec![Fault {
-                pointer: String::new(),
-                expected: "a record type with a schema".into(),
-                got: format!("{:?}", record.name),
-                hint: None,
-            }]),
+            None => Err(vec![Fault::new("a record type with a schema", format!("{:?}", record.name))]),
         })
     }
 
@@ -179,22 +164,31 @@ impl Contracts {
 }
 
 impl Contract {
-    fn new(spec: &ProducerSpec, record: &RecordSpec, schema: TypeSchema, sender: Sender) -> Self {
+    fn new(spec: &ProducerSpec, record: &RecordSpec, schemas: &SchemaSet, sender: Sender) -> Result<Self, String> {
+        let name = &record.name;
+        let record_type = schemas.by_name(name).ok_or_else(|| {
+            let near = schemas.nearest(name).map(|near| format!(": did you mean {near}?")).unwrap_or_default();
+            format!("{name} has no schema: there is no schemas/{name}/v1.avsc{near}")
+        })?;
+        let schema = record_type.latest();
+        let capture: Vec<String> = record.key.iter().chain(&record.event_id).cloned().collect();
+        let encoder = Encoder::compile(&schema.schema, &capture).map_err(|error| format!("{name}: {error}"))?;
         let examples = producer::valid_examples(spec);
-        let example = examples.into_iter().find(|example| example.record_type == record.name);
-        Self {
-            name: record.name.clone(),
+        let example = examples.into_iter().find(|example| example.record_type == *name);
+        Ok(Self {
+            name: name.clone(),
+            subject: record_type.subject.clone(),
             kind: record.kind,
             topic: record.topic.as_str().into(),
             key: record.key.clone(),
             event_id: record.event_id.clone(),
-            schema: schema.json,
+            schema: schema.text.clone(),
             example: example.map(|example| example.body),
-            encoder: schema.encoder,
-            accepted: ACCEPTED_RECORDS.with_label_values(&[&record.name]),
+            encoder,
+            accepted: ACCEPTED_RECORDS.with_label_values(&[name]),
             senders: vec![sender],
             schema_id: AtomicI64::new(NO_SCHEMA_ID),
-        }
+        })
     }
 
     /// The id under which the registry has the schema.

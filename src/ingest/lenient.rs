@@ -264,9 +264,24 @@ impl<'a> Stream<'a> {
         let mut problem = PARTLY_WRITTEN.problem(detail).status(cause.status).with("cause", cause.code);
         problem.retry_after = cause.retry_after.or((cause.status == 503).then(|| retry_seconds(2)));
         let outcome = if self.tally.written == 0 { "not_written" } else { "partly_written" };
-        let advice =
-            "send the request again from the record in `stopped_before`: what was written before it is complete";
-        self.with_stand(problem.with("outcome", outcome).with("advice", advice))
+        self.with_stand(problem.with("outcome", outcome))
+    }
+
+    /// What to send again. Under a key the ids count from the first record of a request, so that the rest by itself would
+    /// get ids that are taken, and be passed over as a repeat.
+    fn advice(&self) -> &'static str {
+        match (&self.intake.idempotency_key, self.tally.is_complete(), self.tally.unknown) {
+            (Some(_), ..) => {
+                "send the whole request again with the same Idempotency-Key: what is in the log already takes effect once; \
+                 do not send the rest alone under that key"
+            }
+            (None, true, _) => "send the rest, from the record in `stopped_before` on: all before it is written, or in `errors`",
+            (None, false, 0) => "send the records listed in `records`, and the rest from the record in `stopped_before` on",
+            (None, false, _) => {
+                "send the rest, from the record in `stopped_before` on; of those in `records` the unknown ones may double if \
+                 they are sent again"
+            }
+        }
     }
 
     /// Adds how far the request came.
@@ -276,7 +291,8 @@ impl<'a> Stream<'a> {
             .with("written", self.tally.written)
             .with("failed", self.faults.records)
             .with("errors", errors)
-            .with("stopped_before", self.handled);
+            .with("stopped_before", self.handled)
+            .with("advice", self.advice());
         if self.tally.position.is_empty() {
             return problem;
         }

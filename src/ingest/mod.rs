@@ -4,20 +4,21 @@
 //! acknowledged every record. Must not import `store` or any client of Postgres, directly or through another module: a slow
 //! database must never slow a write, and this is what makes it so.
 //!
-//! The path of a request: `auth` says who it is, [`contract`] what may be sent, `negotiate` what the head asks for; then
+//! The path of a request: `auth` says who it is, `contract` what may be sent, `negotiate` what the head asks for; then
 //! `strict` or `lenient` reads the `body`, encodes it into one `batch`, hands it to Kafka (`publish`) and makes the `answer`.
 
 mod admission;
 mod answer;
 mod batch;
 mod body;
-pub mod contract;
+mod contract;
 mod event_id;
 mod lenient;
 mod list;
 mod negotiate;
 pub mod problems;
 mod publish;
+mod registry_routes;
 mod routes;
 mod stream;
 mod strict;
@@ -29,7 +30,8 @@ use std::{
 
 use axum::body::Body;
 
-pub use contract::{Contract, Contracts, TypeSchema};
+pub use contract::{Contract, Contracts};
+pub use registry_routes::routes as registry_router;
 pub use routes::router;
 
 use self::{

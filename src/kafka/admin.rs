@@ -12,7 +12,7 @@ use rdkafka::{
 
 use super::{
     Error, Options,
-    client::{self, Logging},
+    client::{self, Logging, PAUSE},
 };
 
 /// What one request may take; creating a topic waits for its leaders.
@@ -112,10 +112,7 @@ impl Admin {
         let count = self.describe(topic).await?.ok_or_else(missing)?.partitions;
         let (client, topic) = (self.client.clone(), topic.to_owned());
         blocking(move || {
-            let ends = |partition| {
-                let watermarks = client.inner().fetch_watermarks(&topic, partition, LIMIT);
-                watermarks.map_err(Error::request(format!("tell the ends of {topic}/{partition}")))
-            };
+            let ends = |partition| client::watermarks(client.inner(), &topic, partition);
             (0..count as i32).map(ends).collect()
         })
         .await
@@ -141,13 +138,33 @@ impl Admin {
         match results.into_iter().next() {
             // Another process of ours was faster.
             Some(Err((_, Code::TopicAlreadyExists))) => {
-                let found = self.describe(&spec.name).await?.map_or(0, |found| found.partitions);
-                // Its metadata may still be on the way here.
-                if found > 0 { compare_partitions(spec, found).map(|()| false) } else { Ok(false) }
+                self.settle(spec).await?;
+                Ok(false)
             }
             Some(Err((_, code))) => Err(failed()(KafkaError::AdminOp(code))),
-            _ => Ok(true),
+            _ => {
+                self.settle(spec).await?;
+                Ok(true)
+            }
         }
+    }
+
+    /// Waits until a new topic has its leaders: the controller answers before they are elected.
+    async fn settle(&self, spec: &TopicSpec) -> Result<(), Error> {
+        let settled = async {
+            loop {
+                if let Some(found) = self.describe(&spec.name).await? {
+                    compare_partitions(spec, found.partitions)?;
+                    if found.leaderless == 0 {
+                        return Ok(());
+                    }
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
+        let action = format!("elect leaders of the new topic `{}`", spec.name);
+        let late = || Error::Timeout { action, seconds: LIMIT.as_secs() };
+        tokio::time::timeout(LIMIT, settled).await.unwrap_or_else(|_| Err(late()))
     }
 
     async fn compare_config(&self, spec: &TopicSpec) -> Result<Vec<String>, Error> {

@@ -2,13 +2,19 @@
 //!
 //! Owns the settings, the log bridge, and which of a user's settings are refused. Must not know topics or records.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt, thread,
+    time::{Duration, Instant},
+};
 
 use rdkafka::{
     ClientConfig, ClientContext,
+    client::Client,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
     consumer::ConsumerContext,
     error::KafkaError,
+    types::RDKafkaErrorCode as Code,
 };
 
 use super::Error;
@@ -20,6 +26,10 @@ pub(super) const MESSAGE_TIMEOUT: Duration = Duration::from_secs(12);
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an open transaction may hold back `read_committed` readers when its producer has died.
 pub(super) const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the ends of a partition are asked for.
+const WATERMARK_LIMIT: Duration = Duration::from_secs(10);
+/// Between two tries of a request that the cluster could not answer for a moment.
+pub(super) const PAUSE: Duration = Duration::from_millis(50);
 
 /// How to reach Kafka and how much to put in flight.
 #[derive(Clone)]
@@ -286,6 +296,43 @@ where
             other => other.to_string(),
         },
     })
+}
+
+/// Errors that librdkafka, the cluster or a moment's patience mends.
+pub(super) fn is_passing(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            Code::BrokerTransportFailure
+                | Code::AllBrokersDown
+                | Code::OperationTimedOut
+                | Code::Resolve
+                | Code::LeaderNotAvailable
+                | Code::NotLeaderForPartition
+                | Code::OffsetNotAvailable
+        )
+    )
+}
+
+/// The first offset kept and the first not written yet. A topic just made, or with a leader just elected, needs a moment.
+pub(super) fn watermarks<C: ClientContext>(
+    client: &Client<C>,
+    topic: &str,
+    partition: i32,
+) -> Result<(i64, i64), Error> {
+    let started = Instant::now();
+    loop {
+        match client.fetch_watermarks(topic, partition, WATERMARK_LIMIT) {
+            Ok(watermarks) => return Ok(watermarks),
+            Err(error) if is_passing(&error) && started.elapsed() < WATERMARK_LIMIT => thread::sleep(PAUSE),
+            Err(error) => match error.rdkafka_error_code() {
+                Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) => {
+                    return Err(Error::NoTopic { topic: topic.into() });
+                }
+                _ => return Err(Error::request(format!("tell the ends of {topic}/{partition}"))(error)),
+            },
+        }
+    }
 }
 
 /// Writes librdkafka's log lines to ours. What it calls an error is mostly a broker that is away for a moment.

@@ -14,12 +14,11 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer},
     error::KafkaError,
     message::Headers,
-    types::RDKafkaErrorCode as Code,
 };
 
 use super::{
     Error, Options,
-    client::{self, Isolation, Logging},
+    client::{self, Isolation, Logging, is_passing},
 };
 
 /// A reader that hears nothing from the brokers for so long gives up.
@@ -117,13 +116,7 @@ impl Reader {
 
     /// First offset that is kept and first that is not written yet (for committed reads: not decided yet).
     pub fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64), Error> {
-        let watermarks = self.consumer.fetch_watermarks(topic, partition, SILENCE);
-        watermarks.map_err(|error| match error.rdkafka_error_code() {
-            Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) => {
-                Error::NoTopic { topic: topic.into() }
-            }
-            _ => Error::request(format!("tell the ends of {topic}/{partition}"))(error),
-        })
+        client::watermarks(self.consumer.client(), topic, partition)
     }
 
     /// Number of partitions of a topic.
@@ -274,19 +267,4 @@ struct Span {
     partition: i32,
     first: i64,
     end: Option<i64>,
-}
-
-/// Errors that librdkafka mends by itself.
-pub(super) fn is_passing(error: &KafkaError) -> bool {
-    matches!(
-        error.rdkafka_error_code(),
-        Some(
-            Code::BrokerTransportFailure
-                | Code::AllBrokersDown
-                | Code::OperationTimedOut
-                | Code::Resolve
-                | Code::LeaderNotAvailable
-                | Code::NotLeaderForPartition
-        )
-    )
 }

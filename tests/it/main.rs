@@ -4,8 +4,11 @@
 mod compose;
 mod dev_servers;
 mod harness;
+mod ingest;
 mod projection;
 mod publisher;
 mod registry;
+mod registry_routes;
+mod serve;
 mod topics;
 mod transcode;

@@ -21,7 +21,7 @@ const NAME: &str = "MILLPOND_TEST_REGISTRANT";
 /// Schemas that each registrant registers; `MILLPOND_TEST_SCHEMAS` sets another number.
 const SCHEMAS: usize = 12;
 
-async fn new_registry() -> RegistryOptions {
+pub async fn new_registry() -> RegistryOptions {
     let topic = format!("_schemas_{}", Uuid::new_v4().simple());
     let registry = RegistryOptions { transactional_id: topic.clone(), topic };
     Admin::connect(&options()).unwrap().ensure_topics(&[registry.topic_spec()]).await.unwrap();
@@ -32,7 +32,7 @@ fn schemas() -> usize {
     std::env::var("MILLPOND_TEST_SCHEMAS").ok().and_then(|n| n.parse().ok()).unwrap_or(SCHEMAS)
 }
 
-fn text(name: &str) -> String {
+pub fn text(name: &str) -> String {
     format!(r#"{{"type":"record","name":"{name}","fields":[{{"name":"a","type":"int"}}]}}"#)
 }
 
@@ -40,12 +40,12 @@ fn any(_: &[Arc<Registered>]) -> Result<(), String> {
     Ok(())
 }
 
-async fn register(registry: &Arc<Registry>, subject: &str, text: &str) -> Result<Arc<Registered>, RegisterError> {
+pub async fn register(registry: &Arc<Registry>, subject: &str, text: &str) -> Result<Arc<Registered>, RegisterError> {
     let (registry, subject, text) = (registry.clone(), subject.to_owned(), text.to_owned());
     tokio::task::spawn_blocking(move || registry.register(&subject, &text, &any)).await.unwrap()
 }
 
-async fn open(registry: &RegistryOptions) -> Arc<Registry> {
+pub async fn open(registry: &RegistryOptions) -> Arc<Registry> {
     let registry = Arc::new(Registry::start(&options(), registry).unwrap());
     tokio::time::timeout(Duration::from_secs(20), registry.wait_ready()).await.expect("ready in time");
     registry

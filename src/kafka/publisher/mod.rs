@@ -255,7 +255,10 @@ impl Publisher {
             loop {
                 match state.topics.lookup(topic) {
                     Some(Lookup::Known(known)) => return Ok(known.partitions.len()),
-                    Some(Lookup::Absent) => return Err(Error::NoTopic { topic: topic.into() }),
+                    Some(Lookup::Absent) => {
+                        state.topics.forget_absent(topic);
+                        return Err(Error::NoTopic { topic: topic.into() });
+                    }
                     // The sender lives in `state`, which we hold.
                     Some(Lookup::Asked) | None => drop(rounds.changed().await),
                 }

@@ -157,11 +157,18 @@ impl Topics {
         }
     }
 
-    /// Whether a partition of a known topic has no leader, or a topic is not looked up yet.
+    /// Forgets a topic that does not exist: names may come from outside, and are not to be kept.
+    pub fn forget_absent(&self, name: &str) {
+        let mut topics = self.write();
+        if matches!(topics.get(name), Some(Lookup::Absent)) {
+            topics.remove(name);
+        }
+    }
+
+    /// Whether something may be different soon: a topic is not there (yet), or a partition has no leader.
     pub fn need_another_look(&self) -> bool {
         self.read().values().any(|lookup| match lookup {
-            Lookup::Asked => true,
-            Lookup::Absent => false,
+            Lookup::Asked | Lookup::Absent => true,
             Lookup::Known(topic) => topic.partitions.iter().any(|p| !p.has_leader),
         })
     }

@@ -30,8 +30,7 @@ use view::View;
 
 use super::{
     Error, Options, TopicSpec,
-    client::{self, Isolation, Logging},
-    reader::is_passing,
+    client::{self, Isolation, Logging, is_passing},
 };
 use crate::telemetry::metrics::kafka as metrics;
 

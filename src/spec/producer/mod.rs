@@ -76,7 +76,7 @@ pub struct ProducerSpec {
 /// What may be sent of one record type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecordSpec {
-    /// Full name of the Avro record.
+    /// Simple name of the Avro record, and of its folder in `schemas/`.
     pub name: String,
     pub kind: RecordKind,
     pub topic: String,
@@ -152,7 +152,8 @@ impl ProducerSpec {
         document.check_keys(table, &["topic", "key", "event_id", "max_bytes"]);
         let what = format!("[{}.{name}]", kind.plural());
         if !is_record_name(name) {
-            document.fault(table.line, format!("{what} is not the name of an Avro record, such as ScheduleFlight"));
+            document
+                .fault(table.line, format!("{what} is not the simple name of an Avro record, such as ScheduleFlight"));
         }
         let topic =
             document.required(table, "topic", &what, "the Kafka topic it goes to, such as \"flights.commands.v1\"");
@@ -292,12 +293,10 @@ fn is_name(name: &str) -> bool {
         && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_'))
 }
 
-/// An Avro full name: identifiers joined by dots.
+/// The simple name of an Avro record.
 fn is_record_name(name: &str) -> bool {
-    name.split('.').all(|part| {
-        part.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-            && part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
-    })
+    name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
 fn is_topic(name: &str) -> bool {
