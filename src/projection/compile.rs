@@ -295,12 +295,14 @@ impl Compiler<'_, '_, '_> {
                 }
             }
         }
+        self.scratch.enter_creation().await?;
         for statement in &self.input.tables_sql {
             if let Err(refusal) = self.scratch.run(&statement.text).await? {
                 self.faults.push(types::refused(statement, &refusal));
                 sound = false;
             }
         }
+        self.scratch.leave_creation().await?;
         Ok(sound)
     }
 
