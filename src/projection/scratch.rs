@@ -149,8 +149,7 @@ impl<'c> Scratch<'c> {
             volatile: row.get(1),
             stable: row.get(2),
             aggregate: row.get(3),
-            window: row.get(4),
-            set_returning: row.get(5),
+            set_returning: row.get(4),
         };
         Ok(rows.iter().map(|row| (row.get(0), traits(row))).collect())
     }

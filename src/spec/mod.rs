@@ -6,6 +6,7 @@
 mod consumer;
 mod document;
 mod files;
+mod manifest;
 
 use std::{fmt, path::PathBuf};
 
