@@ -12,10 +12,9 @@ use crate::{
     config::Config,
     consume::{Handlers, Member},
     http::{self, Health, auth::Auth},
-    ingest::{self, Contracts, IngestState, TypeSchema},
+    ingest::{self, Contracts, IngestState},
     kafka::{Publisher, registry::Registry},
     publish,
-    schema::encode::Encoder,
     serve::{self, ServeState},
     store::{self, versions::OnChange},
 };
@@ -113,7 +112,7 @@ impl Running {
             let state = ingest_state(config, &project, registry, publisher, address)?;
             parts.push(tokio::spawn(follow_schema_ids(state.clone(), project.schemas.clone(), Arc::clone(registry))));
             health = health.and(state.health());
-            router = router.merge(ingest::router(state));
+            router = router.merge(ingest::router(state)).merge(ingest::registry_router(Arc::clone(registry)));
         }
         if roles.consume || roles.publish {
             migrate(config).await?;
@@ -208,15 +207,7 @@ fn ingest_state(
 
 /// The contracts of a project with their schemas compiled.
 pub fn contracts(project: &Project) -> anyhow::Result<Contracts> {
-    let compile = |name: &str, capture: &[String]| -> Result<TypeSchema, String> {
-        let record = project.schemas.get(name).ok_or_else(|| {
-            format!("there is no schema for {name}: write schemas/{name}/v1.avsc, or mend the name")
-        })?;
-        let latest = record.latest();
-        let encoder = Encoder::compile(&latest.schema, capture).map_err(|e| e.to_string())?;
-        Ok(TypeSchema { encoder, json: latest.text.clone() })
-    };
-    Contracts::compile(&project.producers, compile).map_err(|faults| {
+    Contracts::compile(&project.producers, &project.schemas).map_err(|faults| {
         let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
         anyhow::anyhow!("the producers' folders have faults:\n  {}", faults.join("\n  "))
     })

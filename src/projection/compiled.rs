@@ -77,7 +77,7 @@ impl Compiled {
         let mut sql = vec![format!("create schema {}", quoted(&schema))];
         sql.extend(self.references.iter().flat_map(|reference| reference.create_sql(&schema)));
         if !self.tables_sql.is_empty() {
-            sql.push(session::search_path(&schema, true));
+            sql.push(session::creation_path(&schema));
             sql.extend(self.tables_sql.iter().cloned());
             sql.push("set local search_path to default".to_owned());
         }

@@ -9,7 +9,9 @@
 mod apply;
 mod compile;
 mod compiled;
+mod fingerprint;
 mod from;
+mod input;
 mod judge;
 mod latest;
 mod names;

@@ -45,10 +45,6 @@ pub(super) struct PlanColumn {
 }
 
 impl TablePlan {
-    pub fn is_key(&self, column: &str) -> bool {
-        self.key.iter().any(|key| key == column)
-    }
-
     pub fn column(&self, name: &str) -> Option<&PlanColumn> {
         self.columns.iter().find(|column| column.name == name)
     }

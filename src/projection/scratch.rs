@@ -20,7 +20,6 @@ pub(super) struct FunctionTraits {
     pub volatile: bool,
     pub stable: bool,
     pub aggregate: bool,
-    pub window: bool,
     pub set_returning: bool,
 }
 
@@ -50,13 +49,23 @@ impl<'c> Scratch<'c> {
         for (name, value) in super::session::SETTINGS {
             scratch.execute(&format!("set local {name} = {value}")).await?;
         }
-        scratch.execute(&super::session::search_path(&scratch.schema, true)).await?;
+        scratch.leave_creation().await?;
         scratch.execute("set local millpond.round = '0'").await?;
         Ok(scratch)
     }
 
     pub async fn rollback(self) -> Result<(), sqlx::Error> {
         self.tx.rollback().await
+    }
+
+    /// Makes new tables land in the scratch schema.
+    pub async fn enter_creation(&mut self) -> Result<(), sqlx::Error> {
+        self.execute(&super::session::creation_path(&self.schema)).await
+    }
+
+    /// Resolves names as batches do.
+    pub async fn leave_creation(&mut self) -> Result<(), sqlx::Error> {
+        self.execute(&super::session::search_path(&self.schema, true)).await
     }
 
     async fn execute(&mut self, sql: &str) -> Result<(), sqlx::Error> {
@@ -130,7 +139,7 @@ impl<'c> Scratch<'c> {
         let names: Vec<String> = names.iter().cloned().collect();
         let rows = sqlx::query(
             "select proname::text, bool_or(provolatile = 'v'), bool_or(provolatile = 's'), bool_or(prokind = 'a'),
-                    bool_or(prokind = 'w'), bool_or(proretset)
+                    bool_or(proretset)
              from pg_proc where pronamespace = 'pg_catalog'::regnamespace and proname = any($1) group by 1",
         )
         .bind(names)
@@ -140,8 +149,7 @@ impl<'c> Scratch<'c> {
             volatile: row.get(1),
             stable: row.get(2),
             aggregate: row.get(3),
-            window: row.get(4),
-            set_returning: row.get(5),
+            set_returning: row.get(4),
         };
         Ok(rows.iter().map(|row| (row.get(0), traits(row))).collect())
     }

@@ -31,6 +31,11 @@ pub(super) fn search_path(schema: &str, local: bool) -> String {
     format!("set {scope} search_path = pg_catalog, pg_temp, {}", quoted(schema))
 }
 
+/// Where `tables.sql` makes its tables. Postgres' own names still come first: it looks there before any schema named.
+pub(super) fn creation_path(schema: &str) -> String {
+    format!("set local search_path = {}, pg_temp", quoted(schema))
+}
+
 /// The statements that pin a session to the schema of a version.
 pub(super) fn pin_sql(schema: &str) -> Vec<String> {
     let mut sql: Vec<String> = SETTINGS.iter().map(|(name, value)| format!("set session {name} = {value}")).collect();

@@ -19,6 +19,8 @@ pub struct SqlStatement {
     pub line: u32,
     /// As written, without the semicolon.
     pub text: String,
+    /// The same without comments and layout, unquoted words in lowercase.
+    pub canonical: String,
     pub ast: Statement,
 }
 
@@ -51,15 +53,23 @@ pub fn split(file: &SourceFile) -> Result<Vec<SqlStatement>, Vec<SpecFault>> {
         let (Some(first), Some(last)) = (words.first(), words.last()) else { continue };
         let (start, end) = (offsets.byte(first.span.start), offsets.byte(last.span.end));
         let text = file.text.get(start..end).unwrap_or_default().to_owned();
+        let canonical = words.iter().map(|word| canonical(&word.token)).collect::<Vec<_>>().join(" ");
         match parse_one(&dialect, tokens.to_vec()) {
             Ok(ast) => {
                 let line = line_of(first.span.start).unwrap_or(1);
-                statements.push(SqlStatement { path: file.path.clone(), line, text, ast });
+                statements.push(SqlStatement { path: file.path.clone(), line, text, canonical, ast });
             }
             Err(error) => faults.push(parse_fault(&file.path, first.span.start, &error)),
         }
     }
     if faults.is_empty() { Ok(statements) } else { Err(faults) }
+}
+
+fn canonical(token: &Token) -> String {
+    match token {
+        Token::Word(word) if word.quote_style.is_none() => word.value.to_lowercase(),
+        other => other.to_string(),
+    }
 }
 
 fn parse_one(dialect: &PostgreSqlDialect, tokens: Vec<TokenWithSpan>) -> Result<Statement, String> {

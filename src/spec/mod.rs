@@ -6,6 +6,7 @@
 mod consumer;
 mod document;
 mod files;
+mod manifest;
 pub mod producer;
 
 use std::{fmt, path::PathBuf};

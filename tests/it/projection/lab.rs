@@ -39,7 +39,11 @@ pub fn relation(name: &str, record_type: &str, key: &[&str], columns: &[(&str, &
         record_type: record_type.into(),
         columns: columns
             .iter()
-            .map(|(name, sql_type)| RelationColumn { name: (*name).into(), sql_type: (*sql_type).into(), nullable: true })
+            .map(|(name, sql_type)| RelationColumn {
+                name: (*name).into(),
+                sql_type: (*sql_type).into(),
+                nullable: true,
+            })
             .collect(),
         key_fields: key.iter().map(|field| (*field).into()).collect(),
         topics: Vec::new(),
@@ -112,7 +116,10 @@ impl Lab {
     }
 
     pub async fn drop_version(&mut self) {
-        let sql = format!("set client_min_messages = 'warning'; drop schema {} cascade", self.compiled.schema_name(self.version));
+        let sql = format!(
+            "set client_min_messages = 'warning'; drop schema {} cascade",
+            self.compiled.schema_name(self.version)
+        );
         self.run(&sql).await;
     }
 

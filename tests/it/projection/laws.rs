@@ -119,7 +119,16 @@ fn cases() -> impl Strategy<Value = Case> {
             if aggregated {
                 named[BY] = NamedBy::Nobody;
             }
-            Case { named, own_key, aggregated, tombstones: tombstones && own_key, removes: removes && own_key, join, events, cuts }
+            Case {
+                named,
+                own_key,
+                aggregated,
+                tombstones: tombstones && own_key,
+                removes: removes && own_key,
+                join,
+                events,
+                cuts,
+            }
         },
     )
 }
@@ -349,7 +358,8 @@ async fn check(case: &Case) {
 #[test]
 fn merges_under_any_cut_and_interleaving_give_the_rows_of_the_fold() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let mut runner = TestRunner::new(Config { cases: 96, failure_persistence: None, max_shrink_iters: 200, ..Config::default() });
+    let mut runner =
+        TestRunner::new(Config { cases: 96, failure_persistence: None, max_shrink_iters: 200, ..Config::default() });
     runner
         .run(&cases(), |case| {
             runtime.block_on(check(&case));
