@@ -10,7 +10,7 @@ use anyhow::bail;
 use crate::{
     kafka::{TopicSpec, registry::RegistryOptions},
     schema::SchemaSet,
-    spec::{ConsumerSpec, ProducerSpec, producer::Retention},
+    spec::{ConsumerSpec, ProducerSpec},
 };
 
 /// Everything that `schemas/`, `producers/` and `consumers/` declare.
@@ -92,12 +92,8 @@ impl Project {
     pub fn topics(&self) -> Vec<TopicSpec> {
         let mut topics = vec![RegistryOptions::default().topic_spec()];
         for (name, spec) in self.producers.iter().flat_map(|p| &p.topics) {
-            let mut topic = TopicSpec::log(name, spec.partitions.unsigned_abs());
-            let retention = match spec.retention {
-                Retention::Forever => "-1".to_owned(),
-                Retention::For(duration) => duration.as_millis().to_string(),
-            };
-            topic.config.insert("retention.ms".to_owned(), retention);
+            let mut topic = TopicSpec::log(name, spec.partitions);
+            topic.config.insert("retention.ms".to_owned(), spec.retention.as_retention_ms().to_string());
             topics.push(topic);
         }
         for consumer in &self.consumers {

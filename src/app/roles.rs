@@ -112,7 +112,7 @@ impl Running {
             let state = ingest_state(config, &project, registry, publisher, address)?;
             parts.push(tokio::spawn(follow_schema_ids(state.clone(), project.schemas.clone(), Arc::clone(registry))));
             health = health.and(state.health());
-            router = router.merge(ingest::router(state)).merge(ingest::registry_router(Arc::clone(registry)));
+            router = router.merge(ingest::router(state)).merge(ingest::registry_routes::routes(Arc::clone(registry)));
         }
         if roles.consume || roles.publish {
             migrate(config).await?;

@@ -30,7 +30,7 @@ pub struct Chunk {
 }
 
 impl Chunk {
-    pub fn push(&mut self, record: Incoming<'_>) {
+    pub fn push(&mut self, record: Incoming<'_, '_>) {
         let key = record.key.map(|key| self.append(key));
         let payload = record.payload.map(|payload| self.append(payload));
         let start = self.bytes.len();
@@ -136,7 +136,7 @@ pub struct Buffer {
 
 impl Buffer {
     /// Adds a record.
-    pub fn push(&mut self, record: Incoming<'_>, bounds: Bounds) -> Pushed {
+    pub fn push(&mut self, record: Incoming<'_, '_>, bounds: Bounds) -> Pushed {
         let was_empty = self.chunks.is_empty();
         let open = self.chunks.back().is_some_and(|c| !is_full(c, bounds));
         if !open {

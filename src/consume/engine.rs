@@ -140,7 +140,7 @@ impl Engine {
     }
 
     /// Encodes an event that a handler emitted.
-    pub fn emit(&self, event: &Emitted) -> Result<EncodedEvent, Fault> {
+    pub(super) fn emit(&self, event: &Emitted) -> Result<EncodedEvent, Fault> {
         let refuse = |reason: String| Fault { class: "handler", reason, record_type: Some(event.record_type.clone()) };
         let emitter = self.emitters.get(&event.record_type).ok_or_else(|| {
             refuse(format!("emitted {}, which consumer.toml does not declare under [emits]", event.record_type))

@@ -134,7 +134,7 @@ impl Assignee for Group {
         self.runtime.block_on(self.finish(stopped));
     }
 
-    fn record(&self, partition: &Arc<Partition>, record: Incoming<'_>) -> Flow {
+    fn record(&self, partition: &Arc<Partition>, record: Incoming<'_, '_>) -> Flow {
         let pushed = {
             let mut buffer = partition.buffer();
             if !buffer.is_accepting() {
