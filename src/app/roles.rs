@@ -139,16 +139,7 @@ impl Running {
         }
         let app = http::app(router.merge(http::health::router(health)));
         let (stop_http, http) = serve_http(config, app, listener);
-        Ok(Self {
-            address,
-            stop_http,
-            http,
-            stop_parts,
-            parts,
-            members,
-            publisher,
-            drain: config.http.drain,
-        })
+        Ok(Self { address, stop_http, http, stop_parts, parts, members, publisher, drain: config.http.drain })
     }
 
     /// Stops in the order of an event's path, so that nothing new comes while what came is finished: HTTP, consumers,
