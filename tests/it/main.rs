@@ -4,11 +4,13 @@
 mod cluster;
 mod compose;
 mod dev_servers;
+mod faults;
 mod flights;
 mod harness;
 mod ingest;
 mod projection;
 mod publisher;
+mod reads;
 mod registry;
 mod registry_routes;
 mod serve;

@@ -15,6 +15,7 @@ use super::{SOON, Web};
 /// A process that was started and is ready. Dropping it kills it.
 pub struct Process {
     child: Child,
+    name: String,
     identity: Identity,
     log: PathBuf,
     pub web: Web,
@@ -45,7 +46,7 @@ impl Process {
         ready.unwrap_or_else(|error| panic!("{error}\n{}", std::fs::read_to_string(&log).unwrap()));
         let identity = Identity::of(child.pid()).expect("it runs");
         let web = Web::new(&format!("http://{}", address.expect("ready")));
-        Self { child, identity, log, web }
+        Self { child, name: name.to_owned(), identity, log, web }
     }
 
     /// Kills it as a crash of the machine would.
@@ -89,8 +90,8 @@ impl Process {
         self.identity.runs()
     }
 
-    pub fn identity(&self) -> Identity {
-        self.identity.clone()
+    pub fn pid(&self) -> i32 {
+        self.identity.pid
     }
 
     /// All that it has said.
@@ -105,9 +106,7 @@ impl Drop for Process {
         let _ = self.child.cont();
         let _ = self.child.kill_9();
         if std::thread::panicking() {
-            let log = self.log();
-            let lines: Vec<&str> = log.lines().collect();
-            eprintln!("--- the end of {}:\n{}", self.log.display(), lines[lines.len().saturating_sub(40)..].join("\n"));
+            eprintln!("what {} said is in {}", self.name, self.log.display());
         }
     }
 }
