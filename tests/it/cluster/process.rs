@@ -1,5 +1,7 @@
 //! One process of the real binary.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,7 +43,7 @@ impl Process {
         let mut address = None;
         let ready = child.wait_ready(SOON, |_| {
             address = ready_at(&log);
-            address.is_some()
+            address.as_deref().is_some_and(is_ready)
         });
         ready.unwrap_or_else(|error| panic!("{error}\n{}", std::fs::read_to_string(&log).unwrap()));
         let identity = Identity::of(child.pid()).expect("it runs");
@@ -109,6 +111,18 @@ impl Drop for Process {
             eprintln!("what {} said is in {}", self.name, self.log.display());
         }
     }
+}
+
+/// What a load balancer asks before it sends clients.
+fn is_ready(address: &str) -> bool {
+    let ask = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(address)?;
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    ask().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
 }
 
 /// The address in the line that says `ready`.

@@ -55,7 +55,7 @@ impl Told {
 #[tokio::test(flavor = "multi_thread")]
 async fn kafka_away_under_load_is_a_prompt_503_and_loses_nothing_accepted() {
     let mut cluster = Cluster::flights("kafka").await;
-    let all = cluster.start("all", &["kafka.client.debug=cgrp,broker", "log.level=info,millpond::kafka=debug"]);
+    let all = cluster.start("all", &[]);
     let (options, topic) = (cluster.kafka(), cluster.project.topic.clone());
     let mut clients = JoinSet::new();
     for share in shares(days(&[1])) {
