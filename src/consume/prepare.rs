@@ -61,7 +61,8 @@ pub struct Prepared {
     pub rounds: u32,
     pub skipped: usize,
     pub last: Option<LastApplied>,
-    /// Index after the last record that is part of this batch; less than asked for when rounds ran out.
+    /// Index after the last record that is part of this batch; less than asked for when rounds ran out, or before a
+    /// record of an unknown schema.
     pub end: usize,
     /// Filled by a Rust handler.
     pub effects: Effects,
@@ -99,7 +100,7 @@ impl Preparer {
         Self { compiled, inputs, registry, tombstones, strict, routes: RwLock::default() }
     }
 
-    /// Decodes `range` of a chunk.
+    /// Decodes `range` of a chunk, or its beginning: see [`Prepared::end`].
     pub fn prepare(
         &self,
         topic: &str,
@@ -124,8 +125,15 @@ impl Preparer {
                 prepared.rounds = prepared.rounds.max(round + 1);
             }
             let meta = Meta { topic, partition, round };
-            if let Err(fault) = self.record(&meta, chunk, record, &mut prepared, &mut scratch)? {
-                prepared.faults.push((index, fault));
+            match self.record(&meta, chunk, record, &mut prepared, &mut scratch) {
+                Ok(Ok(())) => {}
+                Ok(Err(fault)) => prepared.faults.push((index, fault)),
+                // What is before it need not wait with it.
+                Err(_) if index > range.start => {
+                    prepared.end = index;
+                    break;
+                }
+                Err(unknown) => return Err(unknown),
             }
         }
         prepared.last = chunk.records[range.start..prepared.end].last().map(|record| last_applied(chunk, record));

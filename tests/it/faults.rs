@@ -4,6 +4,7 @@
 
 mod kafka_outage;
 mod outbox;
+mod poison;
 mod rebalance;
 mod shutdown;
 
