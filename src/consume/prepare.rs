@@ -140,6 +140,17 @@ impl Preparer {
         Ok(prepared)
     }
 
+    /// The type of a record that was decoded before.
+    pub fn record_type(&self, chunk: &Chunk, record: &RawRecord) -> Option<String> {
+        let (id, _) = framing::split(chunk.payload(record)?).ok()?;
+        match &*self.route(i32::try_from(id).ok()?).ok()? {
+            Route::Skip(name) => Some(name.clone()),
+            Route::Rows { record_type, .. } | Route::Json { record_type, .. } | Route::Unreadable { record_type, .. } => {
+                Some(record_type.clone())
+            }
+        }
+    }
+
     fn record(
         &self,
         meta: &Meta<'_>,
