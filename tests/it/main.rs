@@ -3,6 +3,7 @@
 
 mod compose;
 mod dev_servers;
+mod embedding;
 mod harness;
 mod ingest;
 mod projection;
