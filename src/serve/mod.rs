@@ -23,7 +23,11 @@ mod read;
 mod routes;
 mod wait;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::http::HeaderValue;
 use tokio::task::JoinSet;
