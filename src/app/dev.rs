@@ -296,5 +296,3 @@ impl LiveLine {
         Some(format!("{posted}applied {} · age {age:.1} s", applied.join(", ")))
     }
 }
-
-

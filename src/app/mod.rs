@@ -75,7 +75,7 @@ impl Application {
             return Ok(ExitCode::SUCCESS);
         }
         let config = configuration(&common, &command)?;
-        logging::init(&config.log.format, &config.log.level);
+        logging::init(&config.log.format, &log_level(&config, &command));
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")?;
         let result = runtime.block_on(self.dispatch(config, command));
         // Threads of librdkafka that do not end by themselves must not keep the process.
@@ -144,6 +144,16 @@ fn configuration(common: &Common, command: &Command) -> anyhow::Result<Config> {
         }
     }
     Ok(config)
+}
+
+/// `dev` says what matters itself; a person at a terminal has asked for no log unless `log.level` is set.
+fn log_level(config: &Config, command: &Command) -> String {
+    let set = config.settings.iter().any(|s| s.name == "log.level" && s.source != "default");
+    let role = matches!(
+        command,
+        Command::All(_) | Command::Ingest(_) | Command::Consume(_) | Command::Serve(_) | Command::Publish(_)
+    );
+    if set || role { config.log.level.clone() } else { "warn,millpond::kafka=error".to_owned() }
 }
 
 /// Names and values that are not text cannot be ours.

@@ -112,7 +112,7 @@ impl Running {
             let state = ingest_state(config, &project, registry, publisher, address)?;
             parts.push(tokio::spawn(follow_schema_ids(state.clone(), project.schemas.clone(), Arc::clone(registry))));
             health = health.and(state.health());
-            router = router.merge(ingest::router(state)).merge(ingest::registry_router(Arc::clone(registry)));
+            router = router.merge(ingest::router(state)).merge(ingest::registry_routes::routes(Arc::clone(registry)));
         }
         if roles.consume || roles.publish {
             migrate(config).await?;
@@ -139,16 +139,7 @@ impl Running {
         }
         let app = http::app(router.merge(http::health::router(health)));
         let (stop_http, http) = serve_http(config, app, listener);
-        Ok(Self {
-            address,
-            stop_http,
-            http,
-            stop_parts,
-            parts,
-            members,
-            publisher,
-            drain: config.http.drain,
-        })
+        Ok(Self { address, stop_http, http, stop_parts, parts, members, publisher, drain: config.http.drain })
     }
 
     /// Stops in the order of an event's path, so that nothing new comes while what came is finished: HTTP, consumers,

@@ -93,7 +93,8 @@ impl Values {
     fn set(&mut self, name: &str, value: String, source: String, faults: &mut Vec<String>) {
         if keys::find(name).is_none() {
             let known = KEYS.iter().map(|k| k.name);
-            let hint = crate::spec::nearest(name, known).map_or(String::new(), |near| format!("; did you mean {near}?"));
+            let hint =
+                crate::spec::nearest(name, known).map_or(String::new(), |near| format!("; did you mean {near}?"));
             faults.push(format!("{source}: there is no key {name}{hint}"));
             return;
         }
@@ -190,7 +191,11 @@ impl Values {
         };
         self.0
             .iter()
-            .map(|(name, (value, source))| Setting { name: name.clone(), shown: shown(name, value), source: source.clone() })
+            .map(|(name, (value, source))| Setting {
+                name: name.clone(),
+                shown: shown(name, value),
+                source: source.clone(),
+            })
             .collect()
     }
 }
@@ -258,7 +263,6 @@ fn redact_url(url: &str) -> String {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -292,7 +296,11 @@ mod tests {
     fn later_layers_win_and_say_where_a_value_came_from() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("m.toml");
-        std::fs::write(&file, "[http]\nlisten = \"127.0.0.1:1\"\nmax_connections = 7\n[kafka.client]\n\"sasl.password\" = \"hush\"\n").unwrap();
+        std::fs::write(
+            &file,
+            "[http]\nlisten = \"127.0.0.1:1\"\nmax_connections = 7\n[kafka.client]\n\"sasl.password\" = \"hush\"\n",
+        )
+        .unwrap();
         let config = load(&Sources {
             file: Some(file),
             environment: vec![("MILLPOND__HTTP__LISTEN".into(), "127.0.0.1:2".into()), ("HOME".into(), "/".into())],

@@ -140,7 +140,7 @@ impl Engine {
     }
 
     /// Encodes an event that a handler emitted.
-    pub fn emit(&self, event: &Emitted) -> Result<EncodedEvent, Fault> {
+    pub(super) fn emit(&self, event: &Emitted) -> Result<EncodedEvent, Fault> {
         let refuse = |reason: String| Fault { class: "handler", reason, record_type: Some(event.record_type.clone()) };
         let emitter = self.emitters.get(&event.record_type).ok_or_else(|| {
             refuse(format!("emitted {}, which consumer.toml does not declare under [emits]", event.record_type))
@@ -150,7 +150,11 @@ impl Engine {
         let mut captured = Captured::default();
         emitter.encoder.encode(event.json.as_bytes(), &mut payload, &mut captured).map_err(|faults| {
             let first = faults.first().map(|f| format!("{}: expected {}, got {}", f.pointer, f.expected, f.got));
-            refuse(format!("emitted a {} that does not fit its schema: {}", event.record_type, first.unwrap_or_default()))
+            refuse(format!(
+                "emitted a {} that does not fit its schema: {}",
+                event.record_type,
+                first.unwrap_or_default()
+            ))
         })?;
         Ok(EncodedEvent { topic: emitter.topic.clone(), payload })
     }

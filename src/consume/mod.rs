@@ -23,8 +23,8 @@ pub use engine::{Emitter, Engine, Parts};
 pub use handler::Handlers;
 pub use prepare::{Input, Preparer};
 pub use sessions::Sessions;
-pub use transaction::session_sql;
 use tokio::{sync::watch, task::JoinHandle};
+pub use transaction::session_sql;
 
 use self::group::Group;
 use crate::kafka::{self, Options, subscription::Subscription};

@@ -30,8 +30,7 @@ const EVENT_NAMESPACE: Uuid = Uuid::from_u128(0x6d69_6c6c_706f_6e64_8f2b_6f75_74
 /// Temporary tables that every session needs beside the projection's own: handlers' rows, and what goes to the outbox.
 pub fn session_sql() -> Vec<String> {
     vec![
-        "create temp table _rows (tbl text, ord int8, deleted bool, row jsonb) on commit delete rows"
-            .to_owned(),
+        "create temp table _rows (tbl text, ord int8, deleted bool, row jsonb) on commit delete rows".to_owned(),
         "create temp table _outbox (out_seq int8, source_offset int8, index int4, event_id uuid,
              target_topic text, record_type text, key bytea, payload bytea, headers jsonb) on commit delete rows"
             .to_owned(),

@@ -138,7 +138,8 @@ impl Worker {
 
     /// Claims again after a failure; on success the consumer stands at the fence. False: not now.
     async fn reclaim(&mut self) -> Result<bool, Broken> {
-        let claimed = self.engine.claim(&self.partition.at, Uuid::new_v4()).await.map_err(|e| Broken::Retry(e.to_string()))?;
+        let claimed =
+            self.engine.claim(&self.partition.at, Uuid::new_v4()).await.map_err(|e| Broken::Retry(e.to_string()))?;
         let claim = match claimed {
             Claimed::Mine(claim) => claim,
             Claimed::Closed { code, .. } => {
@@ -178,19 +179,39 @@ impl Worker {
         let halt = |code, what: String| {
             Err(Broken::Halt(Halt {
                 code,
-                reason: format!("{what}; to read the log as it is now from its start: millpond consumer restart {name} --from-zero"),
+                reason: format!(
+                    "{what}; to read the log as it is now from its start: millpond consumer restart {name} --from-zero"
+                ),
             }))
         };
         if next > found.high {
-            return halt("log_is_shorter", format!("{at} ends at offset {}, but {name} has applied it up to {next}: the topic was recreated or lost records", found.high));
+            return halt(
+                "log_is_shorter",
+                format!(
+                    "{at} ends at offset {}, but {name} has applied it up to {next}: the topic was recreated or lost records",
+                    found.high
+                ),
+            );
         }
         if next < found.low {
-            return halt("log_was_cut", format!("{at} starts at offset {}, but {name} has applied it only up to {next}: records were removed before they were applied", found.low));
+            return halt(
+                "log_was_cut",
+                format!(
+                    "{at} starts at offset {}, but {name} has applied it only up to {next}: records were removed before they were applied",
+                    found.low
+                ),
+            );
         }
         if let (Some(last), Some((key, payload))) = (&claim.last, &found.last) {
             let checksum = prepare::checksum(key.as_deref(), payload.as_deref());
             if checksum != last.checksum {
-                return halt("log_is_another", format!("the record at {at} offset {} is not the one {name} applied: the topic was recreated", last.offset));
+                return halt(
+                    "log_is_another",
+                    format!(
+                        "the record at {at} offset {} is not the one {name} applied: the topic was recreated",
+                        last.offset
+                    ),
+                );
             }
         }
         Ok(())

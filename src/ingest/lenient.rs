@@ -275,8 +275,12 @@ impl<'a> Stream<'a> {
                 "send the whole request again with the same Idempotency-Key: what is in the log already takes effect once; \
                  do not send the rest alone under that key"
             }
-            (None, true, _) => "send the rest, from the record in `stopped_before` on: all before it is written, or in `errors`",
-            (None, false, 0) => "send the records listed in `records`, and the rest from the record in `stopped_before` on",
+            (None, true, _) => {
+                "send the rest, from the record in `stopped_before` on: all before it is written, or in `errors`"
+            }
+            (None, false, 0) => {
+                "send the records listed in `records`, and the rest from the record in `stopped_before` on"
+            }
             (None, false, _) => {
                 "send the rest, from the record in `stopped_before` on; of those in `records` the unknown ones may double if \
                  they are sent again"

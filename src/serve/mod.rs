@@ -31,7 +31,9 @@ use tokio::task::JoinSet;
 use catalog::{Catalog, Projection, Snapshot};
 use connections::Connections;
 use freshness::Ends;
-use problem::{NOT_LIVE, Problem, UNKNOWN_VIEW};
+use problem::{NOT_LIVE, UNKNOWN_VIEW};
+
+use crate::http::Problem;
 pub use routes::router;
 use wait::Waits;
 
@@ -216,7 +218,7 @@ impl ServeState {
             return Ok(found.clone());
         }
         if snapshot.not_live.iter().any(|name| name == consumer) {
-            return Err(Problem::new(&NOT_LIVE, format!("`{consumer}` has no live version yet")).retry_after(2));
+            return Err(NOT_LIVE.problem(format!("`{consumer}` has no live version yet")).retry_after(2));
         }
         Err(unknown("consumer", consumer, snapshot.projections.keys().map(String::as_str)))
     }
@@ -241,7 +243,8 @@ impl ServeState {
 
 fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str> + Clone) -> Problem {
     let nearest = grammar::nearest(name, known);
-    Problem::new(&UNKNOWN_VIEW, format!("there is no {what} {} here", grammar::abbreviated(name)))
+    UNKNOWN_VIEW
+        .problem(format!("there is no {what} {} here", grammar::abbreviated(name)))
         .with("views", "/v1/views")
         .hint(nearest.map(|near| format!("did you mean `{near}`?")))
 }
