@@ -105,7 +105,7 @@ impl Source {
 
     /// Whether the file is compiled for tests only.
     fn is_test(&self) -> bool {
-        self.module.iter().any(|name| ["tests", "testing"].contains(&name.as_str()))
+        self.module.iter().any(|name| name == "testing" || name == "tests" || name.ends_with("_tests"))
     }
 
     fn area(&self) -> &str {
@@ -226,16 +226,16 @@ fn tokens(text: &str) -> Vec<Token> {
                 at += block_comment(rest);
                 None
             }
-            ['"', ..] | ['b' | 'c', '"', ..] => {
+            ['"', ..] | ['b', '"', ..] => {
                 at += string(rest);
                 Some(format!("\"{}", rest[1..at - start].iter().collect::<String>()))
             }
-            ['r', '"' | '#', ..] if raw_string(rest).is_some() => {
+            ['r', ..] | ['b', 'r', ..] if raw_string(rest).is_some() => {
                 at += raw_string(rest).unwrap_or(1);
                 Some("\"".to_owned())
             }
             ['\'', '\\', ..] => {
-                at += 3 + rest[3..].iter().position(|c| *c == '\'').unwrap_or(0);
+                at += 4 + rest[3..].iter().position(|c| *c == '\'').unwrap_or(0);
                 None
             }
             ['\'', _, '\'', ..] => {
@@ -278,16 +278,20 @@ fn string(rest: &[char]) -> usize {
     while at < rest.len() && rest[at] != '"' {
         at += 1 + usize::from(rest[at] == '\\');
     }
-    at + 1
+    (at + 1).min(rest.len())
 }
 
+/// Length of the raw string that begins here, if one does.
 fn raw_string(rest: &[char]) -> Option<usize> {
+    let prefix = usize::from(rest[0] == 'b');
+    let rest = &rest[prefix..];
+    (rest.first() == Some(&'r')).then_some(())?;
     let hashes = rest[1..].iter().take_while(|c| **c == '#').count();
     (rest.get(1 + hashes) == Some(&'"')).then_some(())?;
     let mut at = hashes + 2;
     while at < rest.len() {
         if rest[at] == '"' && rest[at + 1..].iter().take_while(|c| **c == '#').count() >= hashes {
-            return Some(at + 1 + hashes);
+            return Some(prefix + at + 1 + hashes);
         }
         at += 1;
     }
