@@ -39,7 +39,11 @@ const FORBIDDEN: &[(&str, &str, &str)] = &[
 /// Libraries that only some modules may name.
 const LIBRARIES: &[(&str, &[&str], &str)] = &[
     ("rdkafka", &["kafka"], "one place for the client's settings and its errors"),
-    ("sqlx", &["store", "projection", "consume"], "statements on Postgres: platform tables, Postgres as judge of SQL, a handler's reads"),
+    (
+        "sqlx",
+        &["store", "projection", "consume"],
+        "statements on Postgres: platform tables, Postgres as judge of SQL, a handler's reads",
+    ),
     ("tokio_postgres", &["serve"], "reads are pipelined, and nothing else is"),
     ("apache_avro", &["schema"], "one place for the format and its traps"),
     ("axum", &["http", "ingest", "serve", "app"], "what listens"),
@@ -203,9 +207,8 @@ fn without_tests(mut tokens: Vec<Token>) -> Vec<Token> {
     let is = |tokens: &[Token], at: usize, wanted: &[&str]| {
         wanted.iter().enumerate().all(|(i, w)| tokens.get(at + i).is_some_and(|t| t.text == *w))
     };
-    let inline = (0..tokens.len()).find(|at| {
-        is(&tokens, *at, &["#", "[", "cfg", "(", "test", ")", "]", "mod"]) && is(&tokens, *at + 9, &["{"])
-    });
+    let inline = (0..tokens.len())
+        .find(|at| is(&tokens, *at, &["#", "[", "cfg", "(", "test", ")", "]", "mod"]) && is(&tokens, *at + 9, &["{"]));
     tokens.truncate(inline.unwrap_or(tokens.len()));
     tokens
 }
@@ -364,7 +367,11 @@ fn libraries_are_named_where_they_belong() {
             let named = source.tokens.windows(2).find(|pair| pair[0].text == *library && pair[1].text != ".");
             if let Some(pair) = named {
                 let areas = areas.join(", ");
-                faults.push(format!("{}:{}: `{library}` belongs in {areas}: {why}", source.path.display(), pair[0].line));
+                faults.push(format!(
+                    "{}:{}: `{library}` belongs in {areas}: {why}",
+                    source.path.display(),
+                    pair[0].line
+                ));
             }
         }
     }
@@ -414,8 +421,14 @@ fn metrics_are_declared_in_telemetry_and_used_outside() {
         }
     }
     for source in all.iter().filter(|s| s.area() != "telemetry") {
-        for token in source.tokens.iter().filter(|t| t.text.starts_with("register_int") || t.text.starts_with("register_hist")) {
-            faults.push(format!("{}:{}: metrics are declared in src/telemetry/metrics", source.path.display(), token.line));
+        for token in
+            source.tokens.iter().filter(|t| t.text.starts_with("register_int") || t.text.starts_with("register_hist"))
+        {
+            faults.push(format!(
+                "{}:{}: metrics are declared in src/telemetry/metrics",
+                source.path.display(),
+                token.line
+            ));
         }
     }
     assert_none(&faults, "metrics");
@@ -431,10 +444,16 @@ fn files_are_short_and_say_what_they_own() {
     for source in sources() {
         let lines = source.text.lines().count();
         if lines >= MAX_LINES {
-            faults.push(format!("{}: {lines} lines; below {MAX_LINES}, please: it holds two things", source.path.display()));
+            faults.push(format!(
+                "{}: {lines} lines; below {MAX_LINES}, please: it holds two things",
+                source.path.display()
+            ));
         }
         if !source.is_test() && !source.text.starts_with("//!") {
-            faults.push(format!("{}: begins without `//!`: say what it owns and what it must not do", source.path.display()));
+            faults.push(format!(
+                "{}: begins without `//!`: say what it owns and what it must not do",
+                source.path.display()
+            ));
         }
     }
     assert_none(&faults, "files");
@@ -494,6 +513,11 @@ fn reader_of_sources_sees_through_comments_strings_and_braces() {
     let mut names: Vec<String> = shallow.imports().into_iter().map(|(_, name)| name).collect();
     names.dedup();
     assert_eq!(names, ["b", "d", "i"]);
-    assert_eq!(against("ingest", "serve").as_deref(), Some("`ingest` and `serve` are of one layer, and neither imports the other"));
-    assert!(against("serve", "kafka").is_some() && against("domain", "app").is_some() && against("app", "kafka").is_none());
+    assert_eq!(
+        against("ingest", "serve").as_deref(),
+        Some("`ingest` and `serve` are of one layer, and neither imports the other")
+    );
+    assert!(
+        against("serve", "kafka").is_some() && against("domain", "app").is_some() && against("app", "kafka").is_none()
+    );
 }

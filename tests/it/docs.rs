@@ -82,7 +82,8 @@ fn metrics_of(source: &str) -> Vec<Metric> {
         let (help, tail) = tail.split_once('"').unwrap().1.split_once('"').unwrap();
         let (extra, tail) = tail.split_once(';').unwrap();
         let labels = extra.split_once('[').and_then(|(_, list)| list.split_once(']')).map_or("", |(list, _)| list);
-        let labels = labels.split(',').map(|l| l.trim().trim_matches('"').to_owned()).filter(|l| !l.is_empty()).collect();
+        let labels =
+            labels.split(',').map(|l| l.trim().trim_matches('"').to_owned()).filter(|l| !l.is_empty()).collect();
         found.push(Metric { kind, name: name.to_owned(), help: help.to_owned(), labels });
         rest = tail;
     }
@@ -108,7 +109,11 @@ fn metrics_page_is_the_codes() {
         writeln!(text, "\n## {area}\n\n| metric | kind | labels | |\n|---|---|---|---|").unwrap();
         for Metric { kind, name, help, labels } in metrics {
             assert!(name.starts_with("millpond_"), "{name}");
-            assert_eq!(name.ends_with("_total"), kind.contains("Counter"), "{name}: counters end in _total, others do not");
+            assert_eq!(
+                name.ends_with("_total"),
+                kind.contains("Counter"),
+                "{name}: counters end in _total, others do not"
+            );
             let kind = ["Counter", "Gauge", "Histogram"].into_iter().find(|k| kind.contains(k)).unwrap().to_lowercase();
             let labels: Vec<String> = labels.iter().map(|l| format!("`{l}`")).collect();
             writeln!(text, "| `{name}` | {kind} | {} | {help} |", labels.join(" ")).unwrap();
@@ -213,7 +218,9 @@ fn commands_named_in_pages_exist() {
         for line in typed(&text) {
             let words: Vec<&str> = line.split_whitespace().collect();
             match words[..] {
-                ["make", target, ..] if target.starts_with(|c: char| c.is_ascii_lowercase()) && !targets.contains(target) => {
+                ["make", target, ..]
+                    if target.starts_with(|c: char| c.is_ascii_lowercase()) && !targets.contains(target) =>
+                {
                     faults.push(format!("{name}: `{line}`: the Makefile has no {target}"));
                 }
                 ["millpond", ref rest @ ..] => {
@@ -231,7 +238,8 @@ fn commands_named_in_pages_exist() {
 /// Follows subcommands and checks flags, until something that is a value.
 fn walk<'a>(tree: &clap::Command, words: &[&'a str]) -> Result<(), &'a str> {
     let mut at = tree;
-    let mut arguments = tree.get_arguments().map(|a| a.get_long().unwrap_or_default().to_owned()).collect::<BTreeSet<_>>();
+    let mut arguments =
+        tree.get_arguments().map(|a| a.get_long().unwrap_or_default().to_owned()).collect::<BTreeSet<_>>();
     arguments.extend(["help".to_owned(), "version".to_owned()]);
     for (i, word) in words.iter().enumerate() {
         if ["#", "|", ">", "&&", "&", ";"].contains(word) || word.starts_with('#') {
@@ -247,9 +255,13 @@ fn walk<'a>(tree: &clap::Command, words: &[&'a str]) -> Result<(), &'a str> {
         if let Some(next) = at.find_subcommand(word) {
             at = next;
             arguments.extend(at.get_arguments().map(|a| a.get_long().unwrap_or_default().to_owned()));
-        } else if at.has_subcommands() && i == words.iter().position(|w| w == word).unwrap_or(i) && at.get_positionals().count() == 0 {
+        } else if at.has_subcommands()
+            && i == words.iter().position(|w| w == word).unwrap_or(i)
+            && at.get_positionals().count() == 0
+        {
             // A word in the place of a subcommand: `…` and NAMES stand for any.
-            let placeholder = word.starts_with('…') || word.chars().all(|c| c.is_ascii_uppercase() || c == '|' || c == '.');
+            let placeholder =
+                word.starts_with('…') || word.chars().all(|c| c.is_ascii_uppercase() || c == '|' || c == '.');
             if !placeholder && !word.contains('|') {
                 return Err(word);
             }
@@ -280,7 +292,10 @@ fn every_decision_is_in_the_index() {
     let index = fs::read_to_string(root().join("docs/adr/README.md")).unwrap();
     for path in files("docs/adr", "md") {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        assert!(name == "README.md" || index.contains(&format!("]({name})")), "docs/adr/README.md does not list {name}");
+        assert!(
+            name == "README.md" || index.contains(&format!("]({name})")),
+            "docs/adr/README.md does not list {name}"
+        );
     }
 }
 
@@ -293,7 +308,10 @@ fn the_promise_is_the_same_everywhere() {
         let text = fs::read_to_string(path).unwrap().replace(['>', '*'], " ");
         text.split_whitespace().collect::<Vec<_>>().join(" ")
     };
-    assert!(flat(&root().join("README.md")).contains(&flat_text(promise)), "README.md does not hold the promise word for word");
+    assert!(
+        flat(&root().join("README.md")).contains(&flat_text(promise)),
+        "README.md does not hold the promise word for word"
+    );
 }
 
 fn flat_text(text: &str) -> String {
