@@ -16,6 +16,7 @@ use super::{
     demo::{self, Demo},
     project::Project,
     roles::{Roles, Running, stop_signal},
+    running_dev::RunningDev,
     schemas,
 };
 use crate::{
@@ -31,7 +32,7 @@ use crate::{
 };
 
 /// Where `dev` keeps everything, below the project's folder.
-const STATE: &str = ".millpond";
+pub const STATE: &str = ".millpond";
 
 pub async fn run(mut config: Config, arguments: Dev, handlers: Arc<Handlers>) -> anyhow::Result<()> {
     let stopping = stop_signal();
@@ -46,6 +47,7 @@ pub async fn run(mut config: Config, arguments: Dev, handlers: Arc<Handlers>) ->
     };
     config.kafka.brokers = servers.brokers();
     config.postgres.url = servers.postgres_url();
+    RunningDev::announce(&state, &config.kafka.brokers, &config.postgres.url)?;
     if arguments.reset {
         forget_demo(&state);
     }

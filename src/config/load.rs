@@ -29,6 +29,8 @@ pub struct Sources {
     pub file: Option<PathBuf>,
     /// Environment variables, all of them; those without our prefix are ignored.
     pub environment: Vec<(String, String)>,
+    /// Where the servers of a `dev` are that runs in this project; above the file, below the environment.
+    pub dev: Vec<(String, String)>,
     /// `--set key=value` and the flags that are short for it.
     pub flags: Vec<(String, String)>,
 }
@@ -64,6 +66,9 @@ pub fn load(sources: &Sources) -> Result<Config, Faults> {
         Some(file) => values.file(file, &mut faults),
         None if Path::new("millpond.toml").exists() => values.file(Path::new("millpond.toml"), &mut faults),
         None => {}
+    }
+    for (name, value) in &sources.dev {
+        values.set(name, value.clone(), "millpond dev, running here".to_owned(), &mut faults);
     }
     for (variable, value) in &sources.environment {
         if let Some(name) = variable.strip_prefix(PREFIX) {
@@ -303,6 +308,7 @@ mod tests {
         .unwrap();
         let config = load(&Sources {
             file: Some(file),
+            dev: Vec::new(),
             environment: vec![("MILLPOND__HTTP__LISTEN".into(), "127.0.0.1:2".into()), ("HOME".into(), "/".into())],
             flags: vec![("postgres.url".into(), "postgres://u:pw@h/d".into())],
         })

@@ -246,8 +246,10 @@ fn sort_sql(
         match file.stem.as_str() {
             "apply" => apply = Some(file),
             "tables" => tables_sql = Some(file),
-            "views" => {}
-            "emit" => faults.push(SpecFault::new(&file.path, None, "`emit.sql` is not enforced yet; remove the file")),
+            stem @ ("views" | "emit") => {
+                let message = format!("`{stem}.sql` is not enforced yet; remove the file");
+                faults.push(SpecFault::new(&file.path, None, message));
+            }
             _ => selects.push(file),
         }
     }

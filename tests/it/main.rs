@@ -5,6 +5,7 @@ mod architecture;
 mod compose;
 mod dev_servers;
 mod docs;
+mod embedding;
 mod harness;
 mod ingest;
 mod projection;
