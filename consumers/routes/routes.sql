@@ -1,12 +1,7 @@
--- Each record of RecordDeparture is a row of record_departure; besides its fields there are
--- _key, _topic, _partition, _offset, _timestamp, _event_id and _seq.
-select
-  flight_id,     -- text
-  carrier,       -- text
-  origin,        -- text
-  destination,   -- text
-  scheduled_at,  -- timestamp with time zone
-  departed_at,   -- timestamp with time zone
-  delay_minutes, -- integer
-  tail_number    -- text
-from record_departure;
+select origin,
+       destination,
+       (scheduled_at at time zone 'America/New_York')::date as day,
+       count(*) as departures,
+       max(delay_minutes) as worst_delay_minutes
+from record_departure
+group by 1, 2, 3;

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Context;
 use tokio::{net::TcpListener, task::JoinHandle};
-use tracing::{error, warn};
+use tracing::warn;
 
 use super::{
     client::Client,
@@ -152,7 +152,7 @@ impl DevRoles {
     /// Takes changed folders in; a fault leaves what runs as it is and says what to mend.
     async fn pick_up(&mut self, changes: &[Changed]) {
         if let Err(error) = self.try_pick_up(changes).await {
-            error!("{error:#}");
+            eprintln!("the change is not taken in, what ran before goes on:\n  {error:#}");
         }
     }
 

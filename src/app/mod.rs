@@ -134,6 +134,7 @@ fn configuration(common: &Common, command: &Command) -> anyhow::Result<Config> {
     }
     if let Command::Dev(dev) = command {
         short("http.listen", dev.listen.clone());
+        short("http.insecure", dev.insecure.then(|| "true".to_owned()));
     }
     let mut sources = Sources { file: common.config.clone(), environment: environment(), flags, dev: Vec::new() };
     let config = resolve(config::load(&sources)?, common);

@@ -192,7 +192,7 @@ fn ingest_state(
     let contracts = contracts(project)?;
     set_schema_ids(&contracts, &project.schemas, registry);
     let auth = Auth::new(&[address], config.http.keys_file.as_deref(), config.http.insecure)?;
-    let options = ingest::Options { max_body_bytes: config.ingest.max_body, ..ingest::Options::default() };
+    let options = wiring::ingest_options(config);
     Ok(IngestState::new(contracts, Arc::clone(publisher), Arc::new(auth), options))
 }
 

@@ -84,7 +84,7 @@ pub const KEYS: &[Key] = &[
     key(
         "ingest.max_record",
         Kind::Bytes,
-        "1MiB",
+        "976KiB",
         "Longest record, encoded; must not exceed the topic's `max.message.bytes`.",
     ),
     key(

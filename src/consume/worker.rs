@@ -117,6 +117,10 @@ impl Worker {
                 }
             },
         };
+        if self.engine.is_paused() {
+            self.pending = Some(chunk);
+            return Ok(false);
+        }
         let result = self.apply(&chunk).await;
         // Its records were not applied, and the buffer continues behind them.
         if matches!(result, Err(Broken::Retry(_) | Broken::Fenced)) {
@@ -252,7 +256,7 @@ impl Worker {
                     let index = chunk.records.partition_point(|r| r.offset < offset).clamp(range.start, range.end - 1);
                     self.around(chunk, &mut ranges, range, index, fault).await?;
                 }
-                Err(Failure::Store(e)) if e.class() == Class::Record => {
+                Err(Failure::Store(e)) if e.class() == Class::Record || (e.is_timeout() && range.len() > 1) => {
                     metrics::BATCHES.with_label_values(&[self.engine.projection.as_str(), "record_error"]).inc();
                     if range.len() > 1 {
                         // Bisect: each half is a transaction of its own that advances the fence.
@@ -370,20 +374,15 @@ impl Worker {
         let mut lease = self.engine.sessions.lease().await?;
         let work = Work { claim: &claim, chunk, from: claim.next_offset, to, prepared, dead };
         let result = transaction::run(&self.engine, &mut lease, work).await;
-        let out_seq = match result {
-            Ok(out_seq) => {
-                lease.give_back();
-                out_seq
-            }
-            Err(failure) => return Err(failure),
-        };
+        let committed = result?;
+        lease.give_back();
         if let Some(claim) = &mut self.claim {
             claim.next_offset = to;
-            claim.out_seq = out_seq;
+            claim.out_seq = committed.out_seq;
         }
         self.partition.set_next_offset(to);
         self.send(Command::Commit { at: self.partition.at.clone(), offset: to });
-        tally.report(&self.engine.projection, started);
+        tally.report(&self.engine.projection, committed.refused, started);
         Ok(())
     }
 
@@ -451,11 +450,12 @@ struct Tally {
 }
 
 impl Tally {
-    fn report(&self, consumer: &str, started: Instant) {
+    fn report(&self, consumer: &str, refused: usize, started: Instant) {
         let count = |outcome: &str, n: usize| {
             metrics::MESSAGES.with_label_values(&[consumer, outcome]).inc_by(n as u64);
         };
-        count("applied", self.applied);
+        count("applied", self.applied - refused);
+        count("refused", refused);
         count("skipped", self.skipped);
         count("dead_lettered", self.classes.len());
         for class in &self.classes {

@@ -101,11 +101,9 @@ impl FromStr for Position {
         let text = text.trim();
         let plain = match text.strip_prefix(TOKEN_PREFIX) {
             None => text.to_owned(),
-            Some(token) => URL_SAFE_NO_PAD
-                .decode(token)
-                .ok()
-                .and_then(|bytes| inflate(&bytes))
-                .ok_or_else(|| refuse(text))?,
+            Some(token) => {
+                URL_SAFE_NO_PAD.decode(token).ok().and_then(|bytes| inflate(&bytes)).ok_or_else(|| refuse(text))?
+            }
         };
         let mut position = Position::new();
         for part in plain.split(',') {
@@ -163,7 +161,9 @@ mod tests {
 
     #[test]
     fn faulty_texts_are_refused_with_the_part() {
-        for text in ["", "a", "a/0", "a/0@", "a/-1@2", "a/0@-2", "/0@1", "a b/0@1", "a/0@99999999999999999999", "mp1.!!"] {
+        for text in
+            ["", "a", "a/0", "a/0@", "a/-1@2", "a/0@-2", "/0@1", "a b/0@1", "a/0@99999999999999999999", "mp1.!!"]
+        {
             assert!(text.parse::<Position>().is_err(), "{text}");
         }
         let error = "a/0@1,oops".parse::<Position>().unwrap_err();

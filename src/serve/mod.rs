@@ -23,7 +23,11 @@ mod read;
 mod routes;
 mod wait;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::http::HeaderValue;
 use tokio::task::JoinSet;
@@ -249,16 +253,25 @@ fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str> + Cl
         .hint(nearest.map(|near| format!("did you mean `{near}`?")))
 }
 
+/// How long a failure lasts before it is worth a line: connections take a moment to come up.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 async fn keep_fresh(catalog: Arc<Catalog>, interval: Duration) {
-    let mut failing = false;
+    let mut failing_since = None;
+    let mut said = false;
     loop {
         match catalog.refresh().await {
-            Ok(_) => failing = false,
-            Err(error) if !failing => {
-                failing = true;
-                tracing::warn!(%error, "cannot read which projections are live");
+            Ok(_) => {
+                failing_since = None;
+                said = false;
             }
-            Err(_) => {}
+            Err(error) => {
+                let since: &mut Instant = failing_since.get_or_insert_with(Instant::now);
+                if !said && since.elapsed() >= PATIENCE {
+                    said = true;
+                    tracing::warn!(%error, "cannot read which projections are live");
+                }
+            }
         }
         // Until the first load nobody can read, so it is tried more often.
         let early = Duration::from_millis(50).min(interval);

@@ -83,7 +83,7 @@ pub struct Entry {
 
 /// The command that shows a dead letter.
 pub fn show_command(consumer: &str, topic: &str, partition: i32, offset: i64) -> String {
-    format!("millpond dlq show {consumer} {topic}/{partition} {offset}")
+    format!("millpond dlq show {consumer} {topic}/{partition}/{offset}")
 }
 
 /// Looks a position up in every live projection that reads its topics.

@@ -63,7 +63,7 @@ async fn a_crate_of_ones_own_is_written_built_and_answers() {
     }
     let database = database();
     let kafka = brokers();
-    let settings = [format!("kafka.brokers={kafka}"), format!("postgres.url={}", database.url())];
+    let settings = [format!("kafka.brokers={kafka}"), format!("postgres.url={}", database.url)];
     let arguments = |command: &[&str]| {
         let mut all: Vec<String> = command.iter().map(|c| (*c).to_owned()).collect();
         all.extend(settings.iter().flat_map(|s| ["--set".to_owned(), s.clone()]));
@@ -96,7 +96,7 @@ async fn a_crate_of_ones_own_is_written_built_and_answers() {
 
     let refused = client.post("/v1/commands/Greet", &json, br#"{"name":" "}"#.to_vec()).await.unwrap();
     let position = refused.headers["millpond-position"].to_str().unwrap();
-    let answer = client.get("/v1/views/greetings", &[("millpond-min-position", position), ("prefer", "wait=10")]);
-    let answer = answer.await.unwrap();
+    let read = [("millpond-min-position", position), ("prefer", "wait=10")];
+    let answer = client.get("/v1/views/greetings", &read).await.unwrap();
     assert_eq!(answer.headers["millpond-outcome"], "refused");
 }
