@@ -1,7 +1,7 @@
 //! ROLE consume: one member per consumer group, one worker per partition, one transaction per batch.
 //!
-//! The path of a record: poll thread (`kafka::subscription`) → [`buffer`] → [`worker`] → [`prepare`] (Avro to rows)
-//! → [`transaction`] (stage, then fence + rows + outbox + dead letters + commit in one flush). The protocol, and why
+//! The path of a record: poll thread (`kafka::subscription`) → `buffer` → `worker` → `prepare` (Avro to rows)
+//! → `transaction` (stage, then fence + rows + outbox + dead letters + commit in one flush). The protocol, and why
 //! each step is there, is told in `docs/ARCHITECTURE.md`. Nothing here may read Kafka's committed offsets.
 
 mod breaker;

@@ -22,7 +22,7 @@ const RESERVED_NAMES: &[&str] = &["all", "live", "millpond", "new", "public", "s
 /// A consumer folder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ConsumerSpec {
-    /// Name of the folder: `[a-z][a-z0-9_]*`, at most [`MAX_NAME_BYTES`].
+    /// Name of the folder: `[a-z][a-z0-9_]*`, at most `MAX_NAME_BYTES`.
     pub name: String,
     pub folder: PathBuf,
     /// Input topics.
