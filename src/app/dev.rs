@@ -168,10 +168,9 @@ impl DevRoles {
             return self.start(listener).await;
         }
         schemas::create_topics(&self.config, &project).await?;
-        let Some(running) = &mut self.running else { return Ok(()) };
-        let Some(context) = &running.members.context else { return Ok(()) };
+        let Some(members) = self.running.as_ref().and_then(|r| r.members.as_ref()) else { return Ok(()) };
         for change in changes {
-            context.reload(&project, &change.name, &mut running.members.running).await?;
+            members.reload(&project, &change.name).await?;
         }
         Ok(())
     }

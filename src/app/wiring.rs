@@ -33,6 +33,7 @@ pub fn ingest_options(config: &Config) -> ingest::Options {
         max_body_bytes: config.ingest.max_body,
         max_json_bytes: config.ingest.max_body,
         max_record_bytes: config.ingest.max_record,
+        in_flight_bytes: config.ingest.request_memory,
         ..ingest::Options::default()
     }
 }

@@ -211,8 +211,11 @@ pub enum Consumer {
     Restart {
         name: String,
         /// Empty the tables and read the log again from its start
-        #[arg(long)]
+        #[arg(long, conflicts_with = "skip_removed")]
         from_zero: bool,
+        /// Pass over the records that were removed from the log before they were applied, and go on at its start
+        #[arg(long)]
+        skip_removed: bool,
     },
 }
 

@@ -96,6 +96,10 @@ impl Values {
     }
 
     fn set(&mut self, name: &str, value: String, source: String, faults: &mut Vec<String>) {
+        if let Some(instead) = keys::not_yet(name) {
+            faults.push(format!("{source}: {name} is not enforced yet; {instead}"));
+            return;
+        }
         if keys::find(name).is_none() {
             let known = KEYS.iter().map(|k| k.name);
             let hint =
@@ -161,6 +165,7 @@ impl Values {
                 max_body: units::bytes(&text("ingest.max_body"))?,
                 max_record: units::bytes(&text("ingest.max_record"))?,
                 in_flight: units::bytes(&text("ingest.in_flight"))?,
+                request_memory: units::bytes(&text("ingest.request_memory"))?,
                 linger: units::duration(&text("ingest.linger"))?,
             },
             consume: Consume {

@@ -6,7 +6,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use uuid::Uuid;
@@ -34,6 +34,9 @@ use crate::{
 /// What becomes of a record that cannot be applied.
 pub use crate::spec::OnError;
 
+/// Ten missed reports: longer than a restart of Postgres, shorter than people wait to be told.
+const SILENCE: Duration = Duration::from_secs(10);
+
 pub struct Engine {
     pub projection: String,
     pub version: i32,
@@ -52,6 +55,8 @@ pub struct Engine {
     pub emitters: HashMap<String, Emitter>,
     pub reader: Arc<Mutex<Reader>>,
     paused: AtomicBool,
+    superseded: AtomicBool,
+    reported: Mutex<Instant>,
     last_error: Mutex<Option<String>>,
 }
 
@@ -72,8 +77,8 @@ pub struct EncodedEvent {
 pub struct Inspected {
     pub low: i64,
     pub high: i64,
-    /// Key and payload of the last applied record, if it is still there.
-    pub last: Option<(Option<Vec<u8>>, Option<Vec<u8>>)>,
+    /// The last applied record, if it is still there.
+    pub last: Option<kafka::Record>,
 }
 
 /// The parts that an engine is made of.
@@ -109,6 +114,8 @@ impl Engine {
             emitters: parts.emitters,
             reader: parts.reader,
             paused: AtomicBool::new(false),
+            superseded: AtomicBool::new(false),
+            reported: Mutex::new(Instant::now()),
             last_error: Mutex::default(),
         }
     }
@@ -129,7 +136,7 @@ impl Engine {
             let (low, high) = reader.watermarks(&at.topic, at.partition)?;
             let last = match last {
                 Some(last) if last.offset >= low && last.offset < high => {
-                    reader.read_record(&at.topic, at.partition, last.offset)?.map(|r| (r.key, r.payload))
+                    reader.read_record(&at.topic, at.partition, last.offset)?
                 }
                 _ => None,
             };
@@ -165,6 +172,25 @@ impl Engine {
 
     pub fn is_paused(&self) -> bool {
         self.paused.load(Ordering::Relaxed)
+    }
+
+    /// Says that another version is the live one now, or none.
+    pub fn supersede(&self) {
+        self.superseded.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_superseded(&self) -> bool {
+        self.superseded.load(Ordering::Relaxed)
+    }
+
+    /// Says that both servers answered just now.
+    pub fn note_report(&self) {
+        *self.reported.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// Whether both servers have answered lately.
+    pub fn has_reported(&self) -> bool {
+        self.reported.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < SILENCE
     }
 
     pub fn note_error(&self, error: &str) {

@@ -155,8 +155,11 @@ impl Effects {
         self.emitted.push(Emitted { source_offset: source.offset, record_type, key, json });
     }
 
-    /// Refuses a command: a decision of the domain. Nothing of it is applied, and whoever sent it can read why.
+    /// Refuses a command: a decision of the domain. Whoever sent it can read why; the first reason given stands.
     pub fn refuse(&mut self, command: &Record, code: &str, reason: impl Into<String>) {
+        if self.refusals.iter().any(|r| r.offset == command.offset) {
+            return;
+        }
         self.refusals.push(Refusal { offset: command.offset, code: code.to_owned(), reason: reason.into() });
     }
 

@@ -25,10 +25,13 @@ const PERIOD: Duration = Duration::from_secs(1);
 pub async fn run(group: Arc<Group>, mut stop: watch::Receiver<bool>) {
     let mut connection = None;
     loop {
-        if let Err(error) = report(&group, &mut connection).await {
-            // The workers say that the database is away; here it only means that lag is not known.
-            debug!(consumer = %group.engine.projection, error, "cannot report");
-            connection = None;
+        match report(&group, &mut connection).await {
+            Ok(()) => group.engine.note_report(),
+            Err(error) => {
+                // The workers say that the database is away; here it only means that lag is not known.
+                debug!(consumer = %group.engine.projection, error, "cannot report");
+                connection = None;
+            }
         }
         tokio::select! {
             () = tokio::time::sleep(PERIOD) => {}
@@ -46,8 +49,12 @@ async fn report(group: &Group, connection: &mut Option<PgConnection>) -> Result<
             connection.insert(new)
         }
     };
-    let paused = status::is_paused(connection, &engine.projection).await.map_err(|e| e.to_string())?;
-    engine.set_paused(paused);
+    let switches = status::switches(connection, &engine.projection).await.map_err(|e| e.to_string())?;
+    engine.set_paused(switches.paused);
+    if switches.live_version != Some(engine.version) {
+        engine.supersede();
+        return Ok(());
+    }
     let vitals = status::vitals(connection, &engine.projection, engine.version).await.map_err(|e| e.to_string())?;
     let labels = [engine.projection.as_str()];
     metrics::HALTED.with_label_values(&labels).set(vitals.halted_partitions);

@@ -180,42 +180,23 @@ impl Worker {
         let name = &self.engine.projection;
         let at = &claim.at;
         let next = claim.next_offset;
-        let halt = |code, what: String| {
-            Err(Broken::Halt(Halt {
-                code,
-                reason: format!(
-                    "{what}; to read the log as it is now from its start: millpond consumer restart {name} --from-zero"
-                ),
-            }))
-        };
+        let command = format!("millpond consumer restart {name}");
+        let from_zero = format!("to empty its tables and read the log as it is now: {command} --from-zero");
+        let halt = |code, reason: String| Err(Broken::Halt(Halt { code, reason }));
         if next > found.high {
-            return halt(
-                "log_is_shorter",
-                format!(
-                    "{at} ends at offset {}, but {name} has applied it up to {next}: the topic was recreated or lost records",
-                    found.high
-                ),
-            );
+            let what = format!("{at} ends at offset {}, but {name} has applied it up to {next}", found.high);
+            return halt("log_is_shorter", format!("{what}: the topic was recreated or lost records; {from_zero}"));
         }
         if next < found.low {
-            return halt(
-                "log_was_cut",
-                format!(
-                    "{at} starts at offset {}, but {name} has applied it only up to {next}: records were removed before they were applied",
-                    found.low
-                ),
-            );
+            let what = format!("{at} starts at offset {}, but {name} has applied it only up to {next}", found.low);
+            let go_on = format!("to go on without the records that were removed: {command} --skip-removed");
+            return halt("log_was_cut", format!("{what}; {go_on}"));
         }
-        if let (Some(last), Some((key, payload))) = (&claim.last, &found.last) {
-            let checksum = prepare::checksum(key.as_deref(), payload.as_deref());
+        if let (Some(last), Some(record)) = (&claim.last, &found.last) {
+            let checksum = prepare::checksum(record.key.as_deref(), record.payload.as_deref());
             if checksum != last.checksum {
-                return halt(
-                    "log_is_another",
-                    format!(
-                        "the record at {at} offset {} is not the one {name} applied: the topic was recreated",
-                        last.offset
-                    ),
-                );
+                let what = format!("the record at {at} offset {} is not the one {name} applied", last.offset);
+                return halt("log_is_another", format!("{what}: the topic was recreated; {from_zero}"));
             }
         }
         Ok(())
@@ -230,7 +211,8 @@ impl Worker {
         }
         // Whatever the client delivered again is below the fence.
         let first = chunk.records.partition_point(|r| r.offset < next);
-        let mut ranges = vec![first..chunk.records.len()];
+        let mut ranges = Vec::new();
+        ranges.push(first..chunk.records.len());
         while let Some(range) = ranges.pop() {
             if range.is_empty() {
                 continue;
@@ -454,7 +436,7 @@ impl Tally {
         let count = |outcome: &str, n: usize| {
             metrics::MESSAGES.with_label_values(&[consumer, outcome]).inc_by(n as u64);
         };
-        count("applied", self.applied - refused);
+        count("applied", self.applied.saturating_sub(refused));
         count("refused", refused);
         count("skipped", self.skipped);
         count("dead_lettered", self.classes.len());
