@@ -183,7 +183,7 @@ impl Context {
             max_age: spec.batch.max_age.unwrap_or(defaults.max_age),
             on_error: spec.on_error,
             emitters: self.emitters(project, spec)?,
-            reader: Arc::clone(&self.reader),
+            reader: Some(Arc::clone(&self.reader)),
             compiled,
         }))
     }
