@@ -10,6 +10,7 @@ mod project;
 mod roles;
 mod scaffold;
 mod schemas;
+pub mod trial;
 mod wiring;
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
