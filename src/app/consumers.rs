@@ -167,8 +167,7 @@ impl Context {
         setup.extend(consume::session_sql());
         let application = format!("millpond consume {}", spec.name);
         let strict = spec.unknown == UnknownType::DeadLetter;
-        let preparer =
-            Preparer::new(Arc::clone(&compiled), inputs(project, spec)?, strict, Arc::clone(&self.registry));
+        let preparer = Preparer::new(Arc::clone(&compiled), inputs(project, spec)?, strict, Arc::clone(&self.registry));
         Ok(Engine::new(Parts {
             projection: spec.name.clone(),
             version,
@@ -311,6 +310,10 @@ async fn restart(config: &Config, name: &str, from_zero: bool) -> anyhow::Result
         return Ok(());
     }
     let ended = status::end_halts(&mut connection, name).await?;
-    println!("{name}: {ended} halted partition{} go{} on", if ended == 1 { "" } else { "s" }, if ended == 1 { "es" } else { "" });
+    println!(
+        "{name}: {ended} halted partition{} go{} on",
+        if ended == 1 { "" } else { "s" },
+        if ended == 1 { "es" } else { "" }
+    );
     Ok(())
 }

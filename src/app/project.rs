@@ -51,9 +51,7 @@ impl Project {
             }
         }
         match schemas {
-            Some(schemas) if faults.is_empty() => {
-                Ok(Self { dir: dir.to_owned(), schemas, producers, consumers })
-            }
+            Some(schemas) if faults.is_empty() => Ok(Self { dir: dir.to_owned(), schemas, producers, consumers }),
             _ => bail!("the project in {} has faults:\n  {}", dir.display(), faults.join("\n  ")),
         }
     }

@@ -139,16 +139,7 @@ impl Running {
         }
         let app = http::app(router.merge(http::health::router(health)));
         let (stop_http, http) = serve_http(config, app, listener);
-        Ok(Self {
-            address,
-            stop_http,
-            http,
-            stop_parts,
-            parts,
-            members,
-            publisher,
-            drain: config.http.drain,
-        })
+        Ok(Self { address, stop_http, http, stop_parts, parts, members, publisher, drain: config.http.drain })
     }
 
     /// Stops in the order of an event's path, so that nothing new comes while what came is finished: HTTP, consumers,
@@ -201,7 +192,7 @@ fn ingest_state(
     let contracts = contracts(project)?;
     set_schema_ids(&contracts, &project.schemas, registry);
     let auth = Auth::new(&[address], config.http.keys_file.as_deref(), config.http.insecure)?;
-    let options = ingest::Options { max_body_bytes: config.ingest.max_body, ..ingest::Options::default() };
+    let options = wiring::ingest_options(config);
     Ok(IngestState::new(contracts, Arc::clone(publisher), Arc::new(auth), options))
 }
 

@@ -152,7 +152,11 @@ impl Engine {
         let mut captured = Captured::default();
         emitter.encoder.encode(event.json.as_bytes(), &mut payload, &mut captured).map_err(|faults| {
             let first = faults.first().map(|f| format!("{}: expected {}, got {}", f.pointer, f.expected, f.got));
-            refuse(format!("emitted a {} that does not fit its schema: {}", event.record_type, first.unwrap_or_default()))
+            refuse(format!(
+                "emitted a {} that does not fit its schema: {}",
+                event.record_type,
+                first.unwrap_or_default()
+            ))
         })?;
         Ok(EncodedEvent { topic: emitter.topic.clone(), payload })
     }

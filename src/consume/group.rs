@@ -119,7 +119,9 @@ impl Assignee for Group {
             return;
         }
         info!(consumer = %self.engine.projection, partitions = partitions.len(), lost, "revoked");
-        metrics::REBALANCES.with_label_values(&[self.engine.projection.as_str(), if lost { "lost" } else { "revoked" }]).inc();
+        metrics::REBALANCES
+            .with_label_values(&[self.engine.projection.as_str(), if lost { "lost" } else { "revoked" }])
+            .inc();
         let stopped: Vec<Owned> = {
             let mut owned = self.owned();
             partitions.iter().filter_map(|at| owned.remove(at)).collect()

@@ -1,7 +1,7 @@
 //! ROLE consume: one member per consumer group, one worker per partition, one transaction per batch.
 //!
-//! The path of a record: poll thread (`kafka::subscription`) → [`buffer`] → [`worker`] → [`prepare`] (Avro to rows)
-//! → [`transaction`] (stage, then fence + rows + outbox + dead letters + commit in one flush). The protocol, and why
+//! The path of a record: poll thread (`kafka::subscription`) → `buffer` → `worker` → `prepare` (Avro to rows)
+//! → `transaction` (stage, then fence + rows + outbox + dead letters + commit in one flush). The protocol, and why
 //! each step is there, is told in `docs/ARCHITECTURE.md`. Nothing here may read Kafka's committed offsets.
 
 mod breaker;
@@ -24,9 +24,9 @@ pub use engine::{Emitter, Engine, Parts};
 pub use handler::Handlers;
 pub use prepare::{Input, Preparer, WriterSchemas};
 pub use sessions::Sessions;
+use tokio::{sync::watch, task::JoinHandle};
 pub use transaction::session_sql;
 pub use trial::{Stopped, Trial};
-use tokio::{sync::watch, task::JoinHandle};
 
 use self::group::Group;
 use crate::kafka::{self, Options, subscription::Subscription};

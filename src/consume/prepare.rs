@@ -26,10 +26,21 @@ const MAX_ROUNDS: u32 = 64;
 enum Route {
     /// A type that the projection does not read.
     Skip(String),
-    Rows { relation: usize, columns: i16, record_type: String, transcoder: Box<Transcoder> },
-    Json { record_type: String, decoder: Box<JsonDecoder> },
+    Rows {
+        relation: usize,
+        columns: i16,
+        record_type: String,
+        transcoder: Box<Transcoder>,
+    },
+    Json {
+        record_type: String,
+        decoder: Box<JsonDecoder>,
+    },
     /// The schema cannot be read as the pinned one.
-    Unreadable { record_type: String, reason: String },
+    Unreadable {
+        record_type: String,
+        reason: String,
+    },
 }
 
 /// Why a record cannot be applied.
@@ -116,7 +127,13 @@ impl Preparer {
     }
 
     /// Decodes `range` of a chunk.
-    pub fn prepare(&self, topic: &str, partition: i32, chunk: &Chunk, range: Range<usize>) -> Result<Prepared, UnknownSchema> {
+    pub fn prepare(
+        &self,
+        topic: &str,
+        partition: i32,
+        chunk: &Chunk,
+        range: Range<usize>,
+    ) -> Result<Prepared, UnknownSchema> {
         let mut prepared = Prepared::nothing(&self.compiled, range.end);
         let mut scratch = Scratch::default();
         let mut seen: HashMap<&[u8], u32> = HashMap::new();
@@ -177,7 +194,11 @@ impl Preparer {
             }
             Route::Skip(_) => prepared.skipped += 1,
             Route::Unreadable { record_type, reason } => {
-                return Ok(Err(Fault { class: "decode", reason: reason.clone(), record_type: Some(record_type.clone()) }));
+                return Ok(Err(Fault {
+                    class: "decode",
+                    reason: reason.clone(),
+                    record_type: Some(record_type.clone()),
+                }));
             }
             Route::Rows { relation, columns, record_type, transcoder } => {
                 let rows = &mut prepared.relations[*relation];
@@ -185,7 +206,10 @@ impl Preparer {
                 let appended = meta.append(rows, chunk, record).and_then(|()| {
                     transcoder.append(body, scratch, rows.tail()).map_err(|fault| Fault {
                         class: "decode",
-                        reason: format!("{record_type}{}: expected {}, got {}", fault.pointer, fault.expected, fault.got),
+                        reason: format!(
+                            "{record_type}{}: expected {}, got {}",
+                            fault.pointer, fault.expected, fault.got
+                        ),
                         record_type: None,
                     })
                 });
@@ -198,7 +222,8 @@ impl Preparer {
             Route::Json { record_type, decoder } => {
                 let mut json = Vec::new();
                 if let Err(fault) = decoder.append_json(body, &mut json) {
-                    let reason = format!("{record_type}{}: expected {}, got {}", fault.pointer, fault.expected, fault.got);
+                    let reason =
+                        format!("{record_type}{}: expected {}, got {}", fault.pointer, fault.expected, fault.got);
                     return Ok(Err(Fault { class: "decode", reason, record_type: Some(record_type.clone()) }));
                 }
                 prepared.records.push(Record {
@@ -299,7 +324,11 @@ struct Meta<'a> {
 impl Meta<'_> {
     /// The engine's own columns, in the order of [`METADATA_COLUMNS`].
     fn append(&self, rows: &mut CopyBuffer, chunk: &Chunk, record: &RawRecord) -> Result<(), Fault> {
-        let fault = |what: &str| Fault { class: "decode", reason: format!("{what} is not UTF-8 text without NUL"), record_type: None };
+        let fault = |what: &str| Fault {
+            class: "decode",
+            reason: format!("{what} is not UTF-8 text without NUL"),
+            record_type: None,
+        };
         let text = |bytes| std::str::from_utf8(bytes).ok().filter(|t| !t.contains('\0'));
         match chunk.key(record) {
             None => rows.null(),

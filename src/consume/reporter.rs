@@ -48,6 +48,12 @@ async fn report(group: &Group, connection: &mut Option<PgConnection>) -> Result<
     };
     let paused = status::is_paused(connection, &engine.projection).await.map_err(|e| e.to_string())?;
     engine.set_paused(paused);
+    let vitals = status::vitals(connection, &engine.projection, engine.version).await.map_err(|e| e.to_string())?;
+    let labels = [engine.projection.as_str()];
+    metrics::HALTED.with_label_values(&labels).set(vitals.halted_partitions);
+    if let Some(age) = vitals.age_seconds {
+        metrics::FRESHNESS_SECONDS.with_label_values(&labels).set(age);
+    }
     let positions = group.positions();
     if positions.is_empty() {
         return Ok(());

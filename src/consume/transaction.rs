@@ -30,8 +30,7 @@ const EVENT_NAMESPACE: Uuid = Uuid::from_u128(0x6d69_6c6c_706f_6e64_8f2b_6f75_74
 /// Temporary tables that every session needs beside the projection's own: handlers' rows, and what goes to the outbox.
 pub fn session_sql() -> Vec<String> {
     vec![
-        "create temp table _rows (tbl text, ord int8, deleted bool, row jsonb) on commit delete rows"
-            .to_owned(),
+        "create temp table _rows (tbl text, ord int8, deleted bool, row jsonb) on commit delete rows".to_owned(),
         "create temp table _outbox (out_seq int8, source_offset int8, index int4, event_id uuid,
              target_topic text, record_type text, key bytea, payload bytea, headers jsonb) on commit delete rows"
             .to_owned(),
@@ -64,8 +63,16 @@ pub enum Failure {
     Record(i64, Fault),
 }
 
-/// Runs the transaction to its commit; returns the outbox number it ends at.
-pub async fn run(engine: &Engine, lease: &mut Lease<'_>, mut work: Work<'_>) -> Result<i64, Failure> {
+/// What a committed transaction did.
+pub struct Committed {
+    /// The outbox number it ends at.
+    pub out_seq: i64,
+    /// Commands that the handler refused.
+    pub refused: usize,
+}
+
+/// Runs the transaction to its commit.
+pub async fn run(engine: &Engine, lease: &mut Lease<'_>, mut work: Work<'_>) -> Result<Committed, Failure> {
     store::run(lease.connection(), "begin").await?;
     if let Some(handler) = &engine.handler {
         let schema = &engine.schema;
@@ -92,7 +99,7 @@ pub async fn run(engine: &Engine, lease: &mut Lease<'_>, mut work: Work<'_>) -> 
     let tables = stage_effects(lease, &work).await?;
     let flush = flush_sql(engine, &work, outbox, &with_rows, &tables);
     store::run(lease.connection(), flush).await?;
-    Ok(work.claim.out_seq + outbox)
+    Ok(Committed { out_seq: work.claim.out_seq + outbox, refused: work.prepared.effects.refusals.len() })
 }
 
 async fn copy(lease: &mut Lease<'_>, statement: &str, rows: CopyBuffer) -> Result<(), store::Error> {

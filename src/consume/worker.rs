@@ -117,6 +117,10 @@ impl Worker {
                 }
             },
         };
+        if self.engine.is_paused() {
+            self.pending = Some(chunk);
+            return Ok(false);
+        }
         let result = self.apply(&chunk).await;
         // Its records were not applied, and the buffer continues behind them.
         if matches!(result, Err(Broken::Retry(_) | Broken::Fenced)) {
@@ -138,7 +142,8 @@ impl Worker {
 
     /// Claims again after a failure; on success the consumer stands at the fence. False: not now.
     async fn reclaim(&mut self) -> Result<bool, Broken> {
-        let claimed = self.engine.claim(&self.partition.at, Uuid::new_v4()).await.map_err(|e| Broken::Retry(e.to_string()))?;
+        let claimed =
+            self.engine.claim(&self.partition.at, Uuid::new_v4()).await.map_err(|e| Broken::Retry(e.to_string()))?;
         let claim = match claimed {
             Claimed::Mine(claim) => claim,
             Claimed::Closed { code, .. } => {
@@ -178,19 +183,39 @@ impl Worker {
         let halt = |code, what: String| {
             Err(Broken::Halt(Halt {
                 code,
-                reason: format!("{what}; to read the log as it is now from its start: millpond consumer restart {name} --from-zero"),
+                reason: format!(
+                    "{what}; to read the log as it is now from its start: millpond consumer restart {name} --from-zero"
+                ),
             }))
         };
         if next > found.high {
-            return halt("log_is_shorter", format!("{at} ends at offset {}, but {name} has applied it up to {next}: the topic was recreated or lost records", found.high));
+            return halt(
+                "log_is_shorter",
+                format!(
+                    "{at} ends at offset {}, but {name} has applied it up to {next}: the topic was recreated or lost records",
+                    found.high
+                ),
+            );
         }
         if next < found.low {
-            return halt("log_was_cut", format!("{at} starts at offset {}, but {name} has applied it only up to {next}: records were removed before they were applied", found.low));
+            return halt(
+                "log_was_cut",
+                format!(
+                    "{at} starts at offset {}, but {name} has applied it only up to {next}: records were removed before they were applied",
+                    found.low
+                ),
+            );
         }
         if let (Some(last), Some((key, payload))) = (&claim.last, &found.last) {
             let checksum = prepare::checksum(key.as_deref(), payload.as_deref());
             if checksum != last.checksum {
-                return halt("log_is_another", format!("the record at {at} offset {} is not the one {name} applied: the topic was recreated", last.offset));
+                return halt(
+                    "log_is_another",
+                    format!(
+                        "the record at {at} offset {} is not the one {name} applied: the topic was recreated",
+                        last.offset
+                    ),
+                );
             }
         }
         Ok(())
@@ -231,7 +256,7 @@ impl Worker {
                     let index = chunk.records.partition_point(|r| r.offset < offset).clamp(range.start, range.end - 1);
                     self.around(chunk, &mut ranges, range, index, fault).await?;
                 }
-                Err(Failure::Store(e)) if e.class() == Class::Record => {
+                Err(Failure::Store(e)) if e.class() == Class::Record || (e.is_timeout() && range.len() > 1) => {
                     metrics::BATCHES.with_label_values(&[self.engine.projection.as_str(), "record_error"]).inc();
                     if range.len() > 1 {
                         // Bisect: each half is a transaction of its own that advances the fence.
@@ -349,20 +374,15 @@ impl Worker {
         let mut lease = self.engine.sessions.lease().await?;
         let work = Work { claim: &claim, chunk, from: claim.next_offset, to, prepared, dead };
         let result = transaction::run(&self.engine, &mut lease, work).await;
-        let out_seq = match result {
-            Ok(out_seq) => {
-                lease.give_back();
-                out_seq
-            }
-            Err(failure) => return Err(failure),
-        };
+        let committed = result?;
+        lease.give_back();
         if let Some(claim) = &mut self.claim {
             claim.next_offset = to;
-            claim.out_seq = out_seq;
+            claim.out_seq = committed.out_seq;
         }
         self.partition.set_next_offset(to);
         self.send(Command::Commit { at: self.partition.at.clone(), offset: to });
-        tally.report(&self.engine.projection, started);
+        tally.report(&self.engine.projection, committed.refused, started);
         Ok(())
     }
 
@@ -430,11 +450,12 @@ struct Tally {
 }
 
 impl Tally {
-    fn report(&self, consumer: &str, started: Instant) {
+    fn report(&self, consumer: &str, refused: usize, started: Instant) {
         let count = |outcome: &str, n: usize| {
             metrics::MESSAGES.with_label_values(&[consumer, outcome]).inc_by(n as u64);
         };
-        count("applied", self.applied);
+        count("applied", self.applied - refused);
+        count("refused", refused);
         count("skipped", self.skipped);
         count("dead_lettered", self.classes.len());
         for class in &self.classes {

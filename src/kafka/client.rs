@@ -372,6 +372,8 @@ impl ConsumerContext for Logging {}
 
 #[cfg(test)]
 mod tests {
+    use rdkafka::consumer::BaseConsumer;
+
     use super::*;
 
     fn with(key: &str, value: &str) -> Options {
@@ -408,13 +410,14 @@ mod tests {
 
     #[test]
     fn secret_is_neither_in_debug_nor_in_errors() {
-        let options = with("sasl.password", "hunter2");
-        assert!(!format!("{options:?}").contains("hunter2"));
-        let options = with("ssl.key.pem", "hunter2");
-        let config = options.reader(Isolation::Committed).unwrap();
-        let made: Result<rdkafka::consumer::BaseConsumer<Logging>, _> = create(&config, Logging, "reader");
-        if let Err(error) = made {
-            assert!(!error.to_string().contains("hunter2"), "{error}");
+        assert!(!format!("{:?}", with("sasl.password", "hunter2")).contains("hunter2"));
+        let mut with_key = with("ssl.key.pem", "hunter2");
+        with_key.client.insert("security.protocol".into(), "ssl".into());
+        for faulty in [with_key, with("security.protocol", "hunter2")] {
+            let made: Result<BaseConsumer<Logging>, Error> =
+                create(&faulty.reader(Isolation::Committed).unwrap(), Logging, "reader");
+            let error = made.err().unwrap();
+            assert!(!error.to_string().contains("hunter2") && !format!("{error:?}").contains("hunter2"), "{error:?}");
         }
     }
 }

@@ -71,10 +71,18 @@ pub trait Assignee: Send + Sync + 'static {
 /// What a worker asks of the poll thread.
 #[derive(Debug)]
 pub enum Command {
-    Seek { at: TopicPartition, offset: i64 },
-    Resume { at: TopicPartition },
+    Seek {
+        at: TopicPartition,
+        offset: i64,
+    },
+    Resume {
+        at: TopicPartition,
+    },
     /// Tell the group how far a partition is; a hint for lag tools, never read back as truth.
-    Commit { at: TopicPartition, offset: i64 },
+    Commit {
+        at: TopicPartition,
+        offset: i64,
+    },
     /// Leave the group and end the thread.
     Stop,
 }
@@ -189,7 +197,11 @@ impl<A: Assignee> Context<A> {
         }
         drop(owned);
         self.changes.fetch_add(1, Ordering::Relaxed);
-        if cooperative { consumer.incremental_assign(&list)? } else { consumer.assign(&list)? }
+        if cooperative {
+            consumer.incremental_assign(&list)?
+        } else {
+            consumer.assign(&list)?
+        }
         if waiting.count() > 0 {
             consumer.pause(&waiting)?;
         }

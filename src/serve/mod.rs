@@ -23,7 +23,11 @@ mod read;
 mod routes;
 mod wait;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::http::HeaderValue;
 use tokio::task::JoinSet;
@@ -31,7 +35,9 @@ use tokio::task::JoinSet;
 use catalog::{Catalog, Projection, Snapshot};
 use connections::Connections;
 use freshness::Ends;
-use problem::{NOT_LIVE, Problem, UNKNOWN_VIEW};
+use problem::{NOT_LIVE, UNKNOWN_VIEW};
+
+use crate::http::Problem;
 pub use routes::router;
 use wait::Waits;
 
@@ -216,7 +222,7 @@ impl ServeState {
             return Ok(found.clone());
         }
         if snapshot.not_live.iter().any(|name| name == consumer) {
-            return Err(Problem::new(&NOT_LIVE, format!("`{consumer}` has no live version yet")).retry_after(2));
+            return Err(NOT_LIVE.problem(format!("`{consumer}` has no live version yet")).retry_after(2));
         }
         Err(unknown("consumer", consumer, snapshot.projections.keys().map(String::as_str)))
     }
@@ -241,21 +247,31 @@ impl ServeState {
 
 fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str> + Clone) -> Problem {
     let nearest = grammar::nearest(name, known);
-    Problem::new(&UNKNOWN_VIEW, format!("there is no {what} {} here", grammar::abbreviated(name)))
+    UNKNOWN_VIEW
+        .problem(format!("there is no {what} {} here", grammar::abbreviated(name)))
         .with("views", "/v1/views")
         .hint(nearest.map(|near| format!("did you mean `{near}`?")))
 }
 
+/// How long a failure lasts before it is worth a line: connections take a moment to come up.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 async fn keep_fresh(catalog: Arc<Catalog>, interval: Duration) {
-    let mut failing = false;
+    let mut failing_since = None;
+    let mut said = false;
     loop {
         match catalog.refresh().await {
-            Ok(_) => failing = false,
-            Err(error) if !failing => {
-                failing = true;
-                tracing::warn!(%error, "cannot read which projections are live");
+            Ok(_) => {
+                failing_since = None;
+                said = false;
             }
-            Err(_) => {}
+            Err(error) => {
+                let since: &mut Instant = failing_since.get_or_insert_with(Instant::now);
+                if !said && since.elapsed() >= PATIENCE {
+                    said = true;
+                    tracing::warn!(%error, "cannot read which projections are live");
+                }
+            }
         }
         // Until the first load nobody can read, so it is tried more often.
         let early = Duration::from_millis(50).min(interval);

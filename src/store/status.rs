@@ -154,6 +154,33 @@ pub async fn note_ends(
     Ok(())
 }
 
+/// How a version is doing as a whole.
+pub struct Vitals {
+    pub halted_partitions: i64,
+    /// Seconds by which the oldest partition's data is old; none while one of them is not known.
+    pub age_seconds: Option<f64>,
+}
+
+/// Reads the vitals of a version, over the partitions of all members.
+pub async fn vitals(connection: &mut PgConnection, projection: &str, version: i32) -> Result<Vitals, Error> {
+    let row = sqlx::query(
+        "select count(*) filter (where f.state = 'halted') as halted,
+                case when bool_and(e.end_offset is not null
+                                   and (f.next_offset >= e.end_offset or f.last_timestamp is not null))
+                     then max(extract(epoch from now() - case when f.next_offset >= e.end_offset then e.observed_at
+                                                              else f.last_timestamp end))::float8 end as age
+           from millpond.fences f
+           left join millpond.ends e on e.projection = f.projection and e.version = f.version
+                and e.topic = f.topic and e.partition = f.partition
+          where f.projection = $1 and f.version = $2",
+    )
+    .bind(projection)
+    .bind(version)
+    .fetch_one(connection)
+    .await?;
+    Ok(Vitals { halted_partitions: row.try_get("halted")?, age_seconds: row.try_get("age")? })
+}
+
 /// What `doctor` wants to know of the server.
 pub struct Server {
     /// As `server_version_num` gives it: 150018.

@@ -1,8 +1,11 @@
 //! The integration tests: one binary, one real Kafka and one real Postgres for all of them.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test says no")]
 
+mod architecture;
 mod compose;
 mod dev_servers;
+mod docs;
+mod embedding;
 mod harness;
 mod ingest;
 mod projection;
