@@ -12,7 +12,7 @@ use anyhow::{Context as _, bail};
 use sha2::{Digest as _, Sha256};
 use tracing::{info, warn};
 
-use super::{project::Project, scaffold, wiring};
+use super::{project::Project, scaffold, trial, wiring};
 use crate::{
     cli::args::Consumer,
     config::Config,
@@ -132,7 +132,7 @@ impl Context {
             max_age: spec.batch.max_age.unwrap_or(defaults.max_age),
             on_error: spec.on_error,
             emitters: self.emitters(project, spec)?,
-            reader: Arc::clone(&self.reader),
+            reader: Some(Arc::clone(&self.reader)),
             compiled,
         }))
     }
@@ -327,10 +327,10 @@ pub async fn command(config: &Config, command: Consumer, handlers: &Handlers) ->
             scaffold::consumer(&Project::load(&config.project.dir)?, &name, &from)?;
         }
         Consumer::Show { name, records, limit } => {
-            bail!("consumer show {name} {records} {limit} {}", handlers.len());
+            return trial::show(config, &name, records, limit, handlers).await;
         }
         Consumer::Test { name, accept } => {
-            bail!("consumer test {name:?} {accept}");
+            return trial::test(config, &trial::Options { consumer: name, accept }, handlers).await;
         }
         Consumer::Pause { name } => set_paused(config, &name, true).await?,
         Consumer::Resume { name } => set_paused(config, &name, false).await?,

@@ -11,6 +11,7 @@ mod roles;
 mod running_dev;
 mod scaffold;
 mod schemas;
+pub mod trial;
 mod wiring;
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc};

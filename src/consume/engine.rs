@@ -53,7 +53,8 @@ pub struct Engine {
     pub on_error: OnError,
     /// How the events of a handler are encoded, by record type.
     pub emitters: HashMap<String, Emitter>,
-    pub reader: Arc<Mutex<Reader>>,
+    /// The log, to compare fences with; none in a trial, whose records come from elsewhere.
+    pub reader: Option<Arc<Mutex<Reader>>>,
     paused: AtomicBool,
     superseded: AtomicBool,
     reported: Mutex<Instant>,
@@ -94,7 +95,7 @@ pub struct Parts {
     pub max_age: Duration,
     pub on_error: OnError,
     pub emitters: HashMap<String, Emitter>,
-    pub reader: Arc<Mutex<Reader>>,
+    pub reader: Option<Arc<Mutex<Reader>>>,
 }
 
 impl Engine {
@@ -130,7 +131,8 @@ impl Engine {
 
     /// Looks at the log where a claim stands.
     pub async fn inspect(&self, claim: &Claim) -> Result<Inspected, String> {
-        let (reader, at, last) = (Arc::clone(&self.reader), claim.at.clone(), claim.last);
+        let reader = self.reader.clone().ok_or("there is no log to compare the fence with")?;
+        let (at, last) = (claim.at.clone(), claim.last);
         let look = move || -> Result<Inspected, kafka::Error> {
             let reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
             let (low, high) = reader.watermarks(&at.topic, at.partition)?;

@@ -14,17 +14,19 @@ mod prepare;
 mod reporter;
 mod sessions;
 mod transaction;
+mod trial;
 mod worker;
 
 use std::sync::Arc;
 
-pub use buffer::Bounds;
+pub use buffer::{Bounds, Chunk};
 pub use engine::{Emitter, Engine, Parts};
 pub use handler::Handlers;
-pub use prepare::{Input, Preparer};
+pub use prepare::{Input, Preparer, WriterSchemas};
 pub use sessions::Sessions;
 use tokio::{sync::watch, task::JoinHandle};
 pub use transaction::session_sql;
+pub use trial::{Stopped, Trial};
 
 use self::group::Group;
 use crate::kafka::{self, Options, subscription::Subscription};

@@ -65,7 +65,7 @@ async fn report(group: &Group, connection: &mut Option<PgConnection>) -> Result<
     if positions.is_empty() {
         return Ok(());
     }
-    let reader = Arc::clone(&engine.reader);
+    let Some(reader) = engine.reader.clone() else { return Ok(()) };
     let partitions: Vec<TopicPartition> = positions.iter().map(|(at, _)| at.clone()).collect();
     let look = move || {
         let reader = reader.lock().unwrap_or_else(PoisonError::into_inner);

@@ -3,7 +3,7 @@
 //! Rows are staged before the fence row is touched, so that its lock is never held while the server waits for us:
 //! from the compare-and-set to COMMIT there is one message and one answer.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use serde_json::json;
 use uuid::Uuid;
@@ -187,21 +187,20 @@ fn dead_letter_sql(engine: &Engine, work: &Work<'_>, dead: &DeadLetter<'_>) -> S
 async fn stage_outbox(engine: &Engine, lease: &mut Lease<'_>, work: &Work<'_>) -> Result<i64, Failure> {
     let mut rows = CopyBuffer::default();
     let mut seq = work.claim.out_seq;
-    let mut index_of_source = (-1, 0);
+    // A handler may come back to a record after others; its events are numbered through all the same.
+    let mut emitted_of: HashMap<i64, i32> = HashMap::new();
     for event in &work.prepared.effects.emitted {
-        index_of_source = if index_of_source.0 == event.source_offset {
-            (event.source_offset, index_of_source.1 + 1)
-        } else {
-            (event.source_offset, 0)
-        };
+        let next = emitted_of.entry(event.source_offset).or_insert(0);
+        let index = *next;
+        *next += 1;
         let encoded = engine.emit(event).map_err(|fault| Failure::Record(event.source_offset, fault))?;
         seq += 1;
-        let id = event_id(engine, work.claim, event.source_offset, index_of_source.1);
+        let id = event_id(engine, work.claim, event.source_offset, index);
         let headers = json!([[HEADER_EVENT_ID, base64(id.to_string().as_bytes())]]).to_string();
         rows.begin_row(9);
         rows.int8(seq);
         rows.int8(event.source_offset);
-        rows.int4(index_of_source.1);
+        rows.int4(index);
         rows.bytes(id.as_bytes());
         rows.bytes(encoded.topic.as_bytes());
         rows.bytes(event.record_type.as_bytes());

@@ -42,7 +42,7 @@ pub struct Worker {
 }
 
 /// Why applying a batch stopped.
-enum Broken {
+pub(super) enum Broken {
     /// Back off, claim again, go on with the same batch.
     Retry(String),
     /// Someone else owns the fence.
@@ -202,7 +202,7 @@ impl Worker {
         Ok(())
     }
 
-    async fn apply(&mut self, chunk: &Chunk) -> Result<(), Broken> {
+    pub(super) async fn apply(&mut self, chunk: &Chunk) -> Result<(), Broken> {
         let next = self.claim.as_ref().map_or(0, |c| c.next_offset);
         if next < chunk.from {
             // Never step over an offset: read again from the fence.

@@ -9,7 +9,9 @@ mod error;
 pub mod fence;
 pub mod outbox;
 mod quote;
+pub mod scratch;
 pub mod status;
+pub mod trial;
 pub mod versions;
 
 use std::str::FromStr;
