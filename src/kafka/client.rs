@@ -227,9 +227,6 @@ impl Options {
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "error")
             .set("isolation.level", "read_committed")
-            // A dead member is replaced after 10 s; above the 8 s after which Postgres ends a stopped transaction.
-            .set("session.timeout.ms", "10000")
-            .set("heartbeat.interval.ms", "3000")
             // The poll thread never waits longer than about 10 s; five minutes would only hide a fault.
             .set("max.poll.interval.ms", "60000")
             // Prefetch is memory: 16 MiB for the member, 1 MiB a fetch and partition.
@@ -240,6 +237,10 @@ impl Options {
             .set("fetch.wait.max.ms", "500")
             .set("fetch.error.backoff.ms", "100")
             .set("topic.metadata.refresh.interval.ms", "10000");
+        // A dead member is replaced after 10 s; above the 8 s after which Postgres ends a stopped transaction. Whoever
+        // sets less has partitions taken over sooner and waits for such a transaction instead; fences hold either way.
+        default(&mut config, &["session.timeout.ms"], "10000");
+        default(&mut config, &["heartbeat.interval.ms"], "3000");
         Ok(config)
     }
 

@@ -2,10 +2,12 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test says no")]
 
 mod architecture;
+mod cluster;
 mod compose;
 mod dev_servers;
 mod docs;
 mod embedding;
+mod flights;
 mod harness;
 mod ingest;
 mod projection;
