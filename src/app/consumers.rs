@@ -16,7 +16,7 @@ use super::{project::Project, scaffold, trial, wiring};
 use crate::{
     cli::args::Consumer,
     config::Config,
-    consume::{self, Bounds, Emitter, Engine, Handlers, Input, Member, Parts, Preparer, Sessions},
+    consume::{self, Bounds, Emitter, Engine, Handlers, Input, Member, Preparer, Sessions, Vitals},
     kafka::{self, Reader, Registry},
     projection::{self, Compiled, Relation, RelationColumn},
     schema::{columns_of, encode::Encoder},
@@ -118,7 +118,9 @@ impl Context {
         let application = format!("millpond consume {}", spec.name);
         let strict = spec.unknown == UnknownType::DeadLetter;
         let preparer = Preparer::new(Arc::clone(&compiled), inputs(project, spec)?, strict, Arc::clone(&self.registry));
-        Ok(Engine::new(Parts {
+        Ok(Engine {
+            schema: compiled.schema_name(version),
+            vitals: Vitals::default(),
             projection: spec.name.clone(),
             version,
             definition,
@@ -134,7 +136,7 @@ impl Context {
             emitters: self.emitters(project, spec)?,
             reader: Some(Arc::clone(&self.reader)),
             compiled,
-        }))
+        })
     }
 
     fn emitters(&self, project: &Project, spec: &ConsumerSpec) -> anyhow::Result<HashMap<String, Emitter>> {
@@ -204,7 +206,7 @@ impl Members {
         // A README or a test case changes no rows.
         if let Some(member) = running.get(name)
             && member.engine.definition == self.context.definition_hash(spec, &compiled)
-            && !member.engine.is_superseded()
+            && !member.engine.vitals.is_superseded()
         {
             return Ok(());
         }
@@ -223,7 +225,11 @@ impl Members {
             tokio::time::sleep(FOLLOW).await;
             let superseded: Vec<String> = {
                 let running = self.running.lock().await;
-                running.values().filter(|m| m.engine.is_superseded()).map(|m| m.engine.projection.clone()).collect()
+                running
+                    .values()
+                    .filter(|m| m.engine.vitals.is_superseded())
+                    .map(|m| m.engine.projection.clone())
+                    .collect()
             };
             for name in superseded {
                 let reloaded = match Project::load(&dir) {
@@ -241,8 +247,11 @@ impl Members {
     pub fn check(&self) -> Result<(), String> {
         // Held while a folder is taken in, which is no reason to be taken out of service.
         let Ok(running) = self.running.try_lock() else { return Ok(()) };
-        let silent: Vec<&str> =
-            running.values().filter(|m| !m.engine.has_reported()).map(|m| m.engine.projection.as_str()).collect();
+        let silent: Vec<&str> = running
+            .values()
+            .filter(|m| !m.engine.vitals.has_reported())
+            .map(|m| m.engine.projection.as_str())
+            .collect();
         if silent.is_empty() {
             return Ok(());
         }

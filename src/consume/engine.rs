@@ -55,10 +55,26 @@ pub struct Engine {
     pub emitters: HashMap<String, Emitter>,
     /// The log, to compare fences with; none in a trial, whose records come from elsewhere.
     pub reader: Option<Arc<Mutex<Reader>>>,
+    pub vitals: Vitals,
+}
+
+/// What changes while an engine runs, told between its workers and its reporter.
+pub struct Vitals {
     paused: AtomicBool,
     superseded: AtomicBool,
     reported: Mutex<Instant>,
     last_error: Mutex<Option<String>>,
+}
+
+impl Default for Vitals {
+    fn default() -> Self {
+        Self {
+            paused: AtomicBool::new(false),
+            superseded: AtomicBool::new(false),
+            reported: Mutex::new(Instant::now()),
+            last_error: Mutex::default(),
+        }
+    }
 }
 
 /// Where an emitted record type goes and how it is written.
@@ -82,45 +98,7 @@ pub struct Inspected {
     pub last: Option<kafka::Record>,
 }
 
-/// The parts that an engine is made of.
-pub struct Parts {
-    pub projection: String,
-    pub version: i32,
-    pub definition: String,
-    pub compiled: Arc<Compiled>,
-    pub handler: Option<Arc<dyn Handler>>,
-    pub preparer: Preparer,
-    pub sessions: Sessions,
-    pub bounds: Bounds,
-    pub max_age: Duration,
-    pub on_error: OnError,
-    pub emitters: HashMap<String, Emitter>,
-    pub reader: Option<Arc<Mutex<Reader>>>,
-}
-
 impl Engine {
-    pub fn new(parts: Parts) -> Self {
-        Self {
-            schema: store::versions::schema_name(&parts.projection, parts.version),
-            projection: parts.projection,
-            version: parts.version,
-            definition: parts.definition,
-            compiled: parts.compiled,
-            handler: parts.handler,
-            preparer: parts.preparer,
-            sessions: parts.sessions,
-            bounds: parts.bounds,
-            max_age: parts.max_age,
-            on_error: parts.on_error,
-            emitters: parts.emitters,
-            reader: parts.reader,
-            paused: AtomicBool::new(false),
-            superseded: AtomicBool::new(false),
-            reported: Mutex::new(Instant::now()),
-            last_error: Mutex::default(),
-        }
-    }
-
     pub async fn claim(&self, at: &TopicPartition, owner: Uuid) -> Result<Claimed, store::Error> {
         let mut lease = self.sessions.lease().await?;
         let claimed =
@@ -167,7 +145,9 @@ impl Engine {
         })?;
         Ok(EncodedEvent { topic: emitter.topic.clone(), payload })
     }
+}
 
+impl Vitals {
     pub fn set_paused(&self, paused: bool) {
         self.paused.store(paused, Ordering::Relaxed);
     }

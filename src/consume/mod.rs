@@ -20,7 +20,7 @@ mod worker;
 use std::sync::Arc;
 
 pub use buffer::{Bounds, Chunk};
-pub use engine::{Emitter, Engine, Parts};
+pub use engine::{Emitter, Engine, Vitals};
 pub use handler::Handlers;
 pub use prepare::{Input, Preparer, WriterSchemas};
 pub use sessions::Sessions;

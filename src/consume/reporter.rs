@@ -26,7 +26,7 @@ pub async fn run(group: Arc<Group>, mut stop: watch::Receiver<bool>) {
     let mut connection = None;
     loop {
         match report(&group, &mut connection).await {
-            Ok(()) => group.engine.note_report(),
+            Ok(()) => group.engine.vitals.note_report(),
             Err(error) => {
                 // The workers say that the database is away; here it only means that lag is not known.
                 debug!(consumer = %group.engine.projection, error, "cannot report");
@@ -50,9 +50,9 @@ async fn report(group: &Group, connection: &mut Option<PgConnection>) -> Result<
         }
     };
     let switches = status::switches(connection, &engine.projection).await.map_err(|e| e.to_string())?;
-    engine.set_paused(switches.paused);
+    engine.vitals.set_paused(switches.paused);
     if switches.live_version != Some(engine.version) {
-        engine.supersede();
+        engine.vitals.supersede();
         return Ok(());
     }
     let vitals = status::vitals(connection, &engine.projection, engine.version).await.map_err(|e| e.to_string())?;
@@ -82,7 +82,7 @@ async fn report(group: &Group, connection: &mut Option<PgConnection>) -> Result<
         let labels = [engine.projection.as_str(), &at.topic, &at.partition.to_string()];
         metrics::LAG.with_label_values(&labels).set(lag);
     }
-    let error = engine.take_error();
+    let error = engine.vitals.take_error();
     status::note_ends(connection, &engine.projection, engine.version, &ends, error.as_deref())
         .await
         .map_err(|e| e.to_string())

@@ -77,7 +77,7 @@ impl Worker {
                     self.partition.sleep(waits.next().unwrap_or(MAX_WAIT)).await;
                 }
                 Err(Broken::Retry(reason)) => {
-                    self.engine.note_error(&reason);
+                    self.engine.vitals.note_error(&reason);
                     warn!(consumer = %self.engine.projection, partition = %self.partition.at, error = %reason, "batch not applied; trying again");
                     metrics::BATCHES.with_label_values(&[self.engine.projection.as_str(), "transient_error"]).inc();
                     self.engine.sessions.drop_idle();
@@ -101,7 +101,7 @@ impl Worker {
             self.verify().await?;
             self.verified = true;
         }
-        if self.engine.is_paused() {
+        if self.engine.vitals.is_paused() {
             self.partition.sleep(Duration::from_millis(200)).await;
             return Ok(false);
         }
@@ -117,7 +117,7 @@ impl Worker {
                 }
             },
         };
-        if self.engine.is_paused() {
+        if self.engine.vitals.is_paused() {
             self.pending = Some(chunk);
             return Ok(false);
         }
@@ -383,7 +383,7 @@ impl Worker {
 
     async fn halt(&mut self, halt: &Halt) {
         error!(consumer = %self.engine.projection, partition = %self.partition.at, code = halt.code, reason = %halt.reason, "halted");
-        self.engine.note_error(&halt.reason);
+        self.engine.vitals.note_error(&halt.reason);
         self.pending = None;
         self.partition.buffer().refuse();
         if let Some(claim) = self.claim.take() {

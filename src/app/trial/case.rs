@@ -242,7 +242,10 @@ impl Reader<'_> {
             Some(_) => None,
         };
         given.unwrap_or_else(|| {
-            self.fault(number, "`timestamp` is not a time such as \"2013-01-01T10:15:00Z\", or milliseconds since 1970");
+            self.fault(
+                number,
+                "`timestamp` is not a time such as \"2013-01-01T10:15:00Z\", or milliseconds since 1970",
+            );
             0
         })
     }

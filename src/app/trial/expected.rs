@@ -158,7 +158,9 @@ fn header<'t>(table: &'t TableInfo, text: &str) -> Result<Vec<&'t ColumnInfo>, S
         columns.push(column);
     }
     match table.key.iter().find(|key| !columns.iter().any(|column| column.name == **key)) {
-        Some(key) => Err(format!("column {key} is missing: rows are told apart by their key ({})", table.key.join(", "))),
+        Some(key) => {
+            Err(format!("column {key} is missing: rows are told apart by their key ({})", table.key.join(", ")))
+        }
         None => Ok(columns),
     }
 }
@@ -229,7 +231,8 @@ pub fn compare(expected: &Expected, came: &Outcome, indent: usize) -> BTreeMap<S
             }
             None if sheet.rows.is_empty() => continue,
             None => {
-                let rows: Vec<String> = differences(&Sheet { rows: BTreeMap::new(), ..sheet.clone() }, sheet, &EXPECTED);
+                let rows: Vec<String> =
+                    differences(&Sheet { rows: BTreeMap::new(), ..sheet.clone() }, sheet, &EXPECTED);
                 shown(&format!("{name} is not there; --accept writes it"), &rows, indent)
             }
         };
@@ -282,7 +285,8 @@ fn csv_field(cell: &Cell) -> String {
         Cell::Json(value) => value.to_string(),
     };
     // A backslash alone ends a COPY.
-    let quoted = text.is_empty() || text.starts_with('\\') || text.contains(['"', ',', '\n', '\r']) || text.trim() != text;
+    let quoted =
+        text.is_empty() || text.starts_with('\\') || text.contains(['"', ',', '\n', '\r']) || text.trim() != text;
     if quoted { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
 }
 
@@ -322,7 +326,10 @@ mod tests {
     #[test]
     fn header_may_leave_columns_out_but_not_the_key() {
         assert_eq!(names("day,\"carrier\"\r\n1,2").unwrap(), ["day", "carrier"]);
-        assert_eq!(names("carrier,late").unwrap_err(), "column day is missing: rows are told apart by their key (carrier, day)");
+        assert_eq!(
+            names("carrier,late").unwrap_err(),
+            "column day is missing: rows are told apart by their key (carrier, day)"
+        );
         assert_eq!(names("carrier,day,lte").unwrap_err(), "table punctuality has no column lte; did you mean late?");
         assert_eq!(names("carrier,day,day").unwrap_err(), "column day is named twice");
         assert_eq!(names("").unwrap_err(), "the first line must name the columns: carrier,day,late");

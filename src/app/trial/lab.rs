@@ -13,9 +13,7 @@ use super::{
 };
 use crate::{
     app::{Project, consumers},
-    consume::{
-        self, Bounds, Chunk, Engine, Handlers, Parts, Preparer, Sessions, Stopped, Trial, WriterSchemas,
-    },
+    consume::{self, Bounds, Chunk, Engine, Handlers, Preparer, Sessions, Stopped, Trial, Vitals, WriterSchemas},
     domain::{TableInfo, TopicPartition},
     projection::Compiled,
     spec::{ConsumerSpec, OnError, UnknownType},
@@ -104,7 +102,9 @@ impl<'a> Lab<'a> {
         setup.push("set session synchronous_commit = off".to_owned());
         let inputs = consumers::inputs(project, spec)?;
         let strict = spec.unknown == UnknownType::DeadLetter;
-        Ok(Engine::new(Parts {
+        Ok(Engine {
+            schema: compiled.schema_name(version),
+            vitals: Vitals::default(),
             projection: spec.name.clone(),
             version,
             definition: String::new(),
@@ -119,7 +119,7 @@ impl<'a> Lab<'a> {
             on_error: OnError::Skip,
             emitters: self.codec.emitters(project, spec)?,
             reader: None,
-        }))
+        })
     }
 
     pub fn version(&self, version: i32) -> anyhow::Result<Arc<Engine>> {
@@ -148,12 +148,7 @@ impl<'a> Lab<'a> {
     }
 
     /// Fills an emptied version by a plan. The inner error is the consumer's: what stopped it.
-    pub async fn run(
-        &mut self,
-        version: i32,
-        case: &Case,
-        plan: &Plan,
-    ) -> anyhow::Result<Result<Outcome, Stopped>> {
+    pub async fn run(&mut self, version: i32, case: &Case, plan: &Plan) -> anyhow::Result<Result<Outcome, Stopped>> {
         let engine = self.version(version)?;
         trial::rewind(self.scratch.connection(), &self.spec.name, version, &engine.schema, &self.tables).await?;
         let slots = case.slots();

@@ -13,11 +13,7 @@ mod server;
 mod sheet;
 mod show;
 
-use std::{
-    io::Write,
-    process::ExitCode,
-    time::Instant,
-};
+use std::{io::Write, process::ExitCode, time::Instant};
 
 use anyhow::bail;
 
@@ -235,11 +231,7 @@ impl ConsumerRun<'_> {
 }
 
 /// Writes what came, and says what that changes.
-fn accepted(
-    case: &Case,
-    loaded: Result<Expected, Vec<SpecFault>>,
-    base: &Outcome,
-) -> anyhow::Result<String> {
+fn accepted(case: &Case, loaded: Result<Expected, Vec<SpecFault>>, base: &Outcome) -> anyhow::Result<String> {
     // Files with faults are written anew.
     let expected = loaded.unwrap_or_default();
     let differing: String = expected::compare(&expected, base, 8).into_values().collect();
