@@ -21,6 +21,7 @@ mod outcome;
 pub mod problem;
 mod read;
 mod routes;
+mod tls;
 mod wait;
 
 use std::{
@@ -118,17 +119,8 @@ impl fmt::Debug for Options {
     }
 }
 
-/// Why the role cannot be started.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    // The address may hold a password, so the text is not shown; the cause names the part.
-    #[error("the address of postgres is not understood: {0}")]
-    DatabaseUrl(#[source] tokio_postgres::Error),
-    #[error(
-        "the address of postgres asks for TLS (sslmode=require), which reads do not support yet: use a local proxy or a private network with sslmode=prefer"
-    )]
-    Tls,
-}
+/// Why the role cannot be started: the address of Postgres is at fault.
+pub use tls::Error;
 
 /// Everything that the routes share. Cheap to clone; the last one dropped closes the connections.
 #[derive(Debug, Clone)]
@@ -158,12 +150,9 @@ pub struct Health {
 impl ServeState {
     /// Starts connecting and keeping the catalog; does not wait for the database. Needs a running tokio runtime.
     pub fn start(options: Options) -> Result<ServeState, Error> {
-        let config: tokio_postgres::Config = options.database_url.parse().map_err(Error::DatabaseUrl)?;
-        if config.get_ssl_mode() == tokio_postgres::config::SslMode::Require {
-            return Err(Error::Tls);
-        }
+        let address = tls::address(&options.database_url)?;
         let mut tasks = JoinSet::new();
-        let connections = Connections::start(&config, options.connections, options.statement_timeout, &mut tasks);
+        let connections = Connections::start(&address, options.connections, options.statement_timeout, &mut tasks);
         let catalog = Arc::new(Catalog::new(connections.clone()));
         tasks.spawn(keep_fresh(catalog.clone(), options.catalog_interval));
         tasks.spawn(keep_ends(catalog.clone()));
