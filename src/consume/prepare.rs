@@ -116,12 +116,7 @@ pub struct Preparer {
 }
 
 impl Preparer {
-    pub fn new(
-        compiled: Arc<Compiled>,
-        inputs: Vec<Input>,
-        strict: bool,
-        schemas: impl Into<WriterSchemas>,
-    ) -> Self {
+    pub fn new(compiled: Arc<Compiled>, inputs: Vec<Input>, strict: bool, schemas: impl Into<WriterSchemas>) -> Self {
         let tombstones = compiled.relations().iter().position(|r| r.name == TOMBSTONES);
         Self { compiled, inputs, schemas: schemas.into(), tombstones, strict, routes: RwLock::default() }
     }

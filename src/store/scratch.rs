@@ -28,7 +28,11 @@ impl ScratchDatabase {
     pub async fn create(url: &str) -> Result<Self, Error> {
         let mut beside = connect(url, "millpond trial").await?;
         // Creating a database copies one; others may wait for it here.
-        run(&mut beside, format!("set lock_timeout = '60s'; set statement_timeout = '60s'; select pg_advisory_lock({CREATORS})")).await?;
+        run(
+            &mut beside,
+            format!("set lock_timeout = '60s'; set statement_timeout = '60s'; select pg_advisory_lock({CREATORS})"),
+        )
+        .await?;
         let row = sqlx::query(
             "select oid::text as oid, pg_encoding_to_char(encoding) as encoding, datcollate::text as collation,
                     datctype::text as ctype, datlocprovider::text as provider

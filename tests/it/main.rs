@@ -3,6 +3,7 @@
 
 mod architecture;
 mod compose;
+mod consumers;
 mod dev_servers;
 mod docs;
 mod embedding;

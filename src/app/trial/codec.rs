@@ -82,9 +82,8 @@ impl Codec {
     pub fn emitters(&self, project: &Project, spec: &ConsumerSpec) -> anyhow::Result<HashMap<String, Emitter>> {
         let mut emitters = HashMap::new();
         for (name, topic) in &spec.emits {
-            let missing = || {
-                format!("consumer {} emits {name}, but there is no schemas/{name}/v1.avsc: write it", spec.name)
-            };
+            let missing =
+                || format!("consumer {} emits {name}, but there is no schemas/{name}/v1.avsc: write it", spec.name);
             let record = project.schemas.get(name).with_context(missing)?;
             let known = self.types.get(&record.name).with_context(missing)?;
             let encoder = Encoder::compile(&record.latest().schema, &[])?;

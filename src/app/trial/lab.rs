@@ -13,9 +13,7 @@ use super::{
 };
 use crate::{
     app::{Project, consumers},
-    consume::{
-        self, Bounds, Chunk, Engine, Handlers, Parts, Preparer, Sessions, Stopped, Trial, WriterSchemas,
-    },
+    consume::{self, Bounds, Chunk, Engine, Handlers, Parts, Preparer, Sessions, Stopped, Trial, WriterSchemas},
     domain::{TableInfo, TopicPartition},
     projection::Compiled,
     spec::{ConsumerSpec, OnError, UnknownType},
@@ -148,12 +146,7 @@ impl<'a> Lab<'a> {
     }
 
     /// Fills an emptied version by a plan. The inner error is the consumer's: what stopped it.
-    pub async fn run(
-        &mut self,
-        version: i32,
-        case: &Case,
-        plan: &Plan,
-    ) -> anyhow::Result<Result<Outcome, Stopped>> {
+    pub async fn run(&mut self, version: i32, case: &Case, plan: &Plan) -> anyhow::Result<Result<Outcome, Stopped>> {
         let engine = self.version(version)?;
         trial::rewind(self.scratch.connection(), &self.spec.name, version, &engine.schema, &self.tables).await?;
         let slots = case.slots();

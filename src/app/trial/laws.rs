@@ -120,13 +120,7 @@ async fn shrink(lab: &mut Lab<'_>, case: &Case, version: i32, plan: &Plan) -> an
 }
 
 /// The batches, and what they change.
-async fn describe(
-    lab: &mut Lab<'_>,
-    case: &Case,
-    version: i32,
-    plan: &Plan,
-    law: &str,
-) -> anyhow::Result<String> {
+async fn describe(lab: &mut Lab<'_>, case: &Case, version: i32, plan: &Plan, law: &str) -> anyhow::Result<String> {
     let one_by_one = lab.run(FIRST, case, &Plan::one_by_one(plan.events())).await?;
     let other = lab.run(version, case, plan).await?;
     let mut text = format!("      {law}\n");

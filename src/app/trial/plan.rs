@@ -135,9 +135,8 @@ mod tests {
     fn is_sound(plan: &Plan, slots: &[usize]) -> bool {
         let order: Vec<usize> = plan.batches.iter().flatten().copied().collect();
         let of_one = plan.batches.iter().all(|b| !b.is_empty() && b.iter().all(|e| slots[*e] == slots[b[0]]));
-        let in_order = (0..=slots.iter().copied().max().unwrap_or(0)).all(|slot| {
-            order.iter().filter(|e| slots[**e] == slot).collect::<Vec<_>>().is_sorted()
-        });
+        let in_order = (0..=slots.iter().copied().max().unwrap_or(0))
+            .all(|slot| order.iter().filter(|e| slots[**e] == slot).collect::<Vec<_>>().is_sorted());
         of_one && in_order && plan.events() == (0..slots.len()).collect::<Vec<_>>()
     }
 

@@ -36,7 +36,8 @@ impl Postgres {
             format!("the Postgres of postgres.url cannot be used ({refused}), and none can be started")
         })?;
         let scratch = ScratchDatabase::create(&server.url()).await?;
-        let described = format!("on a Postgres of its own in {FOLDER}, for that of postgres.url cannot be used: {refused}");
+        let described =
+            format!("on a Postgres of its own in {FOLDER}, for that of postgres.url cannot be used: {refused}");
         Ok(Self { scratch, server: Some(server), described })
     }
 
@@ -64,7 +65,8 @@ async fn start(project: &Path) -> anyhow::Result<PostgresServer> {
 pub async fn kafka_answers(brokers: &str) -> bool {
     for broker in brokers.split(',').map(str::trim) {
         let broker = broker.to_owned();
-        let found = tokio::task::spawn_blocking(move || broker.to_socket_addrs().map(Iterator::collect::<Vec<_>>)).await;
+        let found =
+            tokio::task::spawn_blocking(move || broker.to_socket_addrs().map(Iterator::collect::<Vec<_>>)).await;
         for address in found.into_iter().flatten().flatten() {
             let connecting = tokio::net::TcpStream::connect(address);
             let within = std::time::Duration::from_secs(2);

@@ -101,12 +101,7 @@ pub struct Sides {
 }
 
 pub const EXPECTED: Sides = Sides { left: "expected", right: "came", only_left: "missing", only_right: "unexpected" };
-pub const LAW: Sides = Sides {
-    left: "one by one",
-    right: "so",
-    only_left: "only one by one",
-    only_right: "only so",
-};
+pub const LAW: Sides = Sides { left: "one by one", right: "so", only_left: "only one by one", only_right: "only so" };
 
 /// How `right` differs from `left` in the columns of `left`; one line a row, none when it does not.
 pub fn differences(left: &Sheet, right: &Sheet, sides: &Sides) -> Vec<String> {

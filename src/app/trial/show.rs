@@ -64,7 +64,8 @@ pub async fn read(config: &Config, spec: &ConsumerSpec, records: usize) -> anyho
     let registry = schemas::connect(config).await?;
     let (reader, topics) = (Reader::open(&wiring::kafka_options(config))?, spec.topics.clone());
     let reading = tokio::task::spawn_blocking(move || read_all(&reader, &topics, records));
-    let (records, held) = reading.await?.with_context(|| format!("cannot read the topics of consumer {}", spec.name))?;
+    let (records, held) =
+        reading.await?.with_context(|| format!("cannot read the topics of consumer {}", spec.name))?;
     Ok(Read { registry, topics: spec.topics.clone(), records, held })
 }
 
@@ -153,7 +154,11 @@ pub async fn show(
     let (count, topics) = (read.count(), read.topics.join(", "));
     writeln!(out, "{count} records read, the last of the {} in {topics}", read.held)?;
     let applied = count.saturating_sub(skipped + faults.len());
-    writeln!(out, "{applied} applied, {skipped} of types that are not read here, {} that cannot be applied", faults.len())?;
+    writeln!(
+        out,
+        "{applied} applied, {skipped} of types that are not read here, {} that cannot be applied",
+        faults.len()
+    )?;
     if !emitted.is_empty() {
         writeln!(out, "{} events would be emitted", emitted.len())?;
     }
