@@ -26,9 +26,7 @@ pub struct Address {
 pub enum Error {
     #[error("the address of postgres is not understood: {0}")]
     Url(#[source] tokio_postgres::Error),
-    #[error(
-        "sslmode={0} in postgres.url is not known: use disable, prefer, require, verify-ca or verify-full"
-    )]
+    #[error("sslmode={0} in postgres.url is not known: use disable, prefer, require, verify-ca or verify-full")]
     Mode(String),
     #[error("sslrootcert={path} in postgres.url cannot be used: {why}")]
     Roots { path: String, why: String },

@@ -4,6 +4,7 @@
 mod architecture;
 mod cluster;
 mod compose;
+mod consumers;
 mod dev_servers;
 mod docs;
 mod embedding;
