@@ -26,7 +26,9 @@ const DEPARTURE_SORTED_JSON: &str = r#"{"carrier":"UA","delay_minutes":2,"depart
 
 fn main() {
     let Some(case) = std::env::args().nth(1) else {
-        println!("encode_schedule encode_departure encode_departure_sorted split_ndjson transcode_schedule transcode_departure");
+        println!(
+            "encode_schedule encode_departure encode_departure_sorted split_ndjson transcode_schedule transcode_departure"
+        );
         return;
     };
     match case.as_str() {
@@ -54,7 +56,8 @@ fn parsed(text: &str) -> Schema {
 }
 
 fn encoder(text: &str) -> Encoder {
-    Encoder::compile(&parsed(text), &["flight_id".to_owned()]).expect("invariant: the schemas of the repository compile")
+    Encoder::compile(&parsed(text), &["flight_id".to_owned()])
+        .expect("invariant: the schemas of the repository compile")
 }
 
 /// JSON to Avro, with the key captured, as for every event that is posted.

@@ -83,12 +83,7 @@ pub async fn single(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
             &bare.rate,
             target,
         );
-        report.ratio(
-            &format!("single events, {connections} connections / librdkafka alone"),
-            &ours.rate,
-            &alone,
-            None,
-        );
+        report.ratio(&format!("single events, {connections} connections / librdkafka alone"), &ours.rate, &alone, None);
     }
     report.memory("ingest, single events", idle, ingest.peak_memory()?);
     ingest.stop().await

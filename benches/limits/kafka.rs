@@ -70,12 +70,7 @@ impl ProducerContext for Counter {
 }
 
 /// Records per second from the first that is handed over to the last acknowledgement.
-pub fn produce(
-    brokers: &str,
-    records: &[(String, Vec<u8>)],
-    count: usize,
-    headers: Headers,
-) -> anyhow::Result<f64> {
+pub fn produce(brokers: &str, records: &[(String, Vec<u8>)], count: usize, headers: Headers) -> anyhow::Result<f64> {
     let counter = Counter::default();
     let producer: ThreadedProducer<Counter> = ClientConfig::new()
         .set("bootstrap.servers", brokers)

@@ -147,8 +147,22 @@ pub fn flight_id(key: u64) -> String {
 }
 
 const WORDS: [&str; 16] = [
-    "gate", "changed", "crew", "of", "incoming", "aircraft", "weather", "minimum", "connection", "waits", "for", "baggage",
-    "de-icing", "slot", "assigned", "by",
+    "gate",
+    "changed",
+    "crew",
+    "of",
+    "incoming",
+    "aircraft",
+    "weather",
+    "minimum",
+    "connection",
+    "waits",
+    "for",
+    "baggage",
+    "de-icing",
+    "slot",
+    "assigned",
+    "by",
 ];
 
 /// A small generator of numbers that are random enough for data (splitmix64).

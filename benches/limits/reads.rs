@@ -33,7 +33,10 @@ pub async fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     let prefix = flight_id(0).trim_end_matches('0').to_owned();
     std::fs::write(
         &script,
-        format!("\\set n random(0, {})\nselect * from {physical} where flight_id = '{prefix}' || lpad(:n::text, 8, '0');\n", keys - 1),
+        format!(
+            "\\set n random(0, {})\nselect * from {physical} where flight_id = '{prefix}' || lpad(:n::text, 8, '0');\n",
+            keys - 1
+        ),
     )?;
     let mut random = Random(11);
     let request = |_| http::get(&format!("/v1/views/{CONSUMER}?flight_id=eq.{}", flight_id(random.below(keys as u64))));

@@ -40,7 +40,11 @@ impl Report {
     }
 
     pub fn print(&self) {
-        println!("\nMillpond {} beside the limits of this machine ({} CPUs), medians (least–most)\n", env!("CARGO_PKG_VERSION"), cpus());
+        println!(
+            "\nMillpond {} beside the limits of this machine ({} CPUs), medians (least–most)\n",
+            env!("CARGO_PKG_VERSION"),
+            cpus()
+        );
         let width = self.figures.iter().map(|(name, _)| name.chars().count()).max().unwrap_or_default();
         for (name, text) in &self.figures {
             println!("  {name:width$}  {text}");
