@@ -51,10 +51,10 @@ impl Running {
         let address = http::free_address()?;
         let mut command = Self::command(bench, project);
         let log = File::create(project.folder.join(format!("{role}.log")))?;
-        command.arg(role).arg("--listen").arg(address.to_string()).stderr(log);
         for setting in settings {
-            command.arg("--set").arg(setting);
+            command.args(["--set", setting]);
         }
+        command.arg(role).arg("--listen").arg(address.to_string()).stderr(log);
         Self::spawn(command, address).await
     }
 

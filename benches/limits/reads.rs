@@ -21,12 +21,13 @@ const PGBENCH_CLIENTS: &str = "8";
 pub async fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     eprintln!("reads by key");
     let client = connect(&bench.postgres).await?;
-    let table = format!("live.{CONSUMER}");
     let physical: String = client
         .query_one("select schema_name || '.' || $1 from millpond.versions where projection = $1", &[&CONSUMER])
         .await?
         .get(0);
-    client.batch_execute(&format!("vacuum analyze {physical}; checkpoint")).await?;
+    for statement in [&format!("vacuum analyze {physical}"), "checkpoint"] {
+        client.batch_execute(statement).await?;
+    }
     let script = bench.project.folder.join("select.sql");
     let keys = bench.backlog.1;
     let prefix = flight_id(0).trim_end_matches('0').to_owned();
@@ -44,8 +45,8 @@ pub async fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     let serve = Running::role(bench, "serve", &bench.project, &[]).await?;
     let idle = serve.idle_memory().await?;
     let pgbench = pgbench()?;
-    let (mut limit, mut ours, mut p99, mut cpu) = Default::default();
-    let _: (&Series, &Series, &Series, &Series) = (&limit, &ours, &p99, &cpu);
+    let (mut limit, mut ours) = (Series::default(), Series::default());
+    let (mut p99, mut cpu) = (Series::default(), Series::default());
     for _ in 0..bench.repetitions {
         let (pgbench, script, url) = (pgbench.clone(), script.clone(), bench.postgres.clone());
         let seconds = bench.span.as_secs().to_string();
@@ -61,7 +62,6 @@ pub async fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     report.rate(&format!("Millpond serve, GET by key, {CONNECTIONS} connections"), &ours, "reads/s", &more);
     report.ratio("point reads / pgbench", &ours, &limit, Some(0.5));
     report.memory("serve", idle, serve.peak_memory()?);
-    let _ = table;
     serve.stop().await
 }
 
