@@ -47,7 +47,7 @@ fn judge(projection: &ProjectionStatus) -> Verdict {
     }
     let silent = |p: &PartitionStatus| p.seen_seconds.is_none_or(|s| s > SILENT_SECONDS);
     if projection.partitions.is_empty() || projection.partitions.iter().all(silent) {
-        return bad("not running", "no process with the role consume reports: start one (millpond consume)".to_owned());
+        return bad("not running", "no process with the role consume reports yet: start one (millpond consume), or wait a moment after a start".to_owned());
     }
     if projection.partitions.iter().any(|p| p.age_seconds.is_some_and(|a| a > BEHIND_SECONDS)) {
         return bad(

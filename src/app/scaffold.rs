@@ -12,6 +12,7 @@ use super::{project::Project, roles};
 use crate::{
     cli::args::Producer,
     config::Config,
+    http::auth,
     schema::{Column, infer},
     spec::producer::{self, RecordKind},
 };
@@ -80,6 +81,15 @@ pub fn producer(config: &Config, command: Producer) -> anyhow::Result<ExitCode> 
         Producer::New { name, from, record_type, topic, key, command } => {
             let new = NewProducer { name: &name, from: &from, record_type, topic, key, command };
             new.write(&config.project.dir)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Producer::Key { client, producers } => {
+            let key = auth::generate_key();
+            let producers = if producers.is_empty() { "*".to_owned() } else { producers.join(",") };
+            eprintln!(
+                "the key, shown this once:\n\n  {key}\n\nthe line for the keys file (http.keys_file), which is read again when it changes:\n"
+            );
+            println!("{client} {} {producers}", auth::hash_key(&key));
             Ok(ExitCode::SUCCESS)
         }
         Producer::Test { name } => test_producers(&Project::load(&config.project.dir)?, name.as_deref()),

@@ -156,7 +156,7 @@ impl Assignee for Group {
     }
 
     fn failed(&self, error: &str) {
-        self.engine.note_error(error);
+        self.engine.vitals.note_error(error);
         warn!(consumer = %self.engine.projection, error, "Kafka consumer reports an error");
     }
 }

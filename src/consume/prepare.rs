@@ -13,8 +13,8 @@ use super::{
     handler::{Effects, Record},
 };
 use crate::{
-    kafka::registry::Registry,
-    projection::{Compiled, METADATA_COLUMNS, TOMBSTONES},
+    kafka::registry::{Registered, Registry},
+    projection::{Compiled, Relation, TOMBSTONES},
     schema::{JsonDecoder, Schema, Scratch, Transcoder, framing, parse},
     store::{CopyBuffer, fence::LastApplied},
 };
@@ -28,7 +28,7 @@ enum Route {
     Skip(String),
     Rows {
         relation: usize,
-        columns: i16,
+        staged: Staged,
         record_type: String,
         transcoder: Box<Transcoder>,
     },
@@ -41,6 +41,21 @@ enum Route {
         record_type: String,
         reason: String,
     },
+}
+
+/// The columns that rows of one relation are staged with.
+#[derive(Debug, Clone, Copy)]
+struct Staged {
+    metadata: &'static [&'static str],
+    columns: i16,
+}
+
+impl Staged {
+    fn of(compiled: &Compiled, relation: &Relation) -> Self {
+        let metadata = compiled.staged_metadata(relation);
+        let columns = metadata.len() + relation.columns.len();
+        Self { metadata, columns: i16::try_from(columns).expect("invariant: a schema has at most 1,000 fields") }
+    }
 }
 
 /// Why a record cannot be applied.
@@ -83,21 +98,45 @@ pub struct Input {
     pub reader: Schema,
 }
 
+/// Where the schemas are found that records were written with.
+pub enum WriterSchemas {
+    Registry(Arc<Registry>),
+    /// By id; for records that no registry has seen.
+    Known(HashMap<i32, Arc<Registered>>),
+}
+
+impl WriterSchemas {
+    fn by_id(&self, id: i32) -> Option<Arc<Registered>> {
+        match self {
+            Self::Registry(registry) => registry.schema_by_id(id),
+            Self::Known(schemas) => schemas.get(&id).cloned(),
+        }
+    }
+}
+
+impl From<Arc<Registry>> for WriterSchemas {
+    fn from(registry: Arc<Registry>) -> Self {
+        Self::Registry(registry)
+    }
+}
+
 /// Decodes the records of one projection.
 pub struct Preparer {
     compiled: Arc<Compiled>,
     inputs: Vec<Input>,
-    registry: Arc<Registry>,
-    tombstones: Option<usize>,
+    schemas: WriterSchemas,
+    tombstones: Option<(usize, Staged)>,
     /// Records of types that the projection does not read are dead letters, not passed over.
     strict: bool,
     routes: RwLock<HashMap<i32, Arc<Route>>>,
 }
 
 impl Preparer {
-    pub fn new(compiled: Arc<Compiled>, inputs: Vec<Input>, strict: bool, registry: Arc<Registry>) -> Self {
-        let tombstones = compiled.relations().iter().position(|r| r.name == TOMBSTONES);
-        Self { compiled, inputs, registry, tombstones, strict, routes: RwLock::default() }
+    pub fn new(compiled: Arc<Compiled>, inputs: Vec<Input>, strict: bool, schemas: impl Into<WriterSchemas>) -> Self {
+        let relations = compiled.relations().iter().enumerate();
+        let tombstones =
+            relations.filter(|(_, r)| r.name == TOMBSTONES).map(|(at, r)| (at, Staged::of(&compiled, r))).next();
+        Self { compiled, inputs, schemas: schemas.into(), tombstones, strict, routes: RwLock::default() }
     }
 
     /// Decodes `range` of a chunk, or its beginning: see [`Prepared::end`].
@@ -136,6 +175,11 @@ impl Preparer {
                 Err(unknown) => return Err(unknown),
             }
         }
+        for (relation, rows) in self.compiled.relations().iter().zip(&mut prepared.relations) {
+            if let Some(key) = self.compiled.latest_by(relation).filter(|_| rows.rows() > 1) {
+                rows.keep_last_by(key);
+            }
+        }
         prepared.last = chunk.records[range.start..prepared.end].last().map(|record| last_applied(chunk, record));
         Ok(prepared)
     }
@@ -162,10 +206,10 @@ impl Preparer {
         let Some(payload) = chunk.payload(record) else {
             match self.tombstones {
                 None => prepared.skipped += 1,
-                Some(relation) => {
+                Some((relation, staged)) => {
                     let rows = &mut prepared.relations[relation];
-                    rows.begin_row(metadata_columns());
-                    if let Err(fault) = meta.append(rows, chunk, record) {
+                    rows.begin_row(staged.columns);
+                    if let Err(fault) = meta.append(staged.metadata, rows, chunk, record) {
                         rows.undo_row();
                         return Ok(Err(fault));
                     }
@@ -192,10 +236,10 @@ impl Preparer {
                     record_type: Some(record_type.clone()),
                 }));
             }
-            Route::Rows { relation, columns, record_type, transcoder } => {
+            Route::Rows { relation, staged, record_type, transcoder } => {
                 let rows = &mut prepared.relations[*relation];
-                rows.begin_row(*columns);
-                let appended = meta.append(rows, chunk, record).and_then(|()| {
+                rows.begin_row(staged.columns);
+                let appended = meta.append(staged.metadata, rows, chunk, record).and_then(|()| {
                     transcoder.append(body, scratch, rows.tail()).map_err(|fault| Fault {
                         class: "decode",
                         reason: format!(
@@ -236,7 +280,7 @@ impl Preparer {
         if let Some(route) = self.routes.read().unwrap_or_else(PoisonError::into_inner).get(&id) {
             return Ok(Arc::clone(route));
         }
-        let registered = self.registry.schema_by_id(id).ok_or(UnknownSchema(id))?;
+        let registered = self.schemas.by_id(id).ok_or(UnknownSchema(id))?;
         let route = Arc::new(self.compile_route(&registered.subject, &registered.text));
         self.routes.write().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::clone(&route));
         Ok(route)
@@ -262,17 +306,12 @@ impl Preparer {
         let Some(relation) = relations.iter().position(|r| r.record_type == record_type) else {
             return Route::Skip(subject.to_owned());
         };
-        let columns = METADATA_COLUMNS.len() + relations[relation].columns.len();
-        let columns = i16::try_from(columns).expect("invariant: a schema has at most 1,000 fields");
+        let staged = Staged::of(&self.compiled, &relations[relation]);
         match Transcoder::compile(&writer.schema, &input.reader) {
-            Ok(transcoder) => Route::Rows { relation, columns, record_type, transcoder: Box::new(transcoder) },
+            Ok(transcoder) => Route::Rows { relation, staged, record_type, transcoder: Box::new(transcoder) },
             Err(error) => unreadable(error.to_string()),
         }
     }
-}
-
-fn metadata_columns() -> i16 {
-    i16::try_from(METADATA_COLUMNS.len()).expect("invariant: there are a handful of them")
 }
 
 impl Prepared {
@@ -314,29 +353,33 @@ struct Meta<'a> {
 }
 
 impl Meta<'_> {
-    /// The engine's own columns, in the order of [`METADATA_COLUMNS`].
-    fn append(&self, rows: &mut CopyBuffer, chunk: &Chunk, record: &RawRecord) -> Result<(), Fault> {
+    /// The engine's own columns that the relation is staged with.
+    fn append(&self, columns: &[&str], rows: &mut CopyBuffer, chunk: &Chunk, record: &RawRecord) -> Result<(), Fault> {
         let fault = |what: &str| Fault {
             class: "decode",
             reason: format!("{what} is not UTF-8 text without NUL"),
             record_type: None,
         };
         let text = |bytes| std::str::from_utf8(bytes).ok().filter(|t| !t.contains('\0'));
-        match chunk.key(record) {
-            None => rows.null(),
-            Some(key) => rows.bytes(text(key).ok_or_else(|| fault("the record's key"))?.as_bytes()),
+        for column in columns {
+            match *column {
+                "_key" => match chunk.key(record) {
+                    None => rows.null(),
+                    Some(key) => rows.bytes(text(key).ok_or_else(|| fault("the record's key"))?.as_bytes()),
+                },
+                "_partition" => rows.int4(self.partition),
+                "_timestamp" => rows.timestamp_millis(record.timestamp),
+                "_event_id" => match record.event_id.as_ref() {
+                    Some(id) => rows.bytes(text(chunk.slice(id)).ok_or_else(|| fault("the event id"))?.as_bytes()),
+                    // A record that did not come through ingest is identified by where it is.
+                    None => rows.bytes(format!("{}/{}/{}", self.topic, self.partition, record.offset).as_bytes()),
+                },
+                // Offsets order the records of a batch over all relations: a batch is of one partition.
+                "_offset" | "_seq" => rows.int8(record.offset),
+                "_round" => rows.int4(i32::try_from(self.round).unwrap_or(i32::MAX)),
+                _ => rows.null(),
+            }
         }
-        rows.int4(self.partition);
-        rows.int8(record.offset);
-        rows.timestamp_millis(record.timestamp);
-        match record.event_id.as_ref() {
-            Some(id) => rows.bytes(text(chunk.slice(id)).ok_or_else(|| fault("the event id"))?.as_bytes()),
-            // A record that did not come through ingest is identified by where it is.
-            None => rows.bytes(format!("{}/{}/{}", self.topic, self.partition, record.offset).as_bytes()),
-        }
-        // Offsets order the records of a batch over all relations: a batch is of one partition.
-        rows.int8(record.offset);
-        rows.int4(i32::try_from(self.round).unwrap_or(i32::MAX));
         Ok(())
     }
 }

@@ -3,7 +3,7 @@
 //! Rows are staged before the fence row is touched, so that its lock is never held while the server waits for us:
 //! from the compare-and-set to COMMIT there is one message and one answer.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use serde_json::json;
 use uuid::Uuid;
@@ -13,12 +13,11 @@ use super::{
     engine::Engine,
     handler::{self, HandlerError, State},
     prepare::{Fault, Prepared},
-    sessions::Lease,
 };
 use crate::{
     domain::HEADER_EVENT_ID,
     store::{
-        self, CopyBuffer, bytea,
+        self, CopyBuffer, Session, bytea,
         fence::{Advance, Claim},
         literal,
     },
@@ -27,15 +26,13 @@ use crate::{
 /// Namespace of the ids of emitted events (UUIDv5 over version lineage and source).
 const EVENT_NAMESPACE: Uuid = Uuid::from_u128(0x6d69_6c6c_706f_6e64_8f2b_6f75_7462_6f78);
 
-/// Temporary tables that every session needs beside the projection's own: handlers' rows, and what goes to the outbox.
-pub fn session_sql() -> Vec<String> {
-    vec![
-        "create temp table _rows (tbl text, ord int8, deleted bool, row jsonb) on commit delete rows".to_owned(),
-        "create temp table _outbox (out_seq int8, source_offset int8, index int4, event_id uuid,
-             target_topic text, record_type text, key bytea, payload bytea, headers jsonb) on commit delete rows"
-            .to_owned(),
-    ]
-}
+/// Rows of handlers on their way to the tables. This and [`OUTBOX_STAGE`] are made in the first transaction of a session
+/// that needs them: Postgres empties every temporary table at each commit, used or not.
+const ROWS_STAGE: &str = "create temp table if not exists _rows
+    (tbl text, ord int8, deleted bool, row jsonb) on commit delete rows";
+/// What goes to the outbox, counted before the fence moves.
+const OUTBOX_STAGE: &str = "create temp table if not exists _outbox (out_seq int8, source_offset int8, index int4,
+    event_id uuid, target_topic text, record_type text, key bytea, payload bytea, headers jsonb) on commit delete rows";
 
 /// A dead letter that goes with a batch.
 pub struct DeadLetter<'a> {
@@ -63,12 +60,20 @@ pub enum Failure {
     Record(i64, Fault),
 }
 
-/// Runs the transaction to its commit; returns the outbox number it ends at.
-pub async fn run(engine: &Engine, lease: &mut Lease<'_>, mut work: Work<'_>) -> Result<i64, Failure> {
-    store::run(lease.connection(), "begin").await?;
+/// What a committed transaction did.
+pub struct Committed {
+    /// The outbox number it ends at.
+    pub out_seq: i64,
+    /// Commands that the handler refused.
+    pub refused: usize,
+}
+
+/// Runs the transaction to its commit.
+pub async fn run(engine: &Engine, session: &mut Session, mut work: Work<'_>) -> Result<Committed, Failure> {
+    session.run("begin").await?;
     if let Some(handler) = &engine.handler {
         let schema = &engine.schema;
-        let mut state = State { connection: lease.connection(), schema };
+        let mut state = State { session, schema };
         let records = std::mem::take(&mut work.prepared.records);
         handler.apply(&records, &mut state, &mut work.prepared.effects).await.map_err(|e| match e {
             HandlerError::Store(e) => Failure::Store(e),
@@ -83,22 +88,15 @@ pub async fn run(engine: &Engine, lease: &mut Lease<'_>, mut work: Work<'_>) -> 
         if rows.rows() > 0 {
             let relation = &engine.compiled.relations()[index].name;
             let statement = engine.compiled.copy_sql(relation).unwrap_or_default();
-            copy(lease, &statement, rows).await?;
+            session.copy_in(&statement, rows.finish()).await?;
             with_rows.insert(relation.as_str());
         }
     }
-    let outbox = stage_outbox(engine, lease, &work).await?;
-    let tables = stage_effects(lease, &work).await?;
+    let outbox = stage_outbox(engine, session, &work).await?;
+    let tables = stage_effects(session, &work).await?;
     let flush = flush_sql(engine, &work, outbox, &with_rows, &tables);
-    store::run(lease.connection(), flush).await?;
-    Ok(work.claim.out_seq + outbox)
-}
-
-async fn copy(lease: &mut Lease<'_>, statement: &str, rows: CopyBuffer) -> Result<(), store::Error> {
-    let mut copy = lease.connection().copy_in_raw(statement).await?;
-    copy.send(rows.finish()).await?;
-    copy.finish().await?;
-    Ok(())
+    session.run(&flush).await?;
+    Ok(Committed { out_seq: work.claim.out_seq + outbox, refused: work.prepared.effects.refusals.len() })
 }
 
 fn flush_sql(engine: &Engine, work: &Work<'_>, emitted: i64, with_rows: &BTreeSet<&str>, tables: &[String]) -> String {
@@ -176,24 +174,23 @@ fn dead_letter_sql(engine: &Engine, work: &Work<'_>, dead: &DeadLetter<'_>) -> S
 }
 
 /// Stages emitted events and the mirror of dead letters; returns how many rows the outbox gets.
-async fn stage_outbox(engine: &Engine, lease: &mut Lease<'_>, work: &Work<'_>) -> Result<i64, Failure> {
+async fn stage_outbox(engine: &Engine, session: &mut Session, work: &Work<'_>) -> Result<i64, Failure> {
     let mut rows = CopyBuffer::default();
     let mut seq = work.claim.out_seq;
-    let mut index_of_source = (-1, 0);
+    // A handler may come back to a record after others; its events are numbered through all the same.
+    let mut emitted_of: HashMap<i64, i32> = HashMap::new();
     for event in &work.prepared.effects.emitted {
-        index_of_source = if index_of_source.0 == event.source_offset {
-            (event.source_offset, index_of_source.1 + 1)
-        } else {
-            (event.source_offset, 0)
-        };
+        let next = emitted_of.entry(event.source_offset).or_insert(0);
+        let index = *next;
+        *next += 1;
         let encoded = engine.emit(event).map_err(|fault| Failure::Record(event.source_offset, fault))?;
         seq += 1;
-        let id = event_id(engine, work.claim, event.source_offset, index_of_source.1);
+        let id = event_id(engine, work.claim, event.source_offset, index);
         let headers = json!([[HEADER_EVENT_ID, base64(id.to_string().as_bytes())]]).to_string();
         rows.begin_row(9);
         rows.int8(seq);
         rows.int8(event.source_offset);
-        rows.int4(index_of_source.1);
+        rows.int4(index);
         rows.bytes(id.as_bytes());
         rows.bytes(encoded.topic.as_bytes());
         rows.bytes(event.record_type.as_bytes());
@@ -207,7 +204,8 @@ async fn stage_outbox(engine: &Engine, lease: &mut Lease<'_>, work: &Work<'_>) -
     }
     let emitted = seq - work.claim.out_seq;
     if emitted > 0 {
-        copy(lease, "copy pg_temp._outbox from stdin (format binary)", rows).await?;
+        session.run(OUTBOX_STAGE).await?;
+        session.copy_in("copy pg_temp._outbox from stdin (format binary)", rows.finish()).await?;
     }
     Ok(emitted)
 }
@@ -254,7 +252,7 @@ fn event_id(engine: &Engine, claim: &Claim, offset: i64, index: i32) -> Uuid {
     Uuid::new_v5(&EVENT_NAMESPACE, name.as_bytes())
 }
 
-async fn stage_effects(lease: &mut Lease<'_>, work: &Work<'_>) -> Result<Vec<String>, store::Error> {
+async fn stage_effects(session: &mut Session, work: &Work<'_>) -> Result<Vec<String>, store::Error> {
     let effects = &work.prepared.effects.rows;
     if effects.is_empty() {
         return Ok(Vec::new());
@@ -272,7 +270,8 @@ async fn stage_effects(lease: &mut Lease<'_>, work: &Work<'_>) -> Result<Vec<Str
         }
     }
     tables.sort();
-    copy(lease, "copy pg_temp._rows from stdin (format binary)", rows).await?;
+    session.run(ROWS_STAGE).await?;
+    session.copy_in("copy pg_temp._rows from stdin (format binary)", rows.finish()).await?;
     Ok(tables)
 }
 

@@ -109,7 +109,7 @@ const OWNED: &[(&[&str], &str)] = &[
         &["queue.buffering.max.messages", "queue.buffering.max.kbytes", "message.max.bytes"],
         "set in_flight_bytes or max_record_bytes instead",
     ),
-    (&["allow.auto.create.topics"], "topics are created by `millpond topic ensure`, with their settings"),
+    (&["allow.auto.create.topics"], "topics are created by `millpond schema push`, with their settings"),
     (&["delivery.report.only.error", "dr_cb", "dr_msg_cb"], "every record's fate is accounted for"),
     (
         &[

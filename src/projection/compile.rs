@@ -91,8 +91,9 @@ impl Compiler<'_, '_, '_> {
         let relations = self.read_relations(&program);
         let tables_sql = self.input.tables_sql.iter().map(|statement| statement.text.clone()).collect();
         let (consumer, references) = (self.input.spec.name.clone(), self.input.references.clone());
+        let latest = self.input.spec.source == Source::Latest;
         let mut compiled =
-            Compiled { consumer, program, relations, tables, references, tables_sql, hash: String::new() };
+            Compiled { consumer, program, relations, tables, references, tables_sql, hash: String::new(), latest };
         compiled.hash = fingerprint(&self.input, &compiled);
         Ok(Some(compiled))
     }

@@ -12,6 +12,16 @@ pub const METADATA_COLUMNS: &[(&str, &str)] = &[
     ("_seq", "bigint"),
     ("_round", "integer"),
 ];
+/// Their names.
+pub(super) static METADATA_NAMES: [&str; METADATA_COLUMNS.len()] = {
+    let mut names = [""; METADATA_COLUMNS.len()];
+    let mut at = 0;
+    while at < names.len() {
+        names[at] = METADATA_COLUMNS[at].0;
+        at += 1;
+    }
+    names
+};
 /// The relation of records without a value. It has the metadata columns only.
 pub const TOMBSTONES: &str = "tombstones";
 
@@ -87,8 +97,9 @@ impl Relation {
     }
 
     /// The COPY that fills the staging table with binary tuples.
-    pub(super) fn copy_sql(&self, rounds: bool) -> String {
-        let columns: Vec<String> = self.staged_columns().map(|(name, _)| name).collect();
+    pub(super) fn copy_sql(&self, rounds: bool, metadata: &[&str]) -> String {
+        let own = self.columns.iter().map(|column| column.name.as_str());
+        let columns: Vec<String> = metadata.iter().copied().chain(own).map(quoted).collect();
         format!("copy pg_temp.{} ({}) from stdin (format binary)", self.stage(rounds), columns.join(", "))
     }
 }

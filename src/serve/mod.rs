@@ -23,7 +23,11 @@ mod read;
 mod routes;
 mod wait;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::http::HeaderValue;
 use tokio::task::JoinSet;
@@ -114,17 +118,8 @@ impl fmt::Debug for Options {
     }
 }
 
-/// Why the role cannot be started.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    // The address may hold a password, so the text is not shown; the cause names the part.
-    #[error("the address of postgres is not understood: {0}")]
-    DatabaseUrl(#[source] tokio_postgres::Error),
-    #[error(
-        "the address of postgres asks for TLS (sslmode=require), which reads do not support yet: use a local proxy or a private network with sslmode=prefer"
-    )]
-    Tls,
-}
+/// Why the role cannot be started: the address of Postgres is at fault.
+pub use crate::store::address::Error;
 
 /// Everything that the routes share. Cheap to clone; the last one dropped closes the connections.
 #[derive(Debug, Clone)]
@@ -154,12 +149,9 @@ pub struct Health {
 impl ServeState {
     /// Starts connecting and keeping the catalog; does not wait for the database. Needs a running tokio runtime.
     pub fn start(options: Options) -> Result<ServeState, Error> {
-        let config: tokio_postgres::Config = options.database_url.parse().map_err(Error::DatabaseUrl)?;
-        if config.get_ssl_mode() == tokio_postgres::config::SslMode::Require {
-            return Err(Error::Tls);
-        }
+        let address = crate::store::address::address(&options.database_url)?;
         let mut tasks = JoinSet::new();
-        let connections = Connections::start(&config, options.connections, options.statement_timeout, &mut tasks);
+        let connections = Connections::start(&address, options.connections, options.statement_timeout, &mut tasks);
         let catalog = Arc::new(Catalog::new(connections.clone()));
         tasks.spawn(keep_fresh(catalog.clone(), options.catalog_interval));
         tasks.spawn(keep_ends(catalog.clone()));
@@ -249,16 +241,25 @@ fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str> + Cl
         .hint(nearest.map(|near| format!("did you mean `{near}`?")))
 }
 
+/// How long a failure lasts before it is worth a line: connections take a moment to come up.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 async fn keep_fresh(catalog: Arc<Catalog>, interval: Duration) {
-    let mut failing = false;
+    let mut failing_since = None;
+    let mut said = false;
     loop {
         match catalog.refresh().await {
-            Ok(_) => failing = false,
-            Err(error) if !failing => {
-                failing = true;
-                tracing::warn!(%error, "cannot read which projections are live");
+            Ok(_) => {
+                failing_since = None;
+                said = false;
             }
-            Err(_) => {}
+            Err(error) => {
+                let since: &mut Instant = failing_since.get_or_insert_with(Instant::now);
+                if !said && since.elapsed() >= PATIENCE {
+                    said = true;
+                    tracing::warn!(%error, "cannot read which projections are live");
+                }
+            }
         }
         // Until the first load nobody can read, so it is tried more often.
         let early = Duration::from_millis(50).min(interval);

@@ -78,9 +78,89 @@ impl CopyBuffer {
         self.rows
     }
 
+    /// Keeps, of the rows with equal bytes in one field, only the last, and sorts what is left by that field. Rows in
+    /// which it is null all stay, behind the others.
+    pub fn keep_last_by(&mut self, field: usize) {
+        let mut rows: Vec<(Option<&[u8]>, &[u8])> = Vec::with_capacity(self.rows);
+        let mut rest = self.bytes.get(SIGNATURE.len()..).unwrap_or_default();
+        while let Some((key, row, tail)) = split_row(rest, field) {
+            rows.push((key, row));
+            rest = tail;
+        }
+        // Stable: rows of one key stay in their order.
+        rows.sort_by(|(a, _), (b, _)| (a.is_none(), a).cmp(&(b.is_none(), b)));
+        let mut kept = Vec::with_capacity(self.bytes.len());
+        kept.extend_from_slice(SIGNATURE);
+        let mut count = 0;
+        for (at, (key, row)) in rows.iter().enumerate() {
+            let superseded = key.is_some() && rows.get(at + 1).is_some_and(|(next, _)| next == key);
+            if !superseded {
+                kept.extend_from_slice(row);
+                count += 1;
+            }
+        }
+        self.row_start = kept.len();
+        (self.bytes, self.rows) = (kept, count);
+    }
+
     /// Closes the body.
     pub fn finish(mut self) -> Vec<u8> {
         self.bytes.extend_from_slice(&(-1_i16).to_be_bytes());
         self.bytes
+    }
+}
+
+/// One field, the whole first row, and what follows it; none at the end.
+fn split_row(bytes: &[u8], field: usize) -> Option<(Option<&[u8]>, &[u8], &[u8])> {
+    let (columns, mut rest) = bytes.split_first_chunk::<2>()?;
+    let mut found = None;
+    for column in 0..u16::from_be_bytes(*columns) {
+        let (length, tail) = rest.split_first_chunk::<4>()?;
+        // A null has the length -1 and no bytes.
+        let length = usize::try_from(i32::from_be_bytes(*length)).ok();
+        let (value, tail) = tail.split_at_checked(length.unwrap_or(0))?;
+        if usize::from(column) == field {
+            found = length.map(|_| value);
+        }
+        rest = tail;
+    }
+    let (row, tail) = bytes.split_at(bytes.len() - rest.len());
+    Some((found, row, tail))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn body(rows: &[(Option<u8>, i64)]) -> CopyBuffer {
+        let mut body = CopyBuffer::default();
+        for (key, value) in rows {
+            body.begin_row(2);
+            body.int8(*value);
+            match key {
+                Some(key) => body.bytes(&[*key]),
+                None => body.null(),
+            }
+        }
+        body
+    }
+
+    proptest! {
+        #[test]
+        fn last_row_of_each_key_is_kept_in_the_order_of_keys(
+            rows in prop::collection::vec((prop::option::weighted(0.9, 0_u8..6), any::<i64>()), 0..30),
+        ) {
+            let last: BTreeMap<u8, i64> = rows.iter().filter_map(|(key, value)| Some(((*key)?, *value))).collect();
+            let nulls = rows.iter().filter(|(key, _)| key.is_none()).copied();
+            let expected: Vec<_> = last.into_iter().map(|(key, value)| (Some(key), value)).chain(nulls).collect();
+            let mut kept = body(&rows);
+            kept.keep_last_by(1);
+            prop_assert_eq!(kept.rows(), expected.len());
+            prop_assert_eq!(kept.finish(), body(&expected).finish());
+        }
     }
 }

@@ -24,7 +24,9 @@ async fn read_with_the_position_of_a_write_shows_it_on_either_of_two_nodes() {
         let path = format!("/v1/views/flights?flight_id=eq.{flight}&select=distance_miles");
         let headers = [("millpond-min-position", write.position()), ("prefer", "wait=10")];
         let read = nodes[round % 2].web.get(&path, &headers).await;
-        if read.status != 200 || serde_json::from_str::<Value>(&read.text).ok() != Some(json!([{"distance_miles": round}])) {
+        if read.status != 200
+            || serde_json::from_str::<Value>(&read.text).ok() != Some(json!([{"distance_miles": round}]))
+        {
             misses.push(format!("round {round}: {} {}", read.status, read.text));
         }
         times.push(begun.elapsed());

@@ -151,6 +151,8 @@ fn registrant(topic: &str, name: &str) -> Child {
     Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "registry::registrant_process", "--ignored", "--nocapture"])
         .env(TOPIC, topic)
+        .env("MILLPOND_TEST_KAFKA", crate::harness::brokers())
+        .env("MILLPOND_TEST_POSTGRES", crate::harness::postgres_url())
         .env(NAME, name)
         .stdout(Stdio::null())
         .spawn()

@@ -38,7 +38,8 @@ impl Slice {
 
     /// Every table as HTTP serves it and every event that was emitted: row by row what they have to be.
     pub async fn equals(&self, cluster: &Cluster, serve: &Web) {
-        for (consumer, table) in [("flights", "flights"), ("punctuality", "punctuality"), ("flight_rules", "flight_states")]
+        for (consumer, table) in
+            [("flights", "flights"), ("punctuality", "punctuality"), ("flight_rules", "flight_states")]
         {
             self.compare(table, &table_csv(serve, consumer, table).await);
         }

@@ -104,7 +104,11 @@ async fn away(
     kill: bool,
 ) -> Told {
     let kafka = cluster.servers.kafka();
-    if kill { kafka.kill_9().unwrap() } else { kafka.stop().unwrap() }
+    if kill {
+        kafka.kill_9().unwrap()
+    } else {
+        kafka.stop().unwrap()
+    }
     let (gone, mut told, mut posts) = (Instant::now(), Told::default(), JoinSet::new());
     let mut ticks = tokio::time::interval(Duration::from_millis(100));
     while gone.elapsed() < outage() + NOTICED {

@@ -160,6 +160,10 @@ impl Lab {
                 round.to_string(),
             ];
             assert_eq!(values.len(), METADATA_COLUMNS.len());
+            let relation = self.compiled.relations().iter().find(|r| r.name == record.relation).expect("it is staged");
+            let staged = self.compiled.staged_metadata(relation);
+            let mut names = METADATA_COLUMNS.iter().map(|(name, _)| name);
+            values.retain(|_| names.next().is_some_and(|name| staged.contains(name)));
             values.extend(record.fields.iter().cloned());
             sql.push_str(&format!("insert into {into} values ({});\n", values.join(", ")));
         }

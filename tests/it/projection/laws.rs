@@ -210,8 +210,8 @@ impl Case {
 
 #[derive(Debug, Default, Clone)]
 struct Row {
-    sum: Option<i64>,
-    count: Option<i64>,
+    sum: i64,
+    count: i64,
     min: Option<i32>,
     max: Option<i32>,
     and: Option<bool>,
@@ -239,10 +239,10 @@ impl Row {
         let names = |at: usize| case.named[at].names(event.kind);
         let text = event.text.map(|text| format!("t{text}"));
         if names(0) {
-            self.sum = joined(self.sum, event.number.map(i64::from), |a, b| a + b);
+            self.sum += event.number.map_or(0, i64::from);
         }
         if names(1) {
-            self.count = joined(self.count, Some(1), |a, b| a + b);
+            self.count += 1;
         }
         if names(2) {
             self.min = joined(self.min, event.number, i32::min);
@@ -277,8 +277,8 @@ impl Row {
     fn value(&self, at: usize) -> Option<String> {
         let truth = |flag: bool| if flag { "true".to_owned() } else { "false".to_owned() };
         match at {
-            0 => self.sum.map(|n| n.to_string()),
-            1 => self.count.map(|n| n.to_string()),
+            0 => Some(self.sum.to_string()),
+            1 => Some(self.count.to_string()),
             2 => self.min.map(|n| n.to_string()),
             3 => self.max.map(|n| n.to_string()),
             4 => self.and.map(truth),
