@@ -189,9 +189,9 @@ impl Preparer {
         let (id, _) = framing::split(chunk.payload(record)?).ok()?;
         match &*self.route(i32::try_from(id).ok()?).ok()? {
             Route::Skip(name) => Some(name.clone()),
-            Route::Rows { record_type, .. } | Route::Json { record_type, .. } | Route::Unreadable { record_type, .. } => {
-                Some(record_type.clone())
-            }
+            Route::Rows { record_type, .. }
+            | Route::Json { record_type, .. }
+            | Route::Unreadable { record_type, .. } => Some(record_type.clone()),
         }
     }
 

@@ -20,11 +20,15 @@ const PARTITIONS: u32 = 2;
 /// Sensors post readings; two consumers keep the last of each sensor: one sets aside what it cannot apply, one halts.
 fn readings(dir: std::path::PathBuf, unique: &str) -> Project {
     let project = Project::empty(dir, unique);
-    project.write("schemas/Reading/v1.avsc", &format!(r#"{{"type": "record", "name": "Reading", "fields": [{FIELDS}]}}"#));
-    let contract = format!("[events.Reading]\ntopic = \"TOPIC\"\nkey = \"sensor\"\n[topics.\"TOPIC\"]\npartitions = {PARTITIONS}\n");
+    project
+        .write("schemas/Reading/v1.avsc", &format!(r#"{{"type": "record", "name": "Reading", "fields": [{FIELDS}]}}"#));
+    let contract = format!(
+        "[events.Reading]\ntopic = \"TOPIC\"\nkey = \"sensor\"\n[topics.\"TOPIC\"]\npartitions = {PARTITIONS}\n"
+    );
     project.write("producers/sensors/producer.toml", &contract);
     for (name, on_error) in [("lenient", "skip"), ("strict", "halt")] {
-        let manifest = format!("topics = [\"TOPIC\"]\non_error = \"{on_error}\"\n[tables.{name}]\nkey = [\"sensor\"]\n");
+        let manifest =
+            format!("topics = [\"TOPIC\"]\non_error = \"{on_error}\"\n[tables.{name}]\nkey = [\"sensor\"]\n");
         project.write(&format!("consumers/{name}/consumer.toml"), &manifest);
         let table = format!(
             "create table {name} (sensor text primary key, value integer not null check (value >= 0), \
@@ -142,7 +146,10 @@ async fn poison_alone_becomes_dead_letters_and_all_else_is_applied() {
     mirrored(&cluster, &expected).await;
     let list = cluster.succeeds(&["dlq", "list", "lenient"]);
     assert!(!list.contains('\0'), "a key can say anything to a terminal: {list:?}");
-    assert!(list.contains("3  lenient: decode, Reading") && list.contains("3  lenient: refused_by_postgres, Reading"), "{list}");
+    assert!(
+        list.contains("3  lenient: decode, Reading") && list.contains("3  lenient: refused_by_postgres, Reading"),
+        "{list}"
+    );
     all.stop();
 }
 
@@ -150,7 +157,11 @@ async fn poison_alone_becomes_dead_letters_and_all_else_is_applied() {
 async fn set_aside_is_told(cluster: &Cluster, all: &Process, position: &str, entry: &Value) {
     let answer = all.web.get("/v1/views/lenient", &[("millpond-min-position", position)]).await;
     assert_eq!(answer.status, 409, "{}", answer.text);
-    assert!(answer.text.contains(entry["reason"].as_str().unwrap()) || answer.text.contains("dlq show"), "{}", answer.text);
+    assert!(
+        answer.text.contains(entry["reason"].as_str().unwrap()) || answer.text.contains("dlq show"),
+        "{}",
+        answer.text
+    );
     let command = entry["next"].as_str().unwrap_or_else(|| panic!("{entry}"));
     let words: Vec<&str> = command.strip_prefix("millpond ").unwrap().split(' ').collect();
     let shown: Value = serde_json::from_str(&cluster.succeeds(&words)).unwrap();
@@ -200,7 +211,9 @@ async fn record_of_an_unknown_schema_waits_until_the_schema_is_registered() {
     assert_eq!(fate(&all, "lenient", &early).await["outcome"], "waiting");
     assert_eq!(fate(&all, "lenient", behind.position()).await["outcome"], "waiting");
 
-    let second = format!(r#"{{"type": "record", "name": "Reading", "fields": [{FIELDS}, {{"name": "unit", "type": "string", "default": ""}}]}}"#);
+    let second = format!(
+        r#"{{"type": "record", "name": "Reading", "fields": [{FIELDS}, {{"name": "unit", "type": "string", "default": ""}}]}}"#
+    );
     cluster.project.write("schemas/Reading/v2.avsc", &second);
     cluster.push();
     assert_eq!(newest_schema(&cluster), id);
@@ -264,7 +277,8 @@ async fn flood_of_poison_trips_the_breaker_and_nothing_of_it_is_lost() {
     let behind = post(&all, &reading("s", 2, 1)).await;
     let entry = becomes(&all, "lenient", &last, "halted").await;
     assert_eq!(entry["halt"]["code"], "breaker", "{entry}");
-    let set_aside = async || cluster.number("select count(*) from millpond.dead_letters where projection = 'lenient'").await;
+    let set_aside =
+        async || cluster.number("select count(*) from millpond.dead_letters where projection = 'lenient'").await;
     let before = set_aside().await.unwrap();
     assert!((20..FLOOD as i64).contains(&before), "{before} were set aside before it stopped");
     eventually_async(Duration::from_secs(120), async || {
