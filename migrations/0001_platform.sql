@@ -111,6 +111,13 @@ create table millpond.outbox (
     primary key (projection, version, topic, partition, out_seq)
 );
 
+-- What a view in `live` does with an attempt to write through it.
+create function millpond.refuse_write() returns trigger language plpgsql as $$
+begin
+    raise exception '%.% is a view of a projection: its rows follow from the log', tg_table_schema, tg_table_name
+        using errcode = '25006', hint = 'post an event, or change the consumer''s folder';
+end $$;
+
 -- Raised by a fence that hits no row; the engine reads the row to learn why.
 create function millpond.advance_fence(
     p_projection text, p_version integer, p_topic text, p_partition integer,

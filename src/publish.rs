@@ -3,7 +3,7 @@
 //! Downstream events leave in the order of `out_seq` per source partition, at least once, with ids that a repetition
 //! shares. One relay at a time (a session lock in Postgres) keeps the order; the others stand by.
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::Duration};
 
 use base64::Engine as _;
 use tokio::sync::watch;
@@ -55,6 +55,7 @@ async fn relay(url: &str, publisher: &Publisher) -> Result<(), store::Error> {
     publisher.wait_ready().await;
     info!("relaying downstream events");
     metrics::LEADING.set(1);
+    let mut said = None;
     loop {
         let rows = outbox::pending(&mut connection, ROWS).await?;
         if rows.is_empty() {
@@ -63,21 +64,42 @@ async fn relay(url: &str, publisher: &Publisher) -> Result<(), store::Error> {
             continue;
         }
         metrics::PENDING.set(outbox::depth(&mut connection).await?);
-        if !pass(&mut connection, publisher, &rows).await? {
+        know_topics(publisher, &rows).await;
+        let failure = pass(&mut connection, publisher, &rows).await?;
+        if let Some(why) = &failure {
+            // Said once, not with every try.
+            if said.as_ref() != Some(why) {
+                warn!(why, "downstream events wait");
+            }
             tokio::time::sleep(RETRY).await;
         }
+        said = failure;
     }
 }
 
-/// Sends rows and removes those before the first that failed; false when one did.
-async fn pass(connection: &mut PgConnection, publisher: &Publisher, rows: &[OutboxRow]) -> Result<bool, store::Error> {
+/// A topic may be younger than the publisher, as that of a consumer whose folder was just taken in.
+async fn know_topics(publisher: &Publisher, rows: &[OutboxRow]) {
+    let topics: BTreeSet<&str> = rows.iter().map(|row| row.target_topic.as_str()).collect();
+    for topic in topics {
+        // Whether it is there is told by the attempt to send.
+        let _ = publisher.partitions_of(topic).await;
+    }
+}
+
+/// Sends rows and removes those before the first that failed; says why it did.
+async fn pass(
+    connection: &mut PgConnection,
+    publisher: &Publisher,
+    rows: &[OutboxRow],
+) -> Result<Option<String>, store::Error> {
     let mut receipts = Vec::new();
     let mut sent = 0;
+    let mut failure = None;
     for run in rows.chunk_by(same_batch) {
         match publisher.publish(batch(run)) {
             Ok(receipt) => receipts.push((run, receipt)),
             Err(error) => {
-                warn!(topic = %run[0].target_topic, %error, "downstream events wait");
+                failure = Some(error.to_string());
                 metrics::SENT.with_label_values(&[run[0].target_topic.as_str(), "failed"]).inc_by(run.len() as u64);
                 break;
             }
@@ -87,7 +109,7 @@ async fn pass(connection: &mut PgConnection, publisher: &Publisher, rows: &[Outb
         let receipt = receipt.await;
         for delivery in &receipt.deliveries {
             if !matches!(delivery, Delivery::Written { .. }) {
-                warn!(topic = %run[0].target_topic, ?delivery, "a downstream event was not acknowledged; sending it again");
+                failure = Some(format!("not acknowledged on {}: {delivery:?}", run[0].target_topic));
                 metrics::SENT.with_label_values(&[run[0].target_topic.as_str(), "failed"]).inc();
                 break 'receipts;
             }
@@ -98,7 +120,7 @@ async fn pass(connection: &mut PgConnection, publisher: &Publisher, rows: &[Outb
     if sent > 0 {
         outbox::remove(connection, &rows[..sent]).await?;
     }
-    Ok(sent == rows.len())
+    Ok(failure)
 }
 
 /// Rows go into one batch when they share topic and headers, but for the event's id.

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use super::{project::Project, scaffold, trial, wiring};
 use crate::{
     cli::args::Consumer,
+    cli::say::say,
     config::Config,
     consume::{Bounds, Emitter, Engine, Handlers, Input, Member, Preparer, Sessions, Vitals},
     kafka::{self, Reader, Registry},
@@ -342,9 +343,24 @@ pub async fn command(config: &Config, command: Consumer, handlers: &Handlers) ->
         }
         Consumer::Pause { name } => set_paused(config, &name, true).await?,
         Consumer::Resume { name } => set_paused(config, &name, false).await?,
+        Consumer::Drop { name } => drop_projection(config, &name).await?,
         Consumer::Restart { name, from_zero, skip_removed } => restart(config, &name, from_zero, skip_removed).await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses while the folder is there: the next look at it would build the projection again.
+async fn drop_projection(config: &Config, name: &str) -> anyhow::Result<()> {
+    let folder = config.project.dir.join("consumers").join(name);
+    if folder.exists() {
+        bail!("{} is still there, and would be built again; remove the folder first", folder.display());
+    }
+    let mut connection = wiring::database(config, "millpond consumer").await?;
+    if !versions::drop_projection(&mut connection, name).await? {
+        bail!("there is no projection {name} in this database; see `millpond status`");
+    }
+    say!("{name}: dropped; its topic {name}.dlq stays, as every topic does");
+    Ok(())
 }
 
 /// Moves the fences of partitions whose log was cut to where the log starts now.
@@ -353,27 +369,27 @@ async fn skip(config: &Config, name: &str, connection: &mut PgConnection) -> any
     for at in status::cut_partitions(connection, name).await? {
         let (low, _) = reader.watermarks(&at.topic, at.partition)?;
         let from = status::skip_removed(connection, name, &at, low).await?;
-        println!("{name}: {at} goes on at {low}; the records from {from} on to there are not in its tables");
+        say!("{name}: {at} goes on at {low}; the records from {from} on to there are not in its tables");
     }
     Ok(())
 }
 
 async fn set_paused(config: &Config, name: &str, paused: bool) -> anyhow::Result<()> {
-    let mut connection = store::connect(&config.postgres.url, "millpond consumer").await?;
+    let mut connection = wiring::database(config, "millpond consumer").await?;
     if !status::set_paused(&mut connection, name, paused).await? {
         bail!("there is no projection {name} in this database; see `millpond status`");
     }
-    println!("{name}: {} within a second, in every process", if paused { "pauses" } else { "goes on" });
+    say!("{name}: {} within a second, in every process", if paused { "pauses" } else { "goes on" });
     Ok(())
 }
 
 async fn restart(config: &Config, name: &str, from_zero: bool, skip_removed: bool) -> anyhow::Result<()> {
-    let mut connection = store::connect(&config.postgres.url, "millpond consumer").await?;
+    let mut connection = wiring::database(config, "millpond consumer").await?;
     if from_zero {
         if !versions::start_over(&mut connection, name).await? {
             bail!("there is no live version of {name} in this database; see `millpond status`");
         }
-        println!(
+        say!(
             "{name}: its tables are gone; processes with the role consume make them anew and read the log from its start"
         );
         return Ok(());
@@ -382,7 +398,7 @@ async fn restart(config: &Config, name: &str, from_zero: bool, skip_removed: boo
         skip(config, name, &mut connection).await?;
     }
     let ended = status::end_halts(&mut connection, name).await?;
-    println!(
+    say!(
         "{name}: {ended} halted partition{} go{} on",
         if ended == 1 { "" } else { "s" },
         if ended == 1 { "es" } else { "" }

@@ -207,7 +207,9 @@ fn banner(config: &Config, base: &str, demo: bool) {
         eprintln!("  {line}");
     }
     if demo {
-        eprintln!("\nFlights of January 2013 are being posted through the API, as the airlines would have.");
+        eprintln!(
+            "\nThe flights of the first days of January 2013 are being posted through the API, as the airlines would have."
+        );
     }
     eprintln!("Ctrl-C stops everything; the data stays.\n");
 }
@@ -269,7 +271,7 @@ impl LiveLine {
         {
             self.end_said = true;
             self.clear();
-            eprintln!("All flights of the slice are posted; Millpond goes on. `--reset` starts over.");
+            eprintln!("All flights of the slice are posted; Millpond goes on. To start over: make dev ARGS=--reset");
         }
     }
 

@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use super::{project::Project, wiring};
 use crate::{
     cli::args::Schema,
+    cli::say::say,
     config::Config,
     kafka::{
         Admin,
@@ -29,7 +30,7 @@ pub async fn run(config: &Config, command: Schema) -> anyhow::Result<ExitCode> {
             create_topics(config, &project).await?;
             let registry = connect(config).await?;
             for (subject, version, id, new) in push(&project, registry).await? {
-                println!("{subject} v{version}: id {id}{}", if new { ", registered now" } else { "" });
+                say!("{subject} v{version}: id {id}{}", if new { ", registered now" } else { "" });
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -37,7 +38,7 @@ pub async fn run(config: &Config, command: Schema) -> anyhow::Result<ExitCode> {
             let registry = connect(config).await?;
             for subject in registry.subjects() {
                 for found in registry.versions(&subject) {
-                    println!("{subject} v{}: id {}", found.version, found.id);
+                    say!("{subject} v{}: id {}", found.version, found.id);
                 }
             }
             Ok(ExitCode::SUCCESS)
@@ -139,10 +140,10 @@ async fn check(config: &Config, offline: bool) -> anyhow::Result<ExitCode> {
                 }
             }
         }
-        println!("{line}");
+        say!("{line}");
     }
     if registry.is_none() && !offline {
-        println!("the registry could not be asked: only the files were checked (--offline says that this is meant)");
+        say!("the registry could not be asked: only the files were checked (--offline says that this is meant)");
     }
     Ok(if faults == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

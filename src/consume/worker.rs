@@ -217,6 +217,10 @@ impl Worker {
             if range.is_empty() {
                 continue;
             }
+            // What is left stands above the fence: the next owner applies it.
+            if self.partition.stopping() != Stop::Run {
+                return Ok(());
+            }
             let prepared = self
                 .engine
                 .preparer

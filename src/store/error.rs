@@ -71,8 +71,10 @@ impl Error {
 }
 
 fn describe(error: &sqlx::Error) -> String {
-    let sqlx::Error::Database(e) = error else {
-        return format!("Postgres cannot be reached or broke off: {error}");
+    let e = match error {
+        sqlx::Error::Database(e) => e,
+        sqlx::Error::Io(e) => return format!("Postgres cannot be reached or broke off: {e}"),
+        other => return format!("Postgres cannot be reached or broke off: {other}"),
     };
     let e = e.downcast_ref::<PgDatabaseError>();
     sentence(
