@@ -21,6 +21,8 @@ pub enum Error {
     Url(String),
     #[error("Postgres accepted the connection but did not answer within 5 s")]
     ConnectTimeout,
+    #[error("Postgres did not answer within {0:?}")]
+    NoAnswer(std::time::Duration),
     #[error("{}", describe(.0))]
     Sql(#[from] sqlx::Error),
     #[error("{}", describe_session(.0))]

@@ -148,7 +148,7 @@ pub async fn note_ends(
            from unnest($3::text[], $4::int4[], $5::int8[]) as s(topic, partition, end_offset)
           order by s.topic, s.partition
          on conflict (projection, version, topic, partition) do update
-            set end_offset = greatest(ends.end_offset, excluded.end_offset), observed_at = excluded.observed_at,
+            set end_offset = excluded.end_offset, observed_at = excluded.observed_at,
                 last_error = case when excluded.last_error is not null then excluded.last_error
                                   when ends.last_error_at > now() - interval '1 minute' then ends.last_error end,
                 last_error_at = coalesce(excluded.last_error_at, ends.last_error_at)",
