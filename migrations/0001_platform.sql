@@ -108,6 +108,7 @@ create table millpond.outbox (
     key           bytea,
     payload       bytea,                         -- framed Avro; null is a tombstone
     headers       jsonb not null default '[]',
+    created_at    timestamptz not null default now(),
     primary key (projection, version, topic, partition, out_seq)
 );
 

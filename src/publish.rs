@@ -19,7 +19,7 @@ use crate::{
     telemetry::metrics::publish as metrics,
 };
 
-/// Rows per pass: enough for full produce requests, few enough to hold in memory.
+/// Rows per pass and source partition: enough for full produce requests, few enough to hold in memory.
 const ROWS: i64 = 500;
 /// How often an empty outbox is looked at; what a downstream event waits at most when nothing else is going on.
 const IDLE: Duration = Duration::from_millis(200);
@@ -57,7 +57,7 @@ async fn relay(url: &str, publisher: &Publisher) -> Result<(), store::Error> {
     metrics::LEADING.set(1);
     let mut said = None;
     loop {
-        let rows = outbox::pending(&mut connection, ROWS).await?;
+        let rows = store::bounded(outbox::pending(&mut connection, ROWS)).await?;
         if rows.is_empty() {
             metrics::PENDING.set(0);
             tokio::time::sleep(IDLE).await;
@@ -86,41 +86,59 @@ async fn know_topics(publisher: &Publisher, rows: &[OutboxRow]) {
     }
 }
 
-/// Sends rows and removes those before the first that failed; says why it did.
+/// Sends rows; of each source partition those before the first that failed are removed. Says why one did.
+///
+/// A row that cannot be sent holds up its own source partition, whose order it would break, and no other.
 async fn pass(
     connection: &mut PgConnection,
     publisher: &Publisher,
     rows: &[OutboxRow],
 ) -> Result<Option<String>, store::Error> {
-    let mut receipts = Vec::new();
-    let mut sent = 0;
     let mut failure = None;
-    for run in rows.chunk_by(same_batch) {
-        match publisher.publish(batch(run)) {
-            Ok(receipt) => receipts.push((run, receipt)),
-            Err(error) => {
-                failure = Some(error.to_string());
-                metrics::SENT.with_label_values(&[run[0].target_topic.as_str(), "failed"]).inc_by(run.len() as u64);
+    let mut under_way = Vec::new();
+    for lane in rows.chunk_by(same_lane) {
+        let mut receipts = Vec::new();
+        for run in lane.chunk_by(same_batch) {
+            match publisher.publish(batch(run)) {
+                Ok(receipt) => receipts.push((run, receipt)),
+                Err(error) => {
+                    failure = Some(format!("{} of {}: {error}", run[0].target_topic, run[0].projection));
+                    count(&run[0].target_topic, "failed", run.len());
+                    break;
+                }
+            }
+        }
+        under_way.push((lane, receipts));
+    }
+    let mut sent = Vec::new();
+    for (lane, receipts) in under_way {
+        let mut written = 0;
+        for (run, receipt) in receipts {
+            let deliveries = receipt.await.deliveries;
+            let good = deliveries.iter().take_while(|d| matches!(d, Delivery::Written { .. })).count();
+            count(&run[0].target_topic, "written", good);
+            written += good;
+            if let Some(bad) = deliveries.get(good) {
+                failure = Some(format!("not acknowledged on {}: {bad:?}", run[0].target_topic));
+                count(&run[0].target_topic, "failed", deliveries.len() - good);
                 break;
             }
         }
+        sent.extend_from_slice(&lane[..written]);
     }
-    'receipts: for (run, receipt) in receipts {
-        let receipt = receipt.await;
-        for delivery in &receipt.deliveries {
-            if !matches!(delivery, Delivery::Written { .. }) {
-                failure = Some(format!("not acknowledged on {}: {delivery:?}", run[0].target_topic));
-                metrics::SENT.with_label_values(&[run[0].target_topic.as_str(), "failed"]).inc();
-                break 'receipts;
-            }
-            metrics::SENT.with_label_values(&[run[0].target_topic.as_str(), "written"]).inc();
-            sent += 1;
-        }
-    }
-    if sent > 0 {
-        outbox::remove(connection, &rows[..sent]).await?;
+    if !sent.is_empty() {
+        store::bounded(outbox::remove(connection, &sent)).await?;
     }
     Ok(failure)
+}
+
+fn count(topic: &str, outcome: &str, rows: usize) {
+    metrics::SENT.with_label_values(&[topic, outcome]).inc_by(rows as u64);
+}
+
+/// Rows of one lane come from one source partition, and leave in its order.
+fn same_lane(a: &OutboxRow, b: &OutboxRow) -> bool {
+    (&a.projection, a.version, &a.topic, a.partition) == (&b.projection, b.version, &b.topic, b.partition)
 }
 
 /// Rows go into one batch when they share topic and headers, but for the event's id.

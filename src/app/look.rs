@@ -65,6 +65,13 @@ fn judge(projection: &ProjectionStatus, project: &Path) -> Verdict {
             ),
         );
     }
+    if projection.outbox_seconds.is_some_and(|s| s > BEHIND_SECONDS) {
+        let waiting = format!("{} downstream events wait", projection.outbox);
+        return bad(
+            "not sending",
+            format!("{waiting}: does a process with the role publish run? its log says what holds them"),
+        );
+    }
     let advice = (projection.dead_letters > 0).then(|| format!("millpond dlq list {name}"));
     Verdict { state: "running", advice, healthy: true }
 }

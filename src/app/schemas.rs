@@ -96,6 +96,21 @@ pub async fn push(project: &Project, registry: Arc<Registry>) -> anyhow::Result<
     tokio::task::spawn_blocking(register).await?
 }
 
+/// Whether every version of the folder could be registered; all that could not in one error.
+pub fn check_compatible(project: &Project, registry: &Registry) -> anyhow::Result<()> {
+    let mut faults = Vec::new();
+    for record in project.schemas.iter() {
+        for version in &record.versions {
+            if registry.lookup(&record.subject, &version.text).is_none()
+                && let Err(problem) = compatible(&version.text, &registry.versions(&record.subject))
+            {
+                faults.push(format!("{}: does not fit what is registered: {problem}", version.path.display()));
+            }
+        }
+    }
+    if faults.is_empty() { Ok(()) } else { bail!("{}", faults.join("\n  ")) }
+}
+
 /// FULL_TRANSITIVE against everything that is registered, for the log is read for ever.
 fn compatible(text: &str, earlier: &[Arc<Registered>]) -> Result<(), String> {
     let new = schema::parse(text).map_err(|reasons| reasons.join("; "))?;

@@ -54,6 +54,8 @@ pub struct Engine {
     pub on_error: OnError,
     /// How the events of a handler are encoded, by record type.
     pub emitters: HashMap<String, Emitter>,
+    /// Longest record that may be sent, in bytes.
+    pub max_record_bytes: usize,
     /// The log, to compare fences with; none in a trial, whose records come from elsewhere.
     pub reader: Option<Arc<Mutex<Reader>>>,
     pub vitals: Vitals,
@@ -147,6 +149,10 @@ impl Engine {
                 first.unwrap_or_default()
             ))
         })?;
+        if payload.len() > self.max_record_bytes {
+            let (have, most) = (payload.len(), self.max_record_bytes);
+            return Err(refuse(format!("emitted a {} of {have} bytes, where {most} are allowed", event.record_type)));
+        }
         Ok(EncodedEvent { topic: emitter.topic.clone(), payload })
     }
 }

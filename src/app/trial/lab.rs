@@ -121,6 +121,7 @@ impl<'a> Lab<'a> {
             // A record that cannot be applied shall be seen, and those after it too.
             on_error: OnError::Skip,
             emitters: self.codec.emitters(project, spec)?,
+            max_record_bytes: usize::MAX,
             reader: None,
         })
     }
