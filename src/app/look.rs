@@ -228,6 +228,12 @@ fn time(millis: Option<i64>) -> String {
         .map_or_else(|| millis.to_string(), |t| t.to_rfc3339_opts(SecondsFormat::Millis, true))
 }
 
+/// A key for a terminal: whoever wrote it may have put control characters into it.
+fn printable(key: Option<&str>) -> String {
+    let Some(key) = key else { return "-".to_owned() };
+    key.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+}
+
 fn print_record(record: &Record, decoder: &mut Decoder, format: Format) {
     let (record_type, value) = match &record.payload {
         Some(payload) => decoder.decode(payload),
@@ -253,7 +259,7 @@ fn print_record(record: &Record, decoder: &mut Decoder, format: Format) {
             record.partition,
             record.offset,
             time(record.timestamp),
-            key.unwrap_or_else(|| "-".to_owned()),
+            printable(key.as_deref()),
             record_type.unwrap_or_else(|| "-".to_owned()),
         ),
     }
@@ -281,7 +287,7 @@ pub async fn dlq(config: &Config, command: Dlq) -> anyhow::Result<()> {
             }
             say!("\nnewest:");
             for letter in letters {
-                let key = letter.key.as_deref().unwrap_or("-");
+                let key = printable(letter.key.as_deref());
                 say!(
                     "{} {}/{}/{} key {key}: {}",
                     letter.consumer,

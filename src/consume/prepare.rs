@@ -76,7 +76,8 @@ pub struct Prepared {
     pub rounds: u32,
     pub skipped: usize,
     pub last: Option<LastApplied>,
-    /// Index after the last record that is part of this batch; less than asked for when rounds ran out.
+    /// Index after the last record that is part of this batch; less than asked for when rounds ran out, or before a
+    /// record of an unknown schema.
     pub end: usize,
     /// Filled by a Rust handler.
     pub effects: Effects,
@@ -148,7 +149,7 @@ impl Preparer {
         }
     }
 
-    /// Decodes `range` of a chunk.
+    /// Decodes `range` of a chunk, or its beginning: see [`Prepared::end`].
     pub fn prepare(
         &self,
         topic: &str,
@@ -173,8 +174,15 @@ impl Preparer {
                 prepared.rounds = prepared.rounds.max(round + 1);
             }
             let meta = Meta { topic, partition, round };
-            if let Err(fault) = self.record(&meta, chunk, record, &mut prepared, &mut scratch)? {
-                prepared.faults.push((index, fault));
+            match self.record(&meta, chunk, record, &mut prepared, &mut scratch) {
+                Ok(Ok(())) => {}
+                Ok(Err(fault)) => prepared.faults.push((index, fault)),
+                // What is before it need not wait with it.
+                Err(_) if index > range.start => {
+                    prepared.end = index;
+                    break;
+                }
+                Err(unknown) => return Err(unknown),
             }
         }
         for (relation, rows) in self.compiled.relations().iter().zip(&mut prepared.relations) {
@@ -184,6 +192,17 @@ impl Preparer {
         }
         prepared.last = chunk.records[range.start..prepared.end].last().map(|record| last_applied(chunk, record));
         Ok(prepared)
+    }
+
+    /// The type of a record that was decoded before.
+    pub fn record_type(&self, chunk: &Chunk, record: &RawRecord) -> Option<String> {
+        let (id, _) = framing::split(chunk.payload(record)?).ok()?;
+        match &*self.route(i32::try_from(id).ok()?).ok()? {
+            Route::Skip(name) => Some(name.clone()),
+            Route::Rows { record_type, .. }
+            | Route::Json { record_type, .. }
+            | Route::Unreadable { record_type, .. } => Some(record_type.clone()),
+        }
     }
 
     fn record(

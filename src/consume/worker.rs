@@ -262,8 +262,9 @@ impl Worker {
             }
             match self.transact(chunk, &range, prepared, &faults).await {
                 Ok(()) => self.count(range.len(), faults.len())?,
-                Err(Failure::Record(offset, fault)) => {
+                Err(Failure::Record(offset, mut fault)) => {
                     let index = chunk.records.partition_point(|r| r.offset < offset).clamp(range.start, range.end - 1);
+                    fault.record_type = self.engine.preparer.record_type(chunk, &chunk.records[index]);
                     self.around(chunk, &mut ranges, range, index, fault).await?;
                 }
                 Err(Failure::Store(e)) if e.class() == Class::Record || (e.is_timeout() && range.len() > 1) => {
@@ -274,7 +275,8 @@ impl Worker {
                         ranges.push(middle..range.end);
                         ranges.push(range.start..middle);
                     } else {
-                        let fault = Fault { class: "refused_by_postgres", reason: e.to_string(), record_type: None };
+                        let record_type = self.engine.preparer.record_type(chunk, &chunk.records[range.start]);
+                        let fault = Fault { class: "refused_by_postgres", reason: e.to_string(), record_type };
                         self.around(chunk, &mut ranges, range.clone(), range.start, fault).await?;
                     }
                 }

@@ -4,6 +4,7 @@
 
 mod kafka_outage;
 mod outbox;
+mod poison;
 mod rebalance;
 mod shutdown;
 
@@ -33,8 +34,8 @@ const MOMENTS: [usize; 20] = [50, 0, 80, 10, 100, 30, 0, 70, 20, 60, 90, 0, 40, 
 #[tokio::test(flavor = "multi_thread")]
 async fn consumer_killed_at_twenty_moments_under_load_applies_everything_once() {
     let cluster = Cluster::flights("kills").await;
-    let (ingest, serve) = (cluster.start("ingest", &[]), cluster.start("serve", &[]));
-    let _publish = cluster.start("publish", &[]);
+    let (ingest, _publish) = (cluster.start("ingest", &[]), cluster.start("publish", &[]));
+    let serve = cluster.start("serve", &[]);
     let commands = all_days();
     let share = commands.len() / (MOMENTS.len() + 1);
     let total = commands.len();
@@ -68,8 +69,8 @@ enum Away {
 #[tokio::test(flavor = "multi_thread")]
 async fn postgres_away_under_load_leaves_ingest_at_202_and_nothing_lost() {
     let mut cluster = Cluster::flights("postgres").await;
-    let (ingest, serve) = (cluster.start("ingest", &[]), cluster.start("serve", &[]));
-    let (consume, _publish) = (cluster.start("consume", &[SMALL_BATCHES]), cluster.start("publish", &[]));
+    let (ingest, _publish) = (cluster.start("ingest", &[]), cluster.start("publish", &[]));
+    let (serve, consume) = (cluster.start("serve", &[]), cluster.start("consume", &[SMALL_BATCHES]));
     let commands = days(&[1, 2, 3]);
     let total = commands.len();
     let load = Load::start(&ingest.web, commands, Pace::PerSecond(100));
