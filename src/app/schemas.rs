@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use super::{project::Project, wiring};
 use crate::{
     cli::args::Schema,
+    cli::say::say,
     config::Config,
     kafka::{
         Admin,
@@ -29,7 +30,7 @@ pub async fn run(config: &Config, command: Schema) -> anyhow::Result<ExitCode> {
             create_topics(config, &project).await?;
             let registry = connect(config).await?;
             for (subject, version, id, new) in push(&project, registry).await? {
-                println!("{subject} v{version}: id {id}{}", if new { ", registered now" } else { "" });
+                say!("{subject} v{version}: id {id}{}", if new { ", registered now" } else { "" });
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -37,7 +38,7 @@ pub async fn run(config: &Config, command: Schema) -> anyhow::Result<ExitCode> {
             let registry = connect(config).await?;
             for subject in registry.subjects() {
                 for found in registry.versions(&subject) {
-                    println!("{subject} v{}: id {}", found.version, found.id);
+                    say!("{subject} v{}: id {}", found.version, found.id);
                 }
             }
             Ok(ExitCode::SUCCESS)
@@ -93,6 +94,21 @@ pub async fn push(project: &Project, registry: Arc<Registry>) -> anyhow::Result<
         anyhow::Ok(done)
     };
     tokio::task::spawn_blocking(register).await?
+}
+
+/// Whether every version of the folder could be registered; all that could not in one error.
+pub fn check_compatible(project: &Project, registry: &Registry) -> anyhow::Result<()> {
+    let mut faults = Vec::new();
+    for record in project.schemas.iter() {
+        for version in &record.versions {
+            if registry.lookup(&record.subject, &version.text).is_none()
+                && let Err(problem) = compatible(&version.text, &registry.versions(&record.subject))
+            {
+                faults.push(format!("{}: does not fit what is registered: {problem}", version.path.display()));
+            }
+        }
+    }
+    if faults.is_empty() { Ok(()) } else { bail!("{}", faults.join("\n  ")) }
 }
 
 /// FULL_TRANSITIVE against everything that is registered, for the log is read for ever.
@@ -153,10 +169,10 @@ async fn check(config: &Config, offline: bool) -> anyhow::Result<ExitCode> {
                 }
             }
         }
-        println!("{line}");
+        say!("{line}");
     }
     if registry.is_none() && !offline {
-        println!("the registry could not be asked: only the files were checked (--offline says that this is meant)");
+        say!("the registry could not be asked: only the files were checked (--offline says that this is meant)");
     }
     Ok(if faults == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

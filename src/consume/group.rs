@@ -156,6 +156,13 @@ impl Assignee for Group {
         partition.accept(offset);
     }
 
+    fn lost_place(&self) {
+        // The client names the topic at most: each partition compares for itself.
+        for owned in self.owned().values() {
+            owned.partition.doubt();
+        }
+    }
+
     fn failed(&self, error: &str) {
         self.engine.vitals.note_error(error);
         warn!(consumer = %self.engine.projection, error, "Kafka consumer reports an error");

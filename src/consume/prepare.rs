@@ -3,9 +3,9 @@
 //! Everything that can be known to be faulty before Postgres sees it is found here, record by record.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     ops::Range,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use super::{
@@ -129,6 +129,8 @@ pub struct Preparer {
     /// Records of types that the projection does not read are dead letters, not passed over.
     strict: bool,
     routes: RwLock<HashMap<i32, Arc<Route>>>,
+    /// Schema ids that were waited for long enough: their records are faulty until the schema turns up.
+    given_up: Mutex<HashSet<i32>>,
 }
 
 impl Preparer {
@@ -136,7 +138,15 @@ impl Preparer {
         let relations = compiled.relations().iter().enumerate();
         let tombstones =
             relations.filter(|(_, r)| r.name == TOMBSTONES).map(|(at, r)| (at, Staged::of(&compiled, r))).next();
-        Self { compiled, inputs, schemas: schemas.into(), tombstones, strict, routes: RwLock::default() }
+        Self {
+            compiled,
+            inputs,
+            schemas: schemas.into(),
+            tombstones,
+            strict,
+            routes: RwLock::default(),
+            given_up: Mutex::default(),
+        }
     }
 
     /// Decodes `range` of a chunk, or its beginning: see [`Prepared::end`].
@@ -280,10 +290,22 @@ impl Preparer {
         if let Some(route) = self.routes.read().unwrap_or_else(PoisonError::into_inner).get(&id) {
             return Ok(Arc::clone(route));
         }
-        let registered = self.schemas.by_id(id).ok_or(UnknownSchema(id))?;
+        let Some(registered) = self.schemas.by_id(id) else {
+            if !self.given_up.lock().unwrap_or_else(PoisonError::into_inner).contains(&id) {
+                return Err(UnknownSchema(id));
+            }
+            let reason =
+                format!("schema id {id} is not in the registry, and did not get there while it was waited for");
+            return Ok(Arc::new(Route::Unreadable { record_type: "unknown".to_owned(), reason }));
+        };
         let route = Arc::new(self.compile_route(&registered.subject, &registered.text));
         self.routes.write().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::clone(&route));
         Ok(route)
+    }
+
+    /// Ends the waiting for a schema: its records are faulty now. Should it be registered later, they no longer are.
+    pub fn give_up(&self, id: i32) {
+        self.given_up.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
     }
 
     fn compile_route(&self, subject: &str, text: &str) -> Route {

@@ -21,6 +21,8 @@ pub enum Error {
     Url(String),
     #[error("Postgres accepted the connection but did not answer within 5 s")]
     ConnectTimeout,
+    #[error("Postgres did not answer within {0:?}")]
+    NoAnswer(std::time::Duration),
     #[error("{}", describe(.0))]
     Sql(sqlx::Error),
     #[error("{}", describe_session(.0))]
@@ -84,8 +86,10 @@ impl Error {
 }
 
 fn describe(error: &sqlx::Error) -> String {
-    let sqlx::Error::Database(e) = error else {
-        return format!("Postgres cannot be reached or broke off: {error}");
+    let e = match error {
+        sqlx::Error::Database(e) => e,
+        sqlx::Error::Io(e) => return format!("Postgres cannot be reached or broke off: {e}"),
+        other => return format!("Postgres cannot be reached or broke off: {other}"),
     };
     let e = e.downcast_ref::<PgDatabaseError>();
     sentence(
