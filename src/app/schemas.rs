@@ -166,6 +166,16 @@ fn compatible(text: &str, earlier: &[Arc<Registered>]) -> Result<(), String> {
     if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) }
 }
 
+/// The versions of a folder that do not fit those before them, and why.
+fn unfit(record: &schema::RecordType) -> Vec<(u32, String)> {
+    let versions: Vec<_> = record.versions.iter().map(|v| (v.version, &v.schema)).collect();
+    let judged = versions.iter().enumerate().map(|(index, new)| {
+        let found = compat::check(CompatibilityLevel::FullTransitive, *new, &versions[..index]);
+        (new.0, found.iter().map(ToString::to_string).collect::<Vec<String>>().join("; "))
+    });
+    judged.filter(|(_, problem)| !problem.is_empty()).collect()
+}
+
 async fn check(config: &Config, offline: bool) -> anyhow::Result<ExitCode> {
     let project = Project::load(&config.project.dir)?;
     let mut faults = 0;
@@ -177,6 +187,10 @@ async fn check(config: &Config, offline: bool) -> anyhow::Result<ExitCode> {
             record.versions.len(),
             if record.versions.len() == 1 { "" } else { "s" }
         );
+        for (version, problem) in unfit(record) {
+            faults += 1;
+            line.push_str(&format!("; v{version} does not fit the versions before it: {problem}"));
+        }
         if let Some(registry) = &registry {
             for fault in changed(record, registry) {
                 faults += 1;

@@ -150,6 +150,11 @@ impl<A: Assignee> ClientContext for Context<A> {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         client::log(level, facility, message);
     }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        // librdkafka logs it, too; while no broker is there it comes many times a second.
+        tracing::debug!(target: "millpond::kafka", %error, "{reason}");
+    }
 }
 
 impl<A: Assignee> ConsumerContext for Context<A> {

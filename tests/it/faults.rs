@@ -10,7 +10,7 @@ mod shutdown;
 
 use std::time::Duration;
 
-use crate::cluster::{Cluster, Load, Pace, Process, SOON, Slice, all_days, days, long};
+use crate::cluster::{Cluster, Load, Pace, SOON, Slice, all_days, days, long};
 use crate::harness::eventually_async;
 
 /// A member that was killed is missed after a second and a half, not after ten.
@@ -52,7 +52,7 @@ async fn consumer_killed_at_twenty_moments_under_load_applies_everything_once() 
     }
     load.release(total);
     let consume = cluster.start("consume", &settings);
-    assert_eq!(load.finish().await.commands, total);
+    assert_eq!(load.finish().await, total);
     cluster.settled(&cluster.project.topic, CONSUMERS).await;
     Slice::all().equals(&cluster, &serve.web).await;
     consume.stop();
@@ -106,9 +106,4 @@ async fn away(cluster: &mut Cluster, load: &Load, how: Away) {
         Away::Stopped | Away::Killed => postgres.restart().unwrap(),
     }
     assert!(posted > 100, "{how:?}: {posted} commands were accepted within {:?}", outage());
-}
-
-/// Waits until a process has said something.
-pub async fn says(process: &Process, text: &str) {
-    eventually_async(SOON, async || process.log().contains(text)).await;
 }

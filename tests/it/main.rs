@@ -4,6 +4,7 @@
 mod architecture;
 mod clients;
 mod cluster;
+mod command_line;
 mod compose;
 mod consumers;
 mod dev_servers;
