@@ -52,6 +52,7 @@ async fn relay(url: &str, publisher: &Publisher) -> Result<(), store::Error> {
     while !outbox::try_lead(&mut connection).await? {
         tokio::time::sleep(RETRY).await;
     }
+    publisher.wait_ready().await;
     info!("relaying downstream events");
     metrics::LEADING.set(1);
     loop {

@@ -2,19 +2,21 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    path::PathBuf,
     process::ExitCode,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail};
 use sha2::{Digest as _, Sha256};
-use tracing::info;
+use tracing::{info, warn};
 
-use super::{project::Project, scaffold, wiring};
+use super::{project::Project, scaffold, trial, wiring};
 use crate::{
     cli::args::Consumer,
     config::Config,
-    consume::{self, Bounds, Emitter, Engine, Handlers, Input, Member, Parts, Preparer, Sessions},
+    consume::{self, Bounds, Emitter, Engine, Handlers, Input, Member, Preparer, Sessions, Vitals},
     kafka::{self, Reader, Registry},
     projection::{self, Compiled, Relation, RelationColumn},
     schema::{columns_of, encode::Encoder},
@@ -45,58 +47,6 @@ impl Context {
         let kafka = wiring::kafka_options(config);
         let reader = Arc::new(Mutex::new(Reader::open(&kafka)?));
         Ok(Self { config: config.clone(), kafka, registry, reader, handlers, on_change })
-    }
-
-    /// Starts every consumer of a project; all faults of all of them in one error, before any runs.
-    pub async fn start_all(&self, project: &Project) -> anyhow::Result<BTreeMap<String, Member>> {
-        let mut connection = store::connect(&self.config.postgres.url, "millpond compile").await?;
-        let (mut ready, mut faults) = (Vec::new(), Vec::new());
-        for spec in &project.consumers {
-            match self.prepare(project, spec, &mut connection).await {
-                Ok(compiled) => ready.push((spec, compiled)),
-                Err(error) => faults.push(format!("{error:#}")),
-            }
-        }
-        if !faults.is_empty() {
-            bail!("consumers cannot be started:\n  {}", faults.join("\n").replace('\n', "\n  "));
-        }
-        let mut running = BTreeMap::new();
-        for (spec, compiled) in ready {
-            let member = self.start(project, spec, compiled, &mut connection).await?;
-            running.insert(spec.name.clone(), member);
-        }
-        Ok(running)
-    }
-
-    /// Takes a new, changed or removed folder in.
-    pub async fn reload(
-        &self,
-        project: &Project,
-        name: &str,
-        running: &mut BTreeMap<String, Member>,
-    ) -> anyhow::Result<()> {
-        let Some(spec) = project.consumers.iter().find(|c| c.name == name) else {
-            if let Some(member) = running.remove(name) {
-                member.stop().await;
-                eprintln!("consumer {name}: its folder is gone; stopped, its tables stay");
-            }
-            return Ok(());
-        };
-        let mut connection = store::connect(&self.config.postgres.url, "millpond compile").await?;
-        let compiled = self.prepare(project, spec, &mut connection).await?;
-        // A README or a test case changes no rows.
-        if let Some(member) = running.get(name)
-            && member.engine.definition == self.definition_hash(spec, &compiled)
-        {
-            return Ok(());
-        }
-        if let Some(member) = running.remove(name) {
-            member.stop().await;
-        }
-        let member = self.start(project, spec, compiled, &mut connection).await?;
-        eprintln!("consumer {name}: version {} reads the log from its start", member.engine.version);
-        running.insert(name.to_owned(), member);
-        Ok(())
     }
 
     async fn prepare(
@@ -167,9 +117,10 @@ impl Context {
         setup.extend(consume::session_sql());
         let application = format!("millpond consume {}", spec.name);
         let strict = spec.unknown == UnknownType::DeadLetter;
-        let preparer =
-            Preparer::new(Arc::clone(&compiled), inputs(project, spec)?, strict, Arc::clone(&self.registry));
-        Ok(Engine::new(Parts {
+        let preparer = Preparer::new(Arc::clone(&compiled), inputs(project, spec)?, strict, Arc::clone(&self.registry));
+        Ok(Engine {
+            schema: compiled.schema_name(version),
+            vitals: Vitals::default(),
             projection: spec.name.clone(),
             version,
             definition,
@@ -183,9 +134,9 @@ impl Context {
             max_age: spec.batch.max_age.unwrap_or(defaults.max_age),
             on_error: spec.on_error,
             emitters: self.emitters(project, spec)?,
-            reader: Arc::clone(&self.reader),
+            reader: Some(Arc::clone(&self.reader)),
             compiled,
-        }))
+        })
     }
 
     fn emitters(&self, project: &Project, spec: &ConsumerSpec) -> anyhow::Result<HashMap<String, Emitter>> {
@@ -206,6 +157,111 @@ impl Context {
             emitters.insert(record_type.clone(), emitter);
         }
         Ok(emitters)
+    }
+}
+
+/// The consumers at work in this process.
+pub struct Members {
+    context: Context,
+    running: tokio::sync::Mutex<BTreeMap<String, Member>>,
+}
+
+/// How often it is looked whether another version has become the live one.
+const FOLLOW: Duration = Duration::from_secs(1);
+
+impl Members {
+    /// Starts every consumer of a project; all faults of all of them in one error, before any runs.
+    pub async fn start(context: Context, project: &Project) -> anyhow::Result<Self> {
+        let mut connection = store::connect(&context.config.postgres.url, "millpond compile").await?;
+        let (mut ready, mut faults) = (Vec::new(), Vec::new());
+        for spec in &project.consumers {
+            match context.prepare(project, spec, &mut connection).await {
+                Ok(compiled) => ready.push((spec, compiled)),
+                Err(error) => faults.push(format!("{error:#}")),
+            }
+        }
+        if !faults.is_empty() {
+            bail!("consumers cannot be started:\n  {}", faults.join("\n").replace('\n', "\n  "));
+        }
+        let mut running = BTreeMap::new();
+        for (spec, compiled) in ready {
+            let member = context.start(project, spec, compiled, &mut connection).await?;
+            running.insert(spec.name.clone(), member);
+        }
+        Ok(Self { context, running: tokio::sync::Mutex::new(running) })
+    }
+
+    /// Takes a new, changed or removed folder in.
+    pub async fn reload(&self, project: &Project, name: &str) -> anyhow::Result<()> {
+        let mut running = self.running.lock().await;
+        let Some(spec) = project.consumers.iter().find(|c| c.name == name) else {
+            if let Some(member) = running.remove(name) {
+                member.stop().await;
+                eprintln!("consumer {name}: its folder is gone; stopped, its tables stay");
+            }
+            return Ok(());
+        };
+        let mut connection = store::connect(&self.context.config.postgres.url, "millpond compile").await?;
+        let compiled = self.context.prepare(project, spec, &mut connection).await?;
+        // A README or a test case changes no rows.
+        if let Some(member) = running.get(name)
+            && member.engine.definition == self.context.definition_hash(spec, &compiled)
+            && !member.engine.vitals.is_superseded()
+        {
+            return Ok(());
+        }
+        if let Some(member) = running.remove(name) {
+            member.stop().await;
+        }
+        let member = self.context.start(project, spec, compiled, &mut connection).await?;
+        eprintln!("consumer {name}: version {} reads the log from its start", member.engine.version);
+        running.insert(name.to_owned(), member);
+        Ok(())
+    }
+
+    /// Starts consumers anew whose version is no longer the live one, as after `consumer restart --from-zero`.
+    pub async fn follow(self: Arc<Self>, dir: PathBuf) {
+        loop {
+            tokio::time::sleep(FOLLOW).await;
+            let superseded: Vec<String> = {
+                let running = self.running.lock().await;
+                running
+                    .values()
+                    .filter(|m| m.engine.vitals.is_superseded())
+                    .map(|m| m.engine.projection.clone())
+                    .collect()
+            };
+            for name in superseded {
+                let reloaded = match Project::load(&dir) {
+                    Ok(project) => self.reload(&project, &name).await,
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = reloaded {
+                    warn!(consumer = %name, error = format!("{error:#}"), "its version was retired, and it cannot be started anew; trying again");
+                }
+            }
+        }
+    }
+
+    /// Ready when every consumer has lately seen both Postgres and the ends of its partitions.
+    pub fn check(&self) -> Result<(), String> {
+        // Held while a folder is taken in, which is no reason to be taken out of service.
+        let Ok(running) = self.running.try_lock() else { return Ok(()) };
+        let silent: Vec<&str> = running
+            .values()
+            .filter(|m| !m.engine.vitals.has_reported())
+            .map(|m| m.engine.projection.as_str())
+            .collect();
+        if silent.is_empty() {
+            return Ok(());
+        }
+        Err(format!("no contact with Postgres or Kafka for consumers {}; run `millpond doctor`", silent.join(", ")))
+    }
+
+    /// Leaves all groups, each in order.
+    pub async fn stop(&self) {
+        let running = std::mem::take(&mut *self.running.lock().await);
+        futures_util::future::join_all(running.into_values().map(Member::stop)).await;
     }
 }
 
@@ -280,16 +336,27 @@ pub async fn command(config: &Config, command: Consumer, handlers: &Handlers) ->
             scaffold::consumer(&Project::load(&config.project.dir)?, &name, &from)?;
         }
         Consumer::Show { name, records, limit } => {
-            bail!("consumer show {name} {records} {limit} {}", handlers.len());
+            return trial::show(config, &name, records, limit, handlers).await;
         }
         Consumer::Test { name, accept } => {
-            bail!("consumer test {name:?} {accept}");
+            return trial::test(config, &trial::Options { consumer: name, accept }, handlers).await;
         }
         Consumer::Pause { name } => set_paused(config, &name, true).await?,
         Consumer::Resume { name } => set_paused(config, &name, false).await?,
-        Consumer::Restart { name, from_zero } => restart(config, &name, from_zero).await?,
+        Consumer::Restart { name, from_zero, skip_removed } => restart(config, &name, from_zero, skip_removed).await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Moves the fences of partitions whose log was cut to where the log starts now.
+async fn skip(config: &Config, name: &str, connection: &mut PgConnection) -> anyhow::Result<()> {
+    let reader = Reader::open(&wiring::kafka_options(config))?;
+    for at in status::cut_partitions(connection, name).await? {
+        let (low, _) = reader.watermarks(&at.topic, at.partition)?;
+        let from = status::skip_removed(connection, name, &at, low).await?;
+        println!("{name}: {at} goes on at {low}; the records from {from} on to there are not in its tables");
+    }
+    Ok(())
 }
 
 async fn set_paused(config: &Config, name: &str, paused: bool) -> anyhow::Result<()> {
@@ -301,16 +368,25 @@ async fn set_paused(config: &Config, name: &str, paused: bool) -> anyhow::Result
     Ok(())
 }
 
-async fn restart(config: &Config, name: &str, from_zero: bool) -> anyhow::Result<()> {
+async fn restart(config: &Config, name: &str, from_zero: bool, skip_removed: bool) -> anyhow::Result<()> {
     let mut connection = store::connect(&config.postgres.url, "millpond consumer").await?;
     if from_zero {
         if !versions::start_over(&mut connection, name).await? {
             bail!("there is no live version of {name} in this database; see `millpond status`");
         }
-        println!("{name}: its tables are gone; the next start of a process with the role consume reads the log again");
+        println!(
+            "{name}: its tables are gone; processes with the role consume make them anew and read the log from its start"
+        );
         return Ok(());
     }
+    if skip_removed {
+        skip(config, name, &mut connection).await?;
+    }
     let ended = status::end_halts(&mut connection, name).await?;
-    println!("{name}: {ended} halted partition{} go{} on", if ended == 1 { "" } else { "s" }, if ended == 1 { "es" } else { "" });
+    println!(
+        "{name}: {ended} halted partition{} go{} on",
+        if ended == 1 { "" } else { "s" },
+        if ended == 1 { "es" } else { "" }
+    );
     Ok(())
 }

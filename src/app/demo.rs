@@ -118,7 +118,9 @@ impl Demo {
                 202 => return Ok(()),
                 429 => {}
                 503 if unwritten => {}
-                status => bail!("the demo's {record_type} was answered {status}: {}", String::from_utf8_lossy(&answer.body)),
+                status => {
+                    bail!("the demo's {record_type} was answered {status}: {}", String::from_utf8_lossy(&answer.body))
+                }
             }
             let wait = answer.headers.get("retry-after").and_then(|v| v.to_str().ok()?.parse().ok()).unwrap_or(1);
             tokio::time::sleep(Duration::from_secs(wait)).await;

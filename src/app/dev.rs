@@ -9,13 +9,14 @@ use std::{
 
 use anyhow::Context;
 use tokio::{net::TcpListener, task::JoinHandle};
-use tracing::{error, warn};
+use tracing::warn;
 
 use super::{
     client::Client,
     demo::{self, Demo},
     project::Project,
     roles::{Roles, Running, stop_signal},
+    running_dev::RunningDev,
     schemas,
 };
 use crate::{
@@ -31,7 +32,7 @@ use crate::{
 };
 
 /// Where `dev` keeps everything, below the project's folder.
-const STATE: &str = ".millpond";
+pub const STATE: &str = ".millpond";
 
 pub async fn run(mut config: Config, arguments: Dev, handlers: Arc<Handlers>) -> anyhow::Result<()> {
     let stopping = stop_signal();
@@ -46,6 +47,7 @@ pub async fn run(mut config: Config, arguments: Dev, handlers: Arc<Handlers>) ->
     };
     config.kafka.brokers = servers.brokers();
     config.postgres.url = servers.postgres_url();
+    RunningDev::announce(&state, &config.kafka.brokers, &config.postgres.url)?;
     if arguments.reset {
         forget_demo(&state);
     }
@@ -150,7 +152,7 @@ impl DevRoles {
     /// Takes changed folders in; a fault leaves what runs as it is and says what to mend.
     async fn pick_up(&mut self, changes: &[Changed]) {
         if let Err(error) = self.try_pick_up(changes).await {
-            error!("{error:#}");
+            eprintln!("the change is not taken in, what ran before goes on:\n  {error:#}");
         }
     }
 
@@ -166,10 +168,9 @@ impl DevRoles {
             return self.start(listener).await;
         }
         schemas::create_topics(&self.config, &project).await?;
-        let Some(running) = &mut self.running else { return Ok(()) };
-        let Some(context) = &running.members.context else { return Ok(()) };
+        let Some(members) = self.running.as_ref().and_then(|r| r.members.as_ref()) else { return Ok(()) };
         for change in changes {
-            context.reload(&project, &change.name, &mut running.members.running).await?;
+            members.reload(&project, &change.name).await?;
         }
         Ok(())
     }
@@ -296,5 +297,3 @@ impl LiveLine {
         Some(format!("{posted}applied {} · age {age:.1} s", applied.join(", ")))
     }
 }
-
-

@@ -39,20 +39,27 @@ impl Report {
 pub async fn run(config: &Config) -> anyhow::Result<ExitCode> {
     let mut report = Report::default();
     let project = Project::load(&config.project.dir);
-    report.note("project", match &project {
-        Ok(p) => Ok(format!(
-            "{} record types, {} producers, {} consumers in {}",
-            p.schemas.iter().count(), p.producers.len(), p.consumers.len(), p.dir.display()
-        )),
-        Err(error) => Err(format!("{error:#}")),
-    });
+    report.note(
+        "project",
+        match &project {
+            Ok(p) => Ok(format!(
+                "{} record types, {} producers, {} consumers in {}",
+                p.schemas.iter().count(),
+                p.producers.len(),
+                p.consumers.len(),
+                p.dir.display()
+            )),
+            Err(error) => Err(format!("{error:#}")),
+        },
+    );
     let broker = broker(config, project.as_ref().ok()).await;
     let reachable = broker.is_ok();
     report.note("kafka", broker);
     if reachable {
         report.note("schemas", registry(config, project.as_ref().ok()).await);
     }
-    let database = tokio::time::timeout(LIMIT, database(config)).await.unwrap_or_else(|_| Err("no answer within 10 s".into()));
+    let database =
+        tokio::time::timeout(LIMIT, database(config)).await.unwrap_or_else(|_| Err("no answer within 10 s".into()));
     report.note("postgres", database);
     if let Ok(clock) = tokio::time::timeout(LIMIT, clock(config)).await {
         report.note("clock", clock);
@@ -75,7 +82,10 @@ async fn broker(config: &Config, project: Option<&Project>) -> Result<String, St
     let missing: Vec<&str> =
         declared.iter().map(|t| t.name.as_str()).filter(|name| topics.iter().all(|t| t.name != *name)).collect();
     if !missing.is_empty() {
-        return Err(format!("topics that are declared but not there: {}; run `millpond schema push`", missing.join(", ")));
+        return Err(format!(
+            "topics that are declared but not there: {}; run `millpond schema push`",
+            missing.join(", ")
+        ));
     }
     Ok(format!("{} topics at {}", topics.len(), config.kafka.brokers))
 }

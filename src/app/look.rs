@@ -11,9 +11,13 @@ use crate::{
     cli::args::{Dlq, Format, Topic},
     config::Config,
     http::Kind,
-    ingest, kafka::{Admin, Reader, Record, Registry, Start, TopicRange},
+    ingest,
+    kafka::{Admin, Reader, Record, Registry, Start, TopicRange},
     schema::{JsonDecoder, framing, parse},
-    store::{self, dead_letters, status::{self, PartitionStatus, ProjectionStatus}},
+    store::{
+        self, dead_letters,
+        status::{self, PartitionStatus, ProjectionStatus},
+    },
 };
 
 /// From this lag in seconds on a projection that makes no progress is called behind.
@@ -43,10 +47,13 @@ fn judge(projection: &ProjectionStatus) -> Verdict {
     }
     let silent = |p: &PartitionStatus| p.seen_seconds.is_none_or(|s| s > SILENT_SECONDS);
     if projection.partitions.is_empty() || projection.partitions.iter().all(silent) {
-        return bad("not running", "no process with the role consume reports: start one (millpond consume)".to_owned());
+        return bad("not running", "no process with the role consume reports yet: start one (millpond consume), or wait a moment after a start".to_owned());
     }
     if projection.partitions.iter().any(|p| p.age_seconds.is_some_and(|a| a > BEHIND_SECONDS)) {
-        return bad("behind", "see the last error and the lag per partition (--json), and `millpond doctor`".to_owned());
+        return bad(
+            "behind",
+            "see the last error and the lag per partition (--json), and `millpond doctor`".to_owned(),
+        );
     }
     let advice = (projection.dead_letters > 0).then(|| format!("millpond dlq list {name}"));
     Verdict { state: "running", advice, healthy: true }
@@ -71,7 +78,9 @@ pub async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> 
             .collect();
         println!("{}", serde_json::to_string_pretty(&all)?);
     } else if projections.is_empty() {
-        println!("no projection has been built yet: start a process with the role consume (millpond consume, or millpond dev)");
+        println!(
+            "no projection has been built yet: start a process with the role consume (millpond consume, or millpond dev)"
+        );
     } else {
         println!("{:<24} {:>4} {:<12} {:>9} {:>9} {:>6}", "projection", "ver", "state", "lag", "age", "dlq");
         for projection in &projections {
@@ -85,7 +94,9 @@ pub async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> 
                 age(projection).map_or("?".to_owned(), |a| format!("{a:.1} s")),
                 projection.dead_letters,
             );
-            if let Some(error) = projection.partitions.iter().find_map(|p| p.last_error.as_ref()).filter(|_| !verdict.healthy) {
+            if let Some(error) =
+                projection.partitions.iter().find_map(|p| p.last_error.as_ref()).filter(|_| !verdict.healthy)
+            {
                 println!("    last error: {error}");
             }
             if let Some(advice) = verdict.advice {
@@ -155,8 +166,9 @@ fn start(from: &str) -> anyhow::Result<Start> {
     if let Ok(offset) = from.parse() {
         return Ok(Start::Offset(offset));
     }
-    let time = DateTime::parse_from_rfc3339(from)
-        .with_context(|| format!("--from {from}: expected start, end, an offset or a time such as 2013-01-01T10:15:00Z"))?;
+    let time = DateTime::parse_from_rfc3339(from).with_context(|| {
+        format!("--from {from}: expected start, end, an offset or a time such as 2013-01-01T10:15:00Z")
+    })?;
     Ok(Start::Timestamp(time.timestamp_millis()))
 }
 
@@ -252,16 +264,22 @@ pub async fn dlq(config: &Config, command: Dlq) -> anyhow::Result<()> {
             println!("\nnewest:");
             for letter in letters {
                 let key = letter.key.as_deref().unwrap_or("-");
-                println!("{} {}/{}/{} key {key}: {}", letter.consumer, letter.topic, letter.partition, letter.offset, letter.reason);
+                println!(
+                    "{} {}/{}/{} key {key}: {}",
+                    letter.consumer, letter.topic, letter.partition, letter.offset, letter.reason
+                );
             }
             println!("\nmillpond dlq show CONSUMER TOPIC/PARTITION/OFFSET prints one, decoded");
             Ok(())
         }
         Dlq::Show { consumer, record } => {
-            let (topic, partition, offset) = coordinates(&record)
-                .with_context(|| format!("{record}: expected TOPIC/PARTITION/OFFSET, as `millpond dlq list` prints it"))?;
+            let (topic, partition, offset) = coordinates(&record).with_context(|| {
+                format!("{record}: expected TOPIC/PARTITION/OFFSET, as `millpond dlq list` prints it")
+            })?;
             let found = dead_letters::find(&mut connection, &consumer, topic, partition, offset).await?;
-            let Some(letter) = found else { bail!("{consumer} has no dead letter at {record}; see `millpond dlq list {consumer}`") };
+            let Some(letter) = found else {
+                bail!("{consumer} has no dead letter at {record}; see `millpond dlq list {consumer}`")
+            };
             let mut shown = serde_json::to_value(&letter)?;
             if let Some(payload) = &letter.payload {
                 let registry = schemas::connect(config).await?;
@@ -284,6 +302,7 @@ fn coordinates(record: &str) -> Option<(&str, i32, i64)> {
 pub fn catalogue() -> Vec<&'static Kind> {
     let mut all: Vec<&'static Kind> =
         crate::http::problem::CATALOGUE.iter().chain(ingest::problems::CATALOGUE).copied().collect();
+    all.extend(crate::serve::problem::CATALOGUE.iter().copied());
     all.sort_by_key(|k| k.code);
     all
 }
@@ -296,7 +315,10 @@ pub fn explain(code: Option<&str>) -> anyhow::Result<ExitCode> {
         bail!("there is no error {}; `millpond explain` lists all", wanted.unwrap_or_default());
     }
     for kind in found {
-        println!("{} ({}) {}\n    {}\n    What to do: {}\n", kind.code, kind.status, kind.title, kind.meaning, kind.remedy);
+        println!(
+            "{} ({}) {}\n    {}\n    What to do: {}\n",
+            kind.code, kind.status, kind.title, kind.meaning, kind.remedy
+        );
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -8,8 +8,10 @@ mod doctor;
 mod look;
 mod project;
 mod roles;
+mod running_dev;
 mod scaffold;
 mod schemas;
+pub mod trial;
 mod wiring;
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
@@ -17,7 +19,7 @@ use std::{path::PathBuf, process::ExitCode, sync::Arc};
 use anyhow::Context;
 use clap::Parser;
 
-use self::roles::Roles;
+use self::{roles::Roles, running_dev::RunningDev};
 use crate::{
     cli::{
         Arguments, Command,
@@ -75,7 +77,7 @@ impl Application {
             return Ok(ExitCode::SUCCESS);
         }
         let config = configuration(&common, &command)?;
-        logging::init(&config.log.format, &config.log.level);
+        logging::init(&config.log.format, &log_level(&config, &command));
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")?;
         let result = runtime.block_on(self.dispatch(config, command));
         // Threads of librdkafka that do not end by themselves must not keep the process.
@@ -133,17 +135,45 @@ fn configuration(common: &Common, command: &Command) -> anyhow::Result<Config> {
     }
     if let Command::Dev(dev) = command {
         short("http.listen", dev.listen.clone());
+        short("http.insecure", dev.insecure.then(|| "true".to_owned()));
     }
-    let sources = Sources { file: common.config.clone(), environment: environment(), flags };
-    let mut config = config::load(&sources)?;
-    if config.project.dir.is_relative() {
-        let base = common.config.as_ref().and_then(|f| f.parent()).map_or_else(PathBuf::new, PathBuf::from);
-        // A relative folder in a file is meant from that file; from a flag, from here.
-        if common.project.is_none() {
-            config.project.dir = base.join(&config.project.dir);
+    let mut sources = Sources { file: common.config.clone(), environment: environment(), flags, dev: Vec::new() };
+    let config = resolve(config::load(&sources)?, common);
+    let looks_on = !matches!(
+        command,
+        Command::Dev(_)
+            | Command::All(_)
+            | Command::Ingest(_)
+            | Command::Consume(_)
+            | Command::Serve(_)
+            | Command::Publish(_)
+    );
+    match RunningDev::find(&config.project.dir.join(dev::STATE)).filter(|_| looks_on) {
+        Some(running) => {
+            sources.dev = running.settings();
+            Ok(resolve(config::load(&sources)?, common))
         }
+        None => Ok(config),
     }
-    Ok(config)
+}
+
+/// A relative folder in a file is meant from that file; from a flag, from here.
+fn resolve(mut config: Config, common: &Common) -> Config {
+    if config.project.dir.is_relative() && common.project.is_none() {
+        let base = common.config.as_ref().and_then(|f| f.parent()).map_or_else(PathBuf::new, PathBuf::from);
+        config.project.dir = base.join(&config.project.dir);
+    }
+    config
+}
+
+/// `dev` says what matters itself; a person at a terminal has asked for no log unless `log.level` is set.
+fn log_level(config: &Config, command: &Command) -> String {
+    let set = config.settings.iter().any(|s| s.name == "log.level" && s.source != "default");
+    let role = matches!(
+        command,
+        Command::All(_) | Command::Ingest(_) | Command::Consume(_) | Command::Serve(_) | Command::Publish(_)
+    );
+    if set || role { config.log.level.clone() } else { "warn,millpond::kafka=error".to_owned() }
 }
 
 /// Names and values that are not text cannot be ours.

@@ -10,7 +10,7 @@ use anyhow::bail;
 use crate::{
     kafka::{TopicSpec, registry::RegistryOptions},
     schema::SchemaSet,
-    spec::{ConsumerSpec, ProducerSpec, producer::Retention},
+    spec::{ConsumerSpec, ProducerSpec},
 };
 
 /// Everything that `schemas/`, `producers/` and `consumers/` declare.
@@ -51,9 +51,7 @@ impl Project {
             }
         }
         match schemas {
-            Some(schemas) if faults.is_empty() => {
-                Ok(Self { dir: dir.to_owned(), schemas, producers, consumers })
-            }
+            Some(schemas) if faults.is_empty() => Ok(Self { dir: dir.to_owned(), schemas, producers, consumers }),
             _ => bail!("the project in {} has faults:\n  {}", dir.display(), faults.join("\n  ")),
         }
     }
@@ -92,12 +90,8 @@ impl Project {
     pub fn topics(&self) -> Vec<TopicSpec> {
         let mut topics = vec![RegistryOptions::default().topic_spec()];
         for (name, spec) in self.producers.iter().flat_map(|p| &p.topics) {
-            let mut topic = TopicSpec::log(name, spec.partitions.unsigned_abs());
-            let retention = match spec.retention {
-                Retention::Forever => "-1".to_owned(),
-                Retention::For(duration) => duration.as_millis().to_string(),
-            };
-            topic.config.insert("retention.ms".to_owned(), retention);
+            let mut topic = TopicSpec::log(name, spec.partitions);
+            topic.config.insert("retention.ms".to_owned(), spec.retention.as_retention_ms().to_string());
             topics.push(topic);
         }
         for consumer in &self.consumers {

@@ -1,16 +1,20 @@
 //! Roles of a process: which parts run, in which order they start and stop.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use axum::Router;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tracing::{info, warn};
 
-use super::{consumers, project::Project, schemas, wiring};
+use super::{
+    consumers::{self, Members},
+    project::Project,
+    schemas, wiring,
+};
 use crate::{
     config::Config,
-    consume::{Handlers, Member},
+    consume::Handlers,
     http::{self, Health, auth::Auth},
     ingest::{self, Contracts, IngestState},
     kafka::{Publisher, registry::Registry},
@@ -80,15 +84,9 @@ pub struct Running {
     http: JoinHandle<std::io::Result<()>>,
     stop_parts: watch::Sender<bool>,
     parts: Vec<JoinHandle<()>>,
-    pub members: Members,
+    pub members: Option<Arc<Members>>,
     publisher: Option<Arc<Publisher>>,
     drain: Duration,
-}
-
-/// Consumers at work, by name.
-pub struct Members {
-    pub running: BTreeMap<String, Member>,
-    pub context: Option<consumers::Context>,
 }
 
 impl Running {
@@ -112,16 +110,19 @@ impl Running {
             let state = ingest_state(config, &project, registry, publisher, address)?;
             parts.push(tokio::spawn(follow_schema_ids(state.clone(), project.schemas.clone(), Arc::clone(registry))));
             health = health.and(state.health());
-            router = router.merge(ingest::router(state)).merge(ingest::registry_router(Arc::clone(registry)));
+            router = router.merge(ingest::router(state)).merge(ingest::registry_routes::routes(Arc::clone(registry)));
         }
         if roles.consume || roles.publish {
             migrate(config).await?;
         }
-        let mut members = Members { running: BTreeMap::new(), context: None };
+        let mut members = None;
         if let (true, Some(registry)) = (roles.consume, registry) {
             let context = consumers::Context::new(config, registry, handlers, on_change)?;
-            members.running = context.start_all(&project).await?;
-            members.context = Some(context);
+            let started = Arc::new(Members::start(context, &project).await?);
+            parts.push(tokio::spawn(Arc::clone(&started).follow(config.project.dir.clone())));
+            let checked = Arc::clone(&started);
+            health = health.with("consumers", move || checked.check());
+            members = Some(started);
         }
         if let (true, Some(publisher)) = (roles.publish, &publisher) {
             let url = config.postgres.url.clone();
@@ -139,16 +140,7 @@ impl Running {
         }
         let app = http::app(router.merge(http::health::router(health)));
         let (stop_http, http) = serve_http(config, app, listener);
-        Ok(Self {
-            address,
-            stop_http,
-            http,
-            stop_parts,
-            parts,
-            members,
-            publisher,
-            drain: config.http.drain,
-        })
+        Ok(Self { address, stop_http, http, stop_parts, parts, members, publisher, drain: config.http.drain })
     }
 
     /// Stops in the order of an event's path, so that nothing new comes while what came is finished: HTTP, consumers,
@@ -156,12 +148,13 @@ impl Running {
     pub async fn stop(self) {
         self.stop_http.send_replace(true);
         let _ = self.http.await;
-        let stops = self.members.running.into_values().map(Member::stop);
-        futures_util::future::join_all(stops).await;
         self.stop_parts.send_replace(true);
         for part in self.parts {
             part.abort();
             let _ = part.await;
+        }
+        if let Some(members) = self.members {
+            members.stop().await;
         }
         if let Some(publisher) = self.publisher {
             let unknown = publisher.close(self.drain).await;
@@ -201,7 +194,7 @@ fn ingest_state(
     let contracts = contracts(project)?;
     set_schema_ids(&contracts, &project.schemas, registry);
     let auth = Auth::new(&[address], config.http.keys_file.as_deref(), config.http.insecure)?;
-    let options = ingest::Options { max_body_bytes: config.ingest.max_body, ..ingest::Options::default() };
+    let options = wiring::ingest_options(config);
     Ok(IngestState::new(contracts, Arc::clone(publisher), Arc::new(auth), options))
 }
 

@@ -12,6 +12,7 @@ use super::{project::Project, roles};
 use crate::{
     cli::args::Producer,
     config::Config,
+    http::auth,
     schema::{Column, infer},
     spec::producer::{self, RecordKind},
 };
@@ -37,7 +38,8 @@ pub fn project(dir: &Path, rust: bool, millpond: Option<&Path>) -> anyhow::Resul
             None => "\"0.1\"".to_owned(),
         };
         let crate_name = name.replace(|c: char| !c.is_ascii_alphanumeric(), "-").to_lowercase();
-        let manifest = include_str!("templates/Cargo.toml.txt").replace("{name}", &crate_name).replace("{millpond}", &source);
+        let manifest =
+            include_str!("templates/Cargo.toml.txt").replace("{name}", &crate_name).replace("{millpond}", &source);
         write(dir, "Cargo.toml", &manifest)?;
         write(dir, "src/main.rs", include_str!("templates/main.rs.txt"))?;
         for (path, text) in [
@@ -79,6 +81,15 @@ pub fn producer(config: &Config, command: Producer) -> anyhow::Result<ExitCode> 
         Producer::New { name, from, record_type, topic, key, command } => {
             let new = NewProducer { name: &name, from: &from, record_type, topic, key, command };
             new.write(&config.project.dir)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Producer::Key { client, producers } => {
+            let key = auth::generate_key();
+            let producers = if producers.is_empty() { "*".to_owned() } else { producers.join(",") };
+            eprintln!(
+                "the key, shown this once:\n\n  {key}\n\nthe line for the keys file (http.keys_file), which is read again when it changes:\n"
+            );
+            println!("{client} {} {producers}", auth::hash_key(&key));
             Ok(ExitCode::SUCCESS)
         }
         Producer::Test { name } => test_producers(&Project::load(&config.project.dir)?, name.as_deref()),
@@ -129,7 +140,10 @@ impl NewProducer<'_> {
         let pretty = |v: &serde_json::Value| serde_json::to_string_pretty(v).map(|t| t + "\n");
         write(project, &format!("producers/{}/examples/valid/sample.json", self.name), &pretty(&example)?)?;
         write(project, &format!("producers/{}/examples/invalid/no_{key}.json", self.name), &pretty(&without_key)?)?;
-        println!("\nRead the schema once: every field's type was guessed from one sample. Then: millpond producer test {}", self.name);
+        println!(
+            "\nRead the schema once: every field's type was guessed from one sample. Then: millpond producer test {}",
+            self.name
+        );
         Ok(())
     }
 }
@@ -138,7 +152,11 @@ fn test_producers(project: &Project, name: Option<&str>) -> anyhow::Result<ExitC
     let contracts = roles::contracts(project)?;
     let specs: Vec<_> = project.producers.iter().filter(|p| name.is_none_or(|n| p.name == n)).collect();
     if specs.is_empty() {
-        bail!("there is no producer{} in {}", name.map_or(String::new(), |n| format!(" {n}")), project.dir.join("producers").display());
+        bail!(
+            "there is no producer{} in {}",
+            name.map_or(String::new(), |n| format!(" {n}")),
+            project.dir.join("producers").display()
+        );
     }
     let (mut passed, mut failed) = (0, 0);
     for spec in specs {
@@ -185,10 +203,13 @@ pub fn consumer(project: &Project, name: &str, record_type: &str) -> anyhow::Res
         "# {name}: one row per record of {1} and key ({2}), as it stands. Change the SELECT in {name}.sql, and the key here, to what you want to know.\n\
          topics = [\"{0}\"]\n\n[tables.{name}]\nkey = [\"{key}\"]\n\n# How columns of rows with the same key become one; the last value wins unless said otherwise:\n\
          # merge = {{ departures = \"sum\", worst = \"max\" }}\n# One of sum, min, max, and, or, first, last.\n",
-        declared.topic, record_type, declared.key.join(" and "),
+        declared.topic,
+        record_type,
+        declared.key.join(" and "),
     );
     let width = columns.iter().map(|c| c.name.len()).max().unwrap_or_default() + 1;
-    let list: Vec<String> = columns.iter().enumerate().map(|(i, c)| selected(c, i + 1 == columns.len(), width)).collect();
+    let list: Vec<String> =
+        columns.iter().enumerate().map(|(i, c)| selected(c, i + 1 == columns.len(), width)).collect();
     let sql = format!(
         "-- Each record of {record_type} is a row of {relation}; besides its fields there are\n-- _key, _topic, _partition, _offset, _timestamp, _event_id and _seq.\nselect\n{list}\nfrom {relation};\n",
         relation = record.relation_name(),
@@ -198,7 +219,9 @@ pub fn consumer(project: &Project, name: &str, record_type: &str) -> anyhow::Res
     write(&dir, "consumer.toml", &toml)?;
     write(&dir, &format!("{name}.sql"), &sql)?;
     write(&dir, "README.md", &format!("# {name}\n\nWhat this projection answers, for whom.\n"))?;
-    println!("\nNext:\n  millpond consumer show {name}     # its rows on real events, without writing anything\n  millpond consumer test {name}     # its cases and the three laws");
+    println!(
+        "\nNext:\n  millpond consumer show {name}     # its rows on real events, without writing anything\n  millpond consumer test {name}     # its cases and the three laws"
+    );
     Ok(())
 }
 

@@ -12,7 +12,10 @@ use crate::{
         Admin,
         registry::{Registered, Registry, RegistryOptions},
     },
-    schema::{self, compat::{self, CompatibilityLevel}},
+    schema::{
+        self,
+        compat::{self, CompatibilityLevel},
+    },
 };
 
 /// How long the registry's topic may take to be read to its end.
@@ -114,14 +117,21 @@ async fn check(config: &Config, offline: bool) -> anyhow::Result<ExitCode> {
     let mut faults = 0;
     let registry = if offline { None } else { connect(config).await.map_err(|e| tracing::warn!("{e:#}")).ok() };
     for record in project.schemas.iter() {
-        let mut line = format!("{}: {} version{}", record.subject, record.versions.len(), if record.versions.len() == 1 { "" } else { "s" });
+        let mut line = format!(
+            "{}: {} version{}",
+            record.subject,
+            record.versions.len(),
+            if record.versions.len() == 1 { "" } else { "s" }
+        );
         if let Some(registry) = &registry {
             for version in &record.versions {
                 if registry.lookup(&record.subject, &version.text).is_some() {
                     continue;
                 }
                 match compatible(&version.text, &registry.versions(&record.subject)) {
-                    Ok(()) => line.push_str(&format!("; v{} is not registered yet: millpond schema push", version.version)),
+                    Ok(()) => {
+                        line.push_str(&format!("; v{} is not registered yet: millpond schema push", version.version))
+                    }
                     Err(problem) => {
                         faults += 1;
                         line.push_str(&format!("; v{} does not fit what is registered: {problem}", version.version));

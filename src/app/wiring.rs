@@ -1,11 +1,14 @@
 //! From configuration to the options of each part.
 
-use crate::{config::Config, http, kafka, serve};
+use crate::{config::Config, http, ingest, kafka, serve};
 
 pub fn kafka_options(config: &Config) -> kafka::Options {
+    let mut client = config.kafka.client.clone();
+    let linger = config.ingest.linger.as_millis().to_string();
+    client.entry("linger.ms".to_owned()).or_insert(linger);
     kafka::Options {
         brokers: config.kafka.brokers.clone(),
-        client: config.kafka.client.clone(),
+        client,
         replication: config.kafka.replication.and_then(|n| u16::try_from(n).ok()),
         in_flight_bytes: config.ingest.in_flight,
         max_record_bytes: config.ingest.max_record,
@@ -22,6 +25,16 @@ pub fn serve_options(config: &Config) -> serve::Options {
         default_limit: u32::try_from(config.serve.default_limit).unwrap_or(u32::MAX),
         max_limit: u32::try_from(config.serve.max_limit).unwrap_or(u32::MAX),
         ..serve::Options::default()
+    }
+}
+
+pub fn ingest_options(config: &Config) -> ingest::Options {
+    ingest::Options {
+        max_body_bytes: config.ingest.max_body,
+        max_json_bytes: config.ingest.max_body,
+        max_record_bytes: config.ingest.max_record,
+        in_flight_bytes: config.ingest.request_memory,
+        ..ingest::Options::default()
     }
 }
 

@@ -121,6 +121,9 @@ pub struct Dev {
     /// How many days of flights to post per minute
     #[arg(long, value_name = "DAYS", default_value_t = 1.0)]
     pub demo_speed: f64,
+    /// Allow an address other than loopback without keys (http.insecure)
+    #[arg(long)]
+    pub insecure: bool,
     /// Address to listen on; the next free port is taken when it is in use [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<String>,
@@ -134,7 +137,7 @@ pub enum Schema {
         #[arg(long)]
         offline: bool,
     },
-    /// Register what the registry does not have yet
+    /// Register what the registry does not have yet, and create the topics that the folders declare
     Push,
     /// List what is registered
     List,
@@ -163,6 +166,14 @@ pub enum Producer {
     },
     /// Run the examples of every contract, or of one
     Test { name: Option<String> },
+    /// Make a bearer key: prints it once, and the line for the keys file (http.keys_file)
+    Key {
+        /// Whose key it is; shown in logs and metrics
+        client: String,
+        /// Producer folders it may use; all without any
+        #[arg(long = "for", value_name = "PRODUCER")]
+        producers: Vec<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -200,8 +211,11 @@ pub enum Consumer {
     Restart {
         name: String,
         /// Empty the tables and read the log again from its start
-        #[arg(long)]
+        #[arg(long, conflicts_with = "skip_removed")]
         from_zero: bool,
+        /// Pass over the records that were removed from the log before they were applied, and go on at its start
+        #[arg(long)]
+        skip_removed: bool,
     },
 }
 

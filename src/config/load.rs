@@ -29,6 +29,8 @@ pub struct Sources {
     pub file: Option<PathBuf>,
     /// Environment variables, all of them; those without our prefix are ignored.
     pub environment: Vec<(String, String)>,
+    /// Where the servers of a `dev` are that runs in this project; above the file, below the environment.
+    pub dev: Vec<(String, String)>,
     /// `--set key=value` and the flags that are short for it.
     pub flags: Vec<(String, String)>,
 }
@@ -65,6 +67,9 @@ pub fn load(sources: &Sources) -> Result<Config, Faults> {
         None if Path::new("millpond.toml").exists() => values.file(Path::new("millpond.toml"), &mut faults),
         None => {}
     }
+    for (name, value) in &sources.dev {
+        values.set(name, value.clone(), "millpond dev, running here".to_owned(), &mut faults);
+    }
     for (variable, value) in &sources.environment {
         if let Some(name) = variable.strip_prefix(PREFIX) {
             let name = name.to_lowercase().replace("__", ".");
@@ -91,9 +96,14 @@ impl Values {
     }
 
     fn set(&mut self, name: &str, value: String, source: String, faults: &mut Vec<String>) {
+        if let Some(instead) = keys::not_yet(name) {
+            faults.push(format!("{source}: {name} is not enforced yet; {instead}"));
+            return;
+        }
         if keys::find(name).is_none() {
             let known = KEYS.iter().map(|k| k.name);
-            let hint = crate::spec::nearest(name, known).map_or(String::new(), |near| format!("; did you mean {near}?"));
+            let hint =
+                crate::spec::nearest(name, known).map_or(String::new(), |near| format!("; did you mean {near}?"));
             faults.push(format!("{source}: there is no key {name}{hint}"));
             return;
         }
@@ -155,6 +165,7 @@ impl Values {
                 max_body: units::bytes(&text("ingest.max_body"))?,
                 max_record: units::bytes(&text("ingest.max_record"))?,
                 in_flight: units::bytes(&text("ingest.in_flight"))?,
+                request_memory: units::bytes(&text("ingest.request_memory"))?,
                 linger: units::duration(&text("ingest.linger"))?,
             },
             consume: Consume {
@@ -190,7 +201,11 @@ impl Values {
         };
         self.0
             .iter()
-            .map(|(name, (value, source))| Setting { name: name.clone(), shown: shown(name, value), source: source.clone() })
+            .map(|(name, (value, source))| Setting {
+                name: name.clone(),
+                shown: shown(name, value),
+                source: source.clone(),
+            })
             .collect()
     }
 }
@@ -258,7 +273,6 @@ fn redact_url(url: &str) -> String {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -292,9 +306,14 @@ mod tests {
     fn later_layers_win_and_say_where_a_value_came_from() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("m.toml");
-        std::fs::write(&file, "[http]\nlisten = \"127.0.0.1:1\"\nmax_connections = 7\n[kafka.client]\n\"sasl.password\" = \"hush\"\n").unwrap();
+        std::fs::write(
+            &file,
+            "[http]\nlisten = \"127.0.0.1:1\"\nmax_connections = 7\n[kafka.client]\n\"sasl.password\" = \"hush\"\n",
+        )
+        .unwrap();
         let config = load(&Sources {
             file: Some(file),
+            dev: Vec::new(),
             environment: vec![("MILLPOND__HTTP__LISTEN".into(), "127.0.0.1:2".into()), ("HOME".into(), "/".into())],
             flags: vec![("postgres.url".into(), "postgres://u:pw@h/d".into())],
         })

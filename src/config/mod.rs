@@ -70,6 +70,7 @@ pub struct Ingest {
     pub max_body: usize,
     pub max_record: usize,
     pub in_flight: usize,
+    pub request_memory: usize,
     pub linger: Duration,
 }
 

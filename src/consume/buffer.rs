@@ -30,7 +30,7 @@ pub struct Chunk {
 }
 
 impl Chunk {
-    pub fn push(&mut self, record: Incoming<'_>) {
+    pub fn push(&mut self, record: Incoming<'_, '_>) {
         let key = record.key.map(|key| self.append(key));
         let payload = record.payload.map(|payload| self.append(payload));
         let start = self.bytes.len();
@@ -85,7 +85,10 @@ impl Chunk {
         let mut headers = Vec::new();
         while let Some(name) = take(&mut rest) {
             let value = take(&mut rest);
-            headers.push((String::from_utf8_lossy(name.unwrap_or_default()).into_owned(), value.flatten().map(<[u8]>::to_vec)));
+            headers.push((
+                String::from_utf8_lossy(name.unwrap_or_default()).into_owned(),
+                value.flatten().map(<[u8]>::to_vec),
+            ));
         }
         headers
     }
@@ -136,7 +139,7 @@ pub struct Buffer {
 
 impl Buffer {
     /// Adds a record.
-    pub fn push(&mut self, record: Incoming<'_>, bounds: Bounds) -> Pushed {
+    pub fn push(&mut self, record: Incoming<'_, '_>, bounds: Bounds) -> Pushed {
         let was_empty = self.chunks.is_empty();
         let open = self.chunks.back().is_some_and(|c| !is_full(c, bounds));
         if !open {
@@ -145,7 +148,8 @@ impl Buffer {
         let chunk = self.chunks.back_mut().expect("invariant: a chunk was just made sure of");
         self.position = record.offset + 1;
         chunk.push(record);
-        let pause = !self.paused && self.chunks.len() >= FULL_CHUNKS && self.chunks.back().is_some_and(|c| is_full(c, bounds));
+        let pause =
+            !self.paused && self.chunks.len() >= FULL_CHUNKS && self.chunks.back().is_some_and(|c| is_full(c, bounds));
         self.paused |= pause;
         Pushed { pause, wake: was_empty || (self.chunks.len() == 1 && self.has_full_chunk(bounds)) }
     }

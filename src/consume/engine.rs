@@ -6,7 +6,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use uuid::Uuid;
@@ -34,6 +34,9 @@ use crate::{
 /// What becomes of a record that cannot be applied.
 pub use crate::spec::OnError;
 
+/// Ten missed reports: longer than a restart of Postgres, shorter than people wait to be told.
+const SILENCE: Duration = Duration::from_secs(10);
+
 pub struct Engine {
     pub projection: String,
     pub version: i32,
@@ -50,9 +53,28 @@ pub struct Engine {
     pub on_error: OnError,
     /// How the events of a handler are encoded, by record type.
     pub emitters: HashMap<String, Emitter>,
-    pub reader: Arc<Mutex<Reader>>,
+    /// The log, to compare fences with; none in a trial, whose records come from elsewhere.
+    pub reader: Option<Arc<Mutex<Reader>>>,
+    pub vitals: Vitals,
+}
+
+/// What changes while an engine runs, told between its workers and its reporter.
+pub struct Vitals {
     paused: AtomicBool,
+    superseded: AtomicBool,
+    reported: Mutex<Instant>,
     last_error: Mutex<Option<String>>,
+}
+
+impl Default for Vitals {
+    fn default() -> Self {
+        Self {
+            paused: AtomicBool::new(false),
+            superseded: AtomicBool::new(false),
+            reported: Mutex::new(Instant::now()),
+            last_error: Mutex::default(),
+        }
+    }
 }
 
 /// Where an emitted record type goes and how it is written.
@@ -72,47 +94,11 @@ pub struct EncodedEvent {
 pub struct Inspected {
     pub low: i64,
     pub high: i64,
-    /// Key and payload of the last applied record, if it is still there.
-    pub last: Option<(Option<Vec<u8>>, Option<Vec<u8>>)>,
-}
-
-/// The parts that an engine is made of.
-pub struct Parts {
-    pub projection: String,
-    pub version: i32,
-    pub definition: String,
-    pub compiled: Arc<Compiled>,
-    pub handler: Option<Arc<dyn Handler>>,
-    pub preparer: Preparer,
-    pub sessions: Sessions,
-    pub bounds: Bounds,
-    pub max_age: Duration,
-    pub on_error: OnError,
-    pub emitters: HashMap<String, Emitter>,
-    pub reader: Arc<Mutex<Reader>>,
+    /// The last applied record, if it is still there.
+    pub last: Option<kafka::Record>,
 }
 
 impl Engine {
-    pub fn new(parts: Parts) -> Self {
-        Self {
-            schema: store::versions::schema_name(&parts.projection, parts.version),
-            projection: parts.projection,
-            version: parts.version,
-            definition: parts.definition,
-            compiled: parts.compiled,
-            handler: parts.handler,
-            preparer: parts.preparer,
-            sessions: parts.sessions,
-            bounds: parts.bounds,
-            max_age: parts.max_age,
-            on_error: parts.on_error,
-            emitters: parts.emitters,
-            reader: parts.reader,
-            paused: AtomicBool::new(false),
-            last_error: Mutex::default(),
-        }
-    }
-
     pub async fn claim(&self, at: &TopicPartition, owner: Uuid) -> Result<Claimed, store::Error> {
         let mut lease = self.sessions.lease().await?;
         let claimed =
@@ -123,13 +109,14 @@ impl Engine {
 
     /// Looks at the log where a claim stands.
     pub async fn inspect(&self, claim: &Claim) -> Result<Inspected, String> {
-        let (reader, at, last) = (Arc::clone(&self.reader), claim.at.clone(), claim.last);
+        let reader = self.reader.clone().ok_or("there is no log to compare the fence with")?;
+        let (at, last) = (claim.at.clone(), claim.last);
         let look = move || -> Result<Inspected, kafka::Error> {
             let reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
             let (low, high) = reader.watermarks(&at.topic, at.partition)?;
             let last = match last {
                 Some(last) if last.offset >= low && last.offset < high => {
-                    reader.read_record(&at.topic, at.partition, last.offset)?.map(|r| (r.key, r.payload))
+                    reader.read_record(&at.topic, at.partition, last.offset)?
                 }
                 _ => None,
             };
@@ -140,7 +127,7 @@ impl Engine {
     }
 
     /// Encodes an event that a handler emitted.
-    pub fn emit(&self, event: &Emitted) -> Result<EncodedEvent, Fault> {
+    pub(super) fn emit(&self, event: &Emitted) -> Result<EncodedEvent, Fault> {
         let refuse = |reason: String| Fault { class: "handler", reason, record_type: Some(event.record_type.clone()) };
         let emitter = self.emitters.get(&event.record_type).ok_or_else(|| {
             refuse(format!("emitted {}, which consumer.toml does not declare under [emits]", event.record_type))
@@ -150,17 +137,42 @@ impl Engine {
         let mut captured = Captured::default();
         emitter.encoder.encode(event.json.as_bytes(), &mut payload, &mut captured).map_err(|faults| {
             let first = faults.first().map(|f| format!("{}: expected {}, got {}", f.pointer, f.expected, f.got));
-            refuse(format!("emitted a {} that does not fit its schema: {}", event.record_type, first.unwrap_or_default()))
+            refuse(format!(
+                "emitted a {} that does not fit its schema: {}",
+                event.record_type,
+                first.unwrap_or_default()
+            ))
         })?;
         Ok(EncodedEvent { topic: emitter.topic.clone(), payload })
     }
+}
 
+impl Vitals {
     pub fn set_paused(&self, paused: bool) {
         self.paused.store(paused, Ordering::Relaxed);
     }
 
     pub fn is_paused(&self) -> bool {
         self.paused.load(Ordering::Relaxed)
+    }
+
+    /// Says that another version is the live one now, or none.
+    pub fn supersede(&self) {
+        self.superseded.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_superseded(&self) -> bool {
+        self.superseded.load(Ordering::Relaxed)
+    }
+
+    /// Says that both servers answered just now.
+    pub fn note_report(&self) {
+        *self.reported.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// Whether both servers have answered lately.
+    pub fn has_reported(&self) -> bool {
+        self.reported.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < SILENCE
     }
 
     pub fn note_error(&self, error: &str) {

@@ -119,7 +119,9 @@ impl Assignee for Group {
             return;
         }
         info!(consumer = %self.engine.projection, partitions = partitions.len(), lost, "revoked");
-        metrics::REBALANCES.with_label_values(&[self.engine.projection.as_str(), if lost { "lost" } else { "revoked" }]).inc();
+        metrics::REBALANCES
+            .with_label_values(&[self.engine.projection.as_str(), if lost { "lost" } else { "revoked" }])
+            .inc();
         let stopped: Vec<Owned> = {
             let mut owned = self.owned();
             partitions.iter().filter_map(|at| owned.remove(at)).collect()
@@ -134,7 +136,7 @@ impl Assignee for Group {
         self.runtime.block_on(self.finish(stopped));
     }
 
-    fn record(&self, partition: &Arc<Partition>, record: Incoming<'_>) -> Flow {
+    fn record(&self, partition: &Arc<Partition>, record: Incoming<'_, '_>) -> Flow {
         let pushed = {
             let mut buffer = partition.buffer();
             if !buffer.is_accepting() {
@@ -154,7 +156,7 @@ impl Assignee for Group {
     }
 
     fn failed(&self, error: &str) {
-        self.engine.note_error(error);
+        self.engine.vitals.note_error(error);
         warn!(consumer = %self.engine.projection, error, "Kafka consumer reports an error");
     }
 }

@@ -30,7 +30,8 @@ pub struct Record {
 impl Record {
     /// The fields as a type of the handler's own.
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, HandlerError> {
-        serde_json::from_slice(&self.json).map_err(|e| HandlerError::reject(self, format!("cannot read {}: {e}", self.record_type)))
+        serde_json::from_slice(&self.json)
+            .map_err(|e| HandlerError::reject(self, format!("cannot read {}: {e}", self.record_type)))
     }
 }
 
@@ -59,12 +60,8 @@ pub trait Handler: Send + Sync + 'static {
 
     /// Applies records of one partition, in order. It is called again with the same records after any failure, and
     /// with other cuts of the log into batches: what it does must follow from the records and the tables alone.
-    async fn apply(
-        &self,
-        records: &[Record],
-        state: &mut State<'_>,
-        effects: &mut Effects,
-    ) -> Result<(), HandlerError>;
+    async fn apply(&self, records: &[Record], state: &mut State<'_>, effects: &mut Effects)
+    -> Result<(), HandlerError>;
 }
 
 /// The handlers that an application registers, by consumer.
@@ -98,9 +95,8 @@ impl State<'_> {
         let mut found = HashMap::with_capacity(rows.len());
         for row in rows {
             let text: String = row.try_get("row").map_err(store::Error::from)?;
-            let value = serde_json::from_str(&text).map_err(|e| {
-                store::Error::Refused(format!("a row of {table} does not fit the handler's type: {e}"))
-            })?;
+            let value = serde_json::from_str(&text)
+                .map_err(|e| store::Error::Refused(format!("a row of {table} does not fit the handler's type: {e}")))?;
             found.insert(row.try_get("k").map_err(store::Error::from)?, value);
         }
         Ok(found)
@@ -159,8 +155,11 @@ impl Effects {
         self.emitted.push(Emitted { source_offset: source.offset, record_type, key, json });
     }
 
-    /// Refuses a command: a decision of the domain. Nothing of it is applied, and whoever sent it can read why.
+    /// Refuses a command: a decision of the domain. Whoever sent it can read why; the first reason given stands.
     pub fn refuse(&mut self, command: &Record, code: &str, reason: impl Into<String>) {
+        if self.refusals.iter().any(|r| r.offset == command.offset) {
+            return;
+        }
         self.refusals.push(Refusal { offset: command.offset, code: code.to_owned(), reason: reason.into() });
     }
 

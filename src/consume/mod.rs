@@ -1,7 +1,7 @@
 //! ROLE consume: one member per consumer group, one worker per partition, one transaction per batch.
 //!
-//! The path of a record: poll thread (`kafka::subscription`) → [`buffer`] → [`worker`] → [`prepare`] (Avro to rows)
-//! → [`transaction`] (stage, then fence + rows + outbox + dead letters + commit in one flush). The protocol, and why
+//! The path of a record: poll thread (`kafka::subscription`) → `buffer` → `worker` → `prepare` (Avro to rows)
+//! → `transaction` (stage, then fence + rows + outbox + dead letters + commit in one flush). The protocol, and why
 //! each step is there, is told in `docs/ARCHITECTURE.md`. Nothing here may read Kafka's committed offsets.
 
 mod breaker;
@@ -14,17 +14,19 @@ mod prepare;
 mod reporter;
 mod sessions;
 mod transaction;
+mod trial;
 mod worker;
 
 use std::sync::Arc;
 
-pub use buffer::Bounds;
-pub use engine::{Emitter, Engine, Parts};
+pub use buffer::{Bounds, Chunk};
+pub use engine::{Emitter, Engine, Vitals};
 pub use handler::Handlers;
-pub use prepare::{Input, Preparer};
+pub use prepare::{Input, Preparer, WriterSchemas};
 pub use sessions::Sessions;
-pub use transaction::session_sql;
 use tokio::{sync::watch, task::JoinHandle};
+pub use transaction::session_sql;
+pub use trial::{Stopped, Trial};
 
 use self::group::Group;
 use crate::kafka::{self, Options, subscription::Subscription};

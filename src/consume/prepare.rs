@@ -13,7 +13,7 @@ use super::{
     handler::{Effects, Record},
 };
 use crate::{
-    kafka::registry::Registry,
+    kafka::registry::{Registered, Registry},
     projection::{Compiled, Relation, TOMBSTONES},
     schema::{JsonDecoder, Schema, Scratch, Transcoder, framing, parse},
     store::{CopyBuffer, fence::LastApplied},
@@ -97,11 +97,33 @@ pub struct Input {
     pub reader: Schema,
 }
 
+/// Where the schemas are found that records were written with.
+pub enum WriterSchemas {
+    Registry(Arc<Registry>),
+    /// By id; for records that no registry has seen.
+    Known(HashMap<i32, Arc<Registered>>),
+}
+
+impl WriterSchemas {
+    fn by_id(&self, id: i32) -> Option<Arc<Registered>> {
+        match self {
+            Self::Registry(registry) => registry.schema_by_id(id),
+            Self::Known(schemas) => schemas.get(&id).cloned(),
+        }
+    }
+}
+
+impl From<Arc<Registry>> for WriterSchemas {
+    fn from(registry: Arc<Registry>) -> Self {
+        Self::Registry(registry)
+    }
+}
+
 /// Decodes the records of one projection.
 pub struct Preparer {
     compiled: Arc<Compiled>,
     inputs: Vec<Input>,
-    registry: Arc<Registry>,
+    schemas: WriterSchemas,
     tombstones: Option<(usize, Staged)>,
     /// Records of types that the projection does not read are dead letters, not passed over.
     strict: bool,
@@ -109,11 +131,11 @@ pub struct Preparer {
 }
 
 impl Preparer {
-    pub fn new(compiled: Arc<Compiled>, inputs: Vec<Input>, strict: bool, registry: Arc<Registry>) -> Self {
+    pub fn new(compiled: Arc<Compiled>, inputs: Vec<Input>, strict: bool, schemas: impl Into<WriterSchemas>) -> Self {
         let relations = compiled.relations().iter().enumerate();
         let tombstones =
             relations.filter(|(_, r)| r.name == TOMBSTONES).map(|(at, r)| (at, Staged::of(&compiled, r))).next();
-        Self { compiled, inputs, registry, tombstones, strict, routes: RwLock::default() }
+        Self { compiled, inputs, schemas: schemas.into(), tombstones, strict, routes: RwLock::default() }
     }
 
     /// Decodes `range` of a chunk.
@@ -239,7 +261,7 @@ impl Preparer {
         if let Some(route) = self.routes.read().unwrap_or_else(PoisonError::into_inner).get(&id) {
             return Ok(Arc::clone(route));
         }
-        let registered = self.registry.schema_by_id(id).ok_or(UnknownSchema(id))?;
+        let registered = self.schemas.by_id(id).ok_or(UnknownSchema(id))?;
         let route = Arc::new(self.compile_route(&registered.subject, &registered.text));
         self.routes.write().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::clone(&route));
         Ok(route)

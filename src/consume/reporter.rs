@@ -25,10 +25,13 @@ const PERIOD: Duration = Duration::from_secs(1);
 pub async fn run(group: Arc<Group>, mut stop: watch::Receiver<bool>) {
     let mut connection = None;
     loop {
-        if let Err(error) = report(&group, &mut connection).await {
-            // The workers say that the database is away; here it only means that lag is not known.
-            debug!(consumer = %group.engine.projection, error, "cannot report");
-            connection = None;
+        match report(&group, &mut connection).await {
+            Ok(()) => group.engine.vitals.note_report(),
+            Err(error) => {
+                // The workers say that the database is away; here it only means that lag is not known.
+                debug!(consumer = %group.engine.projection, error, "cannot report");
+                connection = None;
+            }
         }
         tokio::select! {
             () = tokio::time::sleep(PERIOD) => {}
@@ -46,13 +49,23 @@ async fn report(group: &Group, connection: &mut Option<PgConnection>) -> Result<
             connection.insert(new)
         }
     };
-    let paused = status::is_paused(connection, &engine.projection).await.map_err(|e| e.to_string())?;
-    engine.set_paused(paused);
+    let switches = status::switches(connection, &engine.projection).await.map_err(|e| e.to_string())?;
+    engine.vitals.set_paused(switches.paused);
+    if switches.live_version != Some(engine.version) {
+        engine.vitals.supersede();
+        return Ok(());
+    }
+    let vitals = status::vitals(connection, &engine.projection, engine.version).await.map_err(|e| e.to_string())?;
+    let labels = [engine.projection.as_str()];
+    metrics::HALTED.with_label_values(&labels).set(vitals.halted_partitions);
+    if let Some(age) = vitals.age_seconds {
+        metrics::FRESHNESS_SECONDS.with_label_values(&labels).set(age);
+    }
     let positions = group.positions();
     if positions.is_empty() {
         return Ok(());
     }
-    let reader = Arc::clone(&engine.reader);
+    let Some(reader) = engine.reader.clone() else { return Ok(()) };
     let partitions: Vec<TopicPartition> = positions.iter().map(|(at, _)| at.clone()).collect();
     let look = move || {
         let reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
@@ -69,7 +82,7 @@ async fn report(group: &Group, connection: &mut Option<PgConnection>) -> Result<
         let labels = [engine.projection.as_str(), &at.topic, &at.partition.to_string()];
         metrics::LAG.with_label_values(&labels).set(lag);
     }
-    let error = engine.take_error();
+    let error = engine.vitals.take_error();
     status::note_ends(connection, &engine.projection, engine.version, &ends, error.as_deref())
         .await
         .map_err(|e| e.to_string())

@@ -3,7 +3,7 @@
 //! Rows are staged before the fence row is touched, so that its lock is never held while the server waits for us:
 //! from the compare-and-set to COMMIT there is one message and one answer.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use serde_json::json;
 use uuid::Uuid;
@@ -30,8 +30,7 @@ const EVENT_NAMESPACE: Uuid = Uuid::from_u128(0x6d69_6c6c_706f_6e64_8f2b_6f75_74
 /// Temporary tables that every session needs beside the projection's own: handlers' rows, and what goes to the outbox.
 pub fn session_sql() -> Vec<String> {
     vec![
-        "create temp table _rows (tbl text, ord int8, deleted bool, row jsonb) on commit delete rows"
-            .to_owned(),
+        "create temp table _rows (tbl text, ord int8, deleted bool, row jsonb) on commit delete rows".to_owned(),
         "create temp table _outbox (out_seq int8, source_offset int8, index int4, event_id uuid,
              target_topic text, record_type text, key bytea, payload bytea, headers jsonb) on commit delete rows"
             .to_owned(),
@@ -64,8 +63,16 @@ pub enum Failure {
     Record(i64, Fault),
 }
 
-/// Runs the transaction to its commit; returns the outbox number it ends at.
-pub async fn run(engine: &Engine, lease: &mut Lease<'_>, mut work: Work<'_>) -> Result<i64, Failure> {
+/// What a committed transaction did.
+pub struct Committed {
+    /// The outbox number it ends at.
+    pub out_seq: i64,
+    /// Commands that the handler refused.
+    pub refused: usize,
+}
+
+/// Runs the transaction to its commit.
+pub async fn run(engine: &Engine, lease: &mut Lease<'_>, mut work: Work<'_>) -> Result<Committed, Failure> {
     store::run(lease.connection(), "begin").await?;
     if let Some(handler) = &engine.handler {
         let schema = &engine.schema;
@@ -92,7 +99,7 @@ pub async fn run(engine: &Engine, lease: &mut Lease<'_>, mut work: Work<'_>) -> 
     let tables = stage_effects(lease, &work).await?;
     let flush = flush_sql(engine, &work, outbox, &with_rows, &tables);
     store::run(lease.connection(), flush).await?;
-    Ok(work.claim.out_seq + outbox)
+    Ok(Committed { out_seq: work.claim.out_seq + outbox, refused: work.prepared.effects.refusals.len() })
 }
 
 async fn copy(lease: &mut Lease<'_>, statement: &str, rows: CopyBuffer) -> Result<(), store::Error> {
@@ -180,21 +187,20 @@ fn dead_letter_sql(engine: &Engine, work: &Work<'_>, dead: &DeadLetter<'_>) -> S
 async fn stage_outbox(engine: &Engine, lease: &mut Lease<'_>, work: &Work<'_>) -> Result<i64, Failure> {
     let mut rows = CopyBuffer::default();
     let mut seq = work.claim.out_seq;
-    let mut index_of_source = (-1, 0);
+    // A handler may come back to a record after others; its events are numbered through all the same.
+    let mut emitted_of: HashMap<i64, i32> = HashMap::new();
     for event in &work.prepared.effects.emitted {
-        index_of_source = if index_of_source.0 == event.source_offset {
-            (event.source_offset, index_of_source.1 + 1)
-        } else {
-            (event.source_offset, 0)
-        };
+        let next = emitted_of.entry(event.source_offset).or_insert(0);
+        let index = *next;
+        *next += 1;
         let encoded = engine.emit(event).map_err(|fault| Failure::Record(event.source_offset, fault))?;
         seq += 1;
-        let id = event_id(engine, work.claim, event.source_offset, index_of_source.1);
+        let id = event_id(engine, work.claim, event.source_offset, index);
         let headers = json!([[HEADER_EVENT_ID, base64(id.to_string().as_bytes())]]).to_string();
         rows.begin_row(9);
         rows.int8(seq);
         rows.int8(event.source_offset);
-        rows.int4(index_of_source.1);
+        rows.int4(index);
         rows.bytes(id.as_bytes());
         rows.bytes(encoded.topic.as_bytes());
         rows.bytes(event.record_type.as_bytes());

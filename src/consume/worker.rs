@@ -42,7 +42,7 @@ pub struct Worker {
 }
 
 /// Why applying a batch stopped.
-enum Broken {
+pub(super) enum Broken {
     /// Back off, claim again, go on with the same batch.
     Retry(String),
     /// Someone else owns the fence.
@@ -77,7 +77,7 @@ impl Worker {
                     self.partition.sleep(waits.next().unwrap_or(MAX_WAIT)).await;
                 }
                 Err(Broken::Retry(reason)) => {
-                    self.engine.note_error(&reason);
+                    self.engine.vitals.note_error(&reason);
                     warn!(consumer = %self.engine.projection, partition = %self.partition.at, error = %reason, "batch not applied; trying again");
                     metrics::BATCHES.with_label_values(&[self.engine.projection.as_str(), "transient_error"]).inc();
                     self.engine.sessions.drop_idle();
@@ -101,7 +101,7 @@ impl Worker {
             self.verify().await?;
             self.verified = true;
         }
-        if self.engine.is_paused() {
+        if self.engine.vitals.is_paused() {
             self.partition.sleep(Duration::from_millis(200)).await;
             return Ok(false);
         }
@@ -117,6 +117,10 @@ impl Worker {
                 }
             },
         };
+        if self.engine.vitals.is_paused() {
+            self.pending = Some(chunk);
+            return Ok(false);
+        }
         let result = self.apply(&chunk).await;
         // Its records were not applied, and the buffer continues behind them.
         if matches!(result, Err(Broken::Retry(_) | Broken::Fenced)) {
@@ -138,7 +142,8 @@ impl Worker {
 
     /// Claims again after a failure; on success the consumer stands at the fence. False: not now.
     async fn reclaim(&mut self) -> Result<bool, Broken> {
-        let claimed = self.engine.claim(&self.partition.at, Uuid::new_v4()).await.map_err(|e| Broken::Retry(e.to_string()))?;
+        let claimed =
+            self.engine.claim(&self.partition.at, Uuid::new_v4()).await.map_err(|e| Broken::Retry(e.to_string()))?;
         let claim = match claimed {
             Claimed::Mine(claim) => claim,
             Claimed::Closed { code, .. } => {
@@ -175,28 +180,29 @@ impl Worker {
         let name = &self.engine.projection;
         let at = &claim.at;
         let next = claim.next_offset;
-        let halt = |code, what: String| {
-            Err(Broken::Halt(Halt {
-                code,
-                reason: format!("{what}; to read the log as it is now from its start: millpond consumer restart {name} --from-zero"),
-            }))
-        };
+        let command = format!("millpond consumer restart {name}");
+        let from_zero = format!("to empty its tables and read the log as it is now: {command} --from-zero");
+        let halt = |code, reason: String| Err(Broken::Halt(Halt { code, reason }));
         if next > found.high {
-            return halt("log_is_shorter", format!("{at} ends at offset {}, but {name} has applied it up to {next}: the topic was recreated or lost records", found.high));
+            let what = format!("{at} ends at offset {}, but {name} has applied it up to {next}", found.high);
+            return halt("log_is_shorter", format!("{what}: the topic was recreated or lost records; {from_zero}"));
         }
         if next < found.low {
-            return halt("log_was_cut", format!("{at} starts at offset {}, but {name} has applied it only up to {next}: records were removed before they were applied", found.low));
+            let what = format!("{at} starts at offset {}, but {name} has applied it only up to {next}", found.low);
+            let go_on = format!("to go on without the records that were removed: {command} --skip-removed");
+            return halt("log_was_cut", format!("{what}; {go_on}"));
         }
-        if let (Some(last), Some((key, payload))) = (&claim.last, &found.last) {
-            let checksum = prepare::checksum(key.as_deref(), payload.as_deref());
+        if let (Some(last), Some(record)) = (&claim.last, &found.last) {
+            let checksum = prepare::checksum(record.key.as_deref(), record.payload.as_deref());
             if checksum != last.checksum {
-                return halt("log_is_another", format!("the record at {at} offset {} is not the one {name} applied: the topic was recreated", last.offset));
+                let what = format!("the record at {at} offset {} is not the one {name} applied", last.offset);
+                return halt("log_is_another", format!("{what}: the topic was recreated; {from_zero}"));
             }
         }
         Ok(())
     }
 
-    async fn apply(&mut self, chunk: &Chunk) -> Result<(), Broken> {
+    pub(super) async fn apply(&mut self, chunk: &Chunk) -> Result<(), Broken> {
         let next = self.claim.as_ref().map_or(0, |c| c.next_offset);
         if next < chunk.from {
             // Never step over an offset: read again from the fence.
@@ -205,7 +211,8 @@ impl Worker {
         }
         // Whatever the client delivered again is below the fence.
         let first = chunk.records.partition_point(|r| r.offset < next);
-        let mut ranges = vec![first..chunk.records.len()];
+        let mut ranges = Vec::new();
+        ranges.push(first..chunk.records.len());
         while let Some(range) = ranges.pop() {
             if range.is_empty() {
                 continue;
@@ -231,7 +238,7 @@ impl Worker {
                     let index = chunk.records.partition_point(|r| r.offset < offset).clamp(range.start, range.end - 1);
                     self.around(chunk, &mut ranges, range, index, fault).await?;
                 }
-                Err(Failure::Store(e)) if e.class() == Class::Record => {
+                Err(Failure::Store(e)) if e.class() == Class::Record || (e.is_timeout() && range.len() > 1) => {
                     metrics::BATCHES.with_label_values(&[self.engine.projection.as_str(), "record_error"]).inc();
                     if range.len() > 1 {
                         // Bisect: each half is a transaction of its own that advances the fence.
@@ -349,20 +356,15 @@ impl Worker {
         let mut lease = self.engine.sessions.lease().await?;
         let work = Work { claim: &claim, chunk, from: claim.next_offset, to, prepared, dead };
         let result = transaction::run(&self.engine, &mut lease, work).await;
-        let out_seq = match result {
-            Ok(out_seq) => {
-                lease.give_back();
-                out_seq
-            }
-            Err(failure) => return Err(failure),
-        };
+        let committed = result?;
+        lease.give_back();
         if let Some(claim) = &mut self.claim {
             claim.next_offset = to;
-            claim.out_seq = out_seq;
+            claim.out_seq = committed.out_seq;
         }
         self.partition.set_next_offset(to);
         self.send(Command::Commit { at: self.partition.at.clone(), offset: to });
-        tally.report(&self.engine.projection, started);
+        tally.report(&self.engine.projection, committed.refused, started);
         Ok(())
     }
 
@@ -381,7 +383,7 @@ impl Worker {
 
     async fn halt(&mut self, halt: &Halt) {
         error!(consumer = %self.engine.projection, partition = %self.partition.at, code = halt.code, reason = %halt.reason, "halted");
-        self.engine.note_error(&halt.reason);
+        self.engine.vitals.note_error(&halt.reason);
         self.pending = None;
         self.partition.buffer().refuse();
         if let Some(claim) = self.claim.take() {
@@ -430,11 +432,12 @@ struct Tally {
 }
 
 impl Tally {
-    fn report(&self, consumer: &str, started: Instant) {
+    fn report(&self, consumer: &str, refused: usize, started: Instant) {
         let count = |outcome: &str, n: usize| {
             metrics::MESSAGES.with_label_values(&[consumer, outcome]).inc_by(n as u64);
         };
-        count("applied", self.applied);
+        count("applied", self.applied.saturating_sub(refused));
+        count("refused", refused);
         count("skipped", self.skipped);
         count("dead_lettered", self.classes.len());
         for class in &self.classes {

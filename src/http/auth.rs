@@ -173,8 +173,9 @@ fn parse_line(line: &str) -> Result<(Hash, Principal), String> {
     };
     let mut bytes = Hash::default();
     // The text of the field stays out of the message: somebody may have put the key itself there.
-    hex::decode_to_slice(hash, &mut bytes)
-        .map_err(|_| format!("the hash of key {name:?} is not 64 hex digits: make one with `millpond producer key`"))?;
+    hex::decode_to_slice(hash, &mut bytes).map_err(|_| {
+        format!("the hash of key {name:?} is not 64 hex digits: printf %s \"$KEY\" | sha256sum makes one")
+    })?;
     let grant = match producers {
         "*" => Grant::All,
         list => Grant::Producers(list.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()),

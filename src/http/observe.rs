@@ -21,7 +21,7 @@ use crate::telemetry::metrics::http::{PANICS, REQUEST_SECONDS, REQUESTS_IN_FLIGH
 /// Label of requests whose path no route has; the path itself would make a metric without bound.
 const NO_ROUTE_LABEL: &str = "none";
 
-/// Finishes a listener's router: problems for unknown paths and methods, and [`observe`] around everything.
+/// Finishes a listener's router: problems for unknown paths and methods, and `observe` around everything.
 ///
 /// Call it once, last, on the merged router.
 pub fn app(router: Router) -> Router {

@@ -2,7 +2,7 @@
 
 use axum::{
     body::Body,
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde_json::{Map, Value};
@@ -36,6 +36,7 @@ impl Kind {
             title: self.title,
             detail: detail.into(),
             extra: Map::new(),
+            headers: Box::default(),
             retry_after: None,
         }
     }
@@ -50,6 +51,8 @@ pub struct Problem {
     pub detail: String,
     /// Further members of the body; the names of RFC 9457, `code` and `trace_id` are taken.
     pub extra: Map<String, Value>,
+    /// Further headers of the answer.
+    pub headers: Box<HeaderMap>,
     /// Seconds until a retry makes sense; also sent as `Retry-After`.
     pub retry_after: Option<u32>,
 }
@@ -59,6 +62,22 @@ impl Problem {
     #[must_use]
     pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.extra.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// Adds what is probably meant, if anything is.
+    #[must_use]
+    pub fn hint(self, hint: Option<impl Into<String>>) -> Self {
+        match hint {
+            Some(hint) => self.with("hint", hint.into()),
+            None => self,
+        }
+    }
+
+    /// Adds a header to the answer.
+    #[must_use]
+    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.insert(name, value);
         self
     }
 
@@ -102,6 +121,7 @@ impl IntoResponse for Problem {
         let mut response = Response::new(Body::from(self.body().to_string()));
         *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let headers = response.headers_mut();
+        headers.extend(*self.headers);
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(seconds) = self.retry_after {

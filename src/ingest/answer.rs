@@ -157,15 +157,19 @@ pub(super) fn unfinished(tally: &Tally, single: bool) -> Problem {
 fn advice(outcome: &str, tally: &Tally, single: bool) -> String {
     let text = match (outcome, tally.failed_have_client_ids, single) {
         ("not_written", ..) => "retry the request: nothing of it is in the log",
-        (_, true, _) => "retry the request with the same ids: what is in the log already takes effect once",
-        ("partly_written", false, _) => {
+        ("partly_written", ..) => {
             "retry only the records that are listed: the others are in the log and would be doubled"
         }
+        (_, true, _) => {
+            "a retry may double the records of unknown outcome, for repeats are not recognised yet; with the same ids \
+             both can be found in the log"
+        }
         (_, false, true) => {
-            "a retry as it is may double the record; retry with the event_id listed here as Idempotency-Key and it cannot"
+            "a retry may double the record; with the event_id listed here as Idempotency-Key both can be found in the log"
         }
         (_, false, false) => {
-            "a retry may double the records of unknown outcome; next time send an Idempotency-Key, or ids in the records"
+            "a retry may double the records of unknown outcome; next time send an Idempotency-Key, or ids in the \
+             records, so that doubles can be found"
         }
     };
     text.to_owned()

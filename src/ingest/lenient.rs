@@ -267,17 +267,21 @@ impl<'a> Stream<'a> {
         self.with_stand(problem.with("outcome", outcome))
     }
 
-    /// What to send again. Under a key the ids count from the first record of a request, so that the rest by itself would
-    /// get ids that are taken, and be passed over as a repeat.
+    /// What to send again. Under a key the ids count from the first record of a request, so that the rest under the same
+    /// key would get ids that are taken.
     fn advice(&self) -> &'static str {
         match (&self.intake.idempotency_key, self.tally.is_complete(), self.tally.unknown) {
-            (Some(_), ..) => {
-                "send the whole request again with the same Idempotency-Key: what is in the log already takes effect once; \
-                 do not send the rest alone under that key"
+            (Some(_), true, _) => {
+                "send the rest, from the record in `stopped_before` on, under another Idempotency-Key: under this one its \
+                 ids are taken"
             }
-            (None, true, _) => "send the rest, from the record in `stopped_before` on: all before it is written, or in `errors`",
-            (None, false, 0) => "send the records listed in `records`, and the rest from the record in `stopped_before` on",
-            (None, false, _) => {
+            (_, true, _) => {
+                "send the rest, from the record in `stopped_before` on: all before it is written, or in `errors`"
+            }
+            (_, false, 0) => {
+                "send the records listed in `records`, and the rest from the record in `stopped_before` on"
+            }
+            (_, false, _) => {
                 "send the rest, from the record in `stopped_before` on; of those in `records` the unknown ones may double if \
                  they are sent again"
             }

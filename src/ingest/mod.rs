@@ -18,7 +18,7 @@ mod list;
 mod negotiate;
 pub mod problems;
 mod publish;
-mod registry_routes;
+pub mod registry_routes;
 mod routes;
 mod stream;
 mod strict;
@@ -31,7 +31,6 @@ use std::{
 use axum::body::Body;
 
 pub use contract::{Contract, Contracts};
-pub use registry_routes::routes as registry_router;
 pub use routes::router;
 
 use self::{

@@ -149,7 +149,7 @@ pub const UNKNOWN_OUTCOME: Kind = Kind {
     status: 504,
     title: "the outcome is unknown",
     meaning: "records were handed to Kafka and no acknowledgement came in time: they may or may not be in the log",
-    remedy: "retry with the same event ids: repeats take effect once; records without ids of the client's may double",
+    remedy: "a retry may double these records, for repeats are not recognised yet; with ids of the client's both can be found",
 };
 /// Some were written and some were not.
 pub const PARTLY_WRITTEN: Kind = Kind {

@@ -211,16 +211,16 @@ impl UnderWay {
                 count(&self.contract, &receipt);
                 tally.add(&receipt, &self.sent, listing);
             }
-            // Dropped with the receipt still pending: counted when it comes.
-            Err(_) => tally.add_unknown(&self.sent, listing),
+            Err(_) => {
+                tally.add_unknown(&self.sent, listing);
+                self.finish_alone();
+            }
         }
     }
-}
 
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        let Some(pending) = self.pending.take() else { return };
-        DEPARTED_CLIENTS.inc();
+    /// Sees the records to their end without anybody waiting; gives whether there were any to see to.
+    fn finish_alone(&mut self) -> bool {
+        let Some(pending) = self.pending.take() else { return false };
         let (contract, held) = (Arc::clone(&self.contract), self.held.take());
         // Outside of a runtime the process is ending, and so are the books.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
@@ -228,6 +228,15 @@ impl Drop for UnderWay {
                 count(&contract, &pending.await);
                 drop(held);
             });
+        }
+        true
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        if self.finish_alone() {
+            DEPARTED_CLIENTS.inc();
         }
     }
 }
@@ -271,7 +280,7 @@ pub(super) fn refused(reason: &NotSent, places: &[Place]) -> Problem {
             NOT_WRITTEN.problem(text).retry_after(retry_seconds(2))
         }
         NotSent::UnknownTopic { .. } => NOT_WRITTEN
-            .problem(format!("{text}: `millpond topic create` makes the topics that the folders declare"))
+            .problem(format!("{text}: create it, or restart Millpond, which creates what the folders declare"))
             .retry_after(retry_seconds(5)),
         NotSent::RecordTooLarge { index, bytes, limit } => {
             let place = places.get(*index);

@@ -109,7 +109,7 @@ const OWNED: &[(&[&str], &str)] = &[
         &["queue.buffering.max.messages", "queue.buffering.max.kbytes", "message.max.bytes"],
         "set in_flight_bytes or max_record_bytes instead",
     ),
-    (&["allow.auto.create.topics"], "topics are created by `millpond topic ensure`, with their settings"),
+    (&["allow.auto.create.topics"], "topics are created by `millpond schema push`, with their settings"),
     (&["delivery.report.only.error", "dr_cb", "dr_msg_cb"], "every record's fate is accounted for"),
     (
         &[
@@ -227,9 +227,6 @@ impl Options {
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "error")
             .set("isolation.level", "read_committed")
-            // A dead member is replaced after 10 s; above the 8 s after which Postgres ends a stopped transaction.
-            .set("session.timeout.ms", "10000")
-            .set("heartbeat.interval.ms", "3000")
             // The poll thread never waits longer than about 10 s; five minutes would only hide a fault.
             .set("max.poll.interval.ms", "60000")
             // Prefetch is memory: 16 MiB for the member, 1 MiB a fetch and partition.
@@ -240,6 +237,10 @@ impl Options {
             .set("fetch.wait.max.ms", "500")
             .set("fetch.error.backoff.ms", "100")
             .set("topic.metadata.refresh.interval.ms", "10000");
+        // A dead member is replaced after 10 s; above the 8 s after which Postgres ends a stopped transaction. Whoever
+        // sets less has partitions taken over sooner and waits for such a transaction instead; fences hold either way.
+        default(&mut config, &["session.timeout.ms"], "10000");
+        default(&mut config, &["heartbeat.interval.ms"], "3000");
         Ok(config)
     }
 
@@ -372,6 +373,8 @@ impl ConsumerContext for Logging {}
 
 #[cfg(test)]
 mod tests {
+    use rdkafka::consumer::BaseConsumer;
+
     use super::*;
 
     fn with(key: &str, value: &str) -> Options {
@@ -408,13 +411,14 @@ mod tests {
 
     #[test]
     fn secret_is_neither_in_debug_nor_in_errors() {
-        let options = with("sasl.password", "hunter2");
-        assert!(!format!("{options:?}").contains("hunter2"));
-        let options = with("ssl.key.pem", "hunter2");
-        let config = options.reader(Isolation::Committed).unwrap();
-        let made: Result<rdkafka::consumer::BaseConsumer<Logging>, _> = create(&config, Logging, "reader");
-        if let Err(error) = made {
-            assert!(!error.to_string().contains("hunter2"), "{error}");
+        assert!(!format!("{:?}", with("sasl.password", "hunter2")).contains("hunter2"));
+        let mut with_key = with("ssl.key.pem", "hunter2");
+        with_key.client.insert("security.protocol".into(), "ssl".into());
+        for faulty in [with_key, with("security.protocol", "hunter2")] {
+            let made: Result<BaseConsumer<Logging>, Error> =
+                create(&faulty.reader(Isolation::Committed).unwrap(), Logging, "reader");
+            let error = made.err().unwrap();
+            assert!(!error.to_string().contains("hunter2") && !format!("{error:?}").contains("hunter2"), "{error:?}");
         }
     }
 }

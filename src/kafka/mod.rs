@@ -36,6 +36,10 @@ pub enum Error {
     NoTopic { topic: String },
     #[error("topic `{topic}` has {found} partitions where {wanted} are declared; {advice}")]
     Partitions { topic: String, found: usize, wanted: usize, advice: &'static str },
+    #[error(
+        "{topic}/{partition} ends at offset {end}, and was read up to {read} before: the topic was made anew or cut"
+    )]
+    Shrunk { topic: String, partition: i32, end: i64, read: i64 },
     #[error("kafka did not {action} within {seconds} s; see whether the brokers can be reached")]
     Timeout { action: String, seconds: u64 },
 }

@@ -188,6 +188,9 @@ impl Reader {
         // Asked first: a leader just elected answers this only once it knows the end for sure.
         let (low, high) = self.watermarks(topic, partition)?;
         let mut next = first.unwrap_or(low);
+        if next > high {
+            return Err(Error::Shrunk { topic: topic.into(), partition, end: high, read: next });
+        }
         if next < high {
             let topic: Arc<str> = topic.into();
             self.run(&topic, &[Span { partition, first: next, end: None }], false, |message| {

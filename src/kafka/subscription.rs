@@ -28,13 +28,13 @@ use super::{Error, Options, client};
 use crate::domain::TopicPartition;
 
 /// A record as the poll thread sees it; everything is borrowed from librdkafka.
-pub struct Incoming<'a> {
+pub struct Incoming<'a, 'h> {
     pub offset: i64,
     /// Milliseconds since the Unix epoch.
     pub timestamp: i64,
     pub key: Option<&'a [u8]>,
     pub payload: Option<&'a [u8]>,
-    pub headers: &'a mut dyn Iterator<Item = (&'a str, Option<&'a [u8]>)>,
+    pub headers: &'h mut (dyn Iterator<Item = (&'a str, Option<&'a [u8]>)> + 'h),
 }
 
 /// What the poll thread does after handing a record over.
@@ -61,7 +61,7 @@ pub trait Assignee: Send + Sync + 'static {
     fn assigned(&self, partitions: Vec<TopicPartition>) -> Vec<Assigned<Self::Partition>>;
     /// `lost`: the group has given them to someone else already; there is nothing to finish.
     fn revoked(&self, partitions: Vec<TopicPartition>, lost: bool);
-    fn record(&self, partition: &Self::Partition, record: Incoming<'_>) -> Flow;
+    fn record(&self, partition: &Self::Partition, record: Incoming<'_, '_>) -> Flow;
     /// The consumer now stands at `offset`, and nothing from before the seek will come.
     fn sought(&self, partition: &Self::Partition, offset: i64);
     /// An error of the client that it cannot mend by itself.
@@ -71,10 +71,18 @@ pub trait Assignee: Send + Sync + 'static {
 /// What a worker asks of the poll thread.
 #[derive(Debug)]
 pub enum Command {
-    Seek { at: TopicPartition, offset: i64 },
-    Resume { at: TopicPartition },
+    Seek {
+        at: TopicPartition,
+        offset: i64,
+    },
+    Resume {
+        at: TopicPartition,
+    },
     /// Tell the group how far a partition is; a hint for lag tools, never read back as truth.
-    Commit { at: TopicPartition, offset: i64 },
+    Commit {
+        at: TopicPartition,
+        offset: i64,
+    },
     /// Leave the group and end the thread.
     Stop,
 }
@@ -189,7 +197,11 @@ impl<A: Assignee> Context<A> {
         }
         drop(owned);
         self.changes.fetch_add(1, Ordering::Relaxed);
-        if cooperative { consumer.incremental_assign(&list)? } else { consumer.assign(&list)? }
+        if cooperative {
+            consumer.incremental_assign(&list)?
+        } else {
+            consumer.assign(&list)?
+        }
         if waiting.count() > 0 {
             consumer.pause(&waiting)?;
         }

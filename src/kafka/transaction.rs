@@ -30,7 +30,7 @@ use super::{
 /// What init, commit and abort may take: until then the coordinator has ended the transaction anyway.
 const LIMIT: Duration = TRANSACTION_TIMEOUT.saturating_add(Duration::from_secs(5));
 /// How often the polling thread looks whether it should end.
-const TICK: Duration = Duration::from_millis(20);
+const TICK: Duration = Duration::from_millis(100);
 
 /// One record to send in a transaction.
 #[derive(Debug, Clone)]

@@ -5,10 +5,14 @@
 
 use std::ops::ControlFlow;
 
-use sqlparser::ast::{
-    CastKind, DataType, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, GroupByExpr, Ident, Query,
-    Select, SelectItem, SelectItemQualifiedWildcardKind, SetExpr, Statement, Value, Visit as _, Visitor,
-    WildcardAdditionalOptions,
+use sqlparser::{
+    ast::{
+        CastKind, DataType, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, GroupByExpr, Ident, Query,
+        Select, SelectItem, SelectItemQualifiedWildcardKind, SetExpr, Statement, Value, Visit as _, Visitor,
+        WildcardAdditionalOptions,
+    },
+    dialect::PostgreSqlDialect,
+    parser::Parser,
 };
 
 use super::{
@@ -141,6 +145,11 @@ impl Reader<'_> {
                 .any(|call| self.scope.functions.get(&call.name).is_some_and(|f| f.set_returning))
         });
         let sql = rewritten(query, &items, (!aggregated).then_some(driving.alias.as_str()));
+        let Some(sql) = sql else {
+            return self.refuse(
+                "the statement could not be written again without change; use plainer syntax, such as cast(x as y)",
+            );
+        };
         let relation = self.scope.relations[driving.relation].name.clone();
         let multiplies = driving.joined || returns_sets;
         Some(Contribution {
@@ -457,8 +466,9 @@ impl Visitor for Aggregates<'_> {
     }
 }
 
-/// The SELECT with its columns named and `_seq` of the relation `alias` beside them.
-fn rewritten(query: &Query, items: &[(String, Expr)], alias: Option<&str>) -> String {
+/// The SELECT with its columns named and `_seq` of the relation `alias` beside them; none if the text that is to be run
+/// would not be read as the statement that was judged.
+fn rewritten(query: &Query, items: &[(String, Expr)], alias: Option<&str>) -> Option<String> {
     let mut query = query.clone();
     if let SetExpr::Select(select) = query.body.as_mut() {
         let named = |name: &str, expr: Expr| SelectItem::ExprWithAlias { expr, alias: Ident::with_quote('"', name) };
@@ -468,7 +478,9 @@ fn rewritten(query: &Query, items: &[(String, Expr)], alias: Option<&str>) -> St
             select.projection.push(named("_seq", seq));
         }
     }
-    query.to_string()
+    let sql = query.to_string();
+    let read = Parser::parse_sql(&PostgreSqlDialect {}, &sql).ok()?;
+    matches!(read.as_slice(), [Statement::Query(read)] if **read == query).then_some(sql)
 }
 
 /// The SELECT with one expression of its ungrouped rows in the place of its columns.

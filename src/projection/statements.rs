@@ -134,7 +134,7 @@ mod tests {
         assert_eq!((found[0].line, found[1].line), (2, 5));
         assert_eq!(found[0].text, "select ';' as \"ü;\",\n  $$;$$ as b from r");
         assert_eq!(found[1].text, "select 2 as x");
-        assert_eq!(found[0].line_at(20), 3);
+        assert_eq!(found[0].line_at(21), 3);
     }
 
     #[test]

@@ -6,14 +6,14 @@ use sqlparser::ast::{ColumnOption, Statement, TableConstraint};
 
 use super::{
     names::{quoted, quoted_list},
-    plan::TablePlan,
+    plan::{PlanColumn, TablePlan},
     reference::parse_type,
     statements::SqlStatement,
     uses::{folded, last_part},
 };
 use crate::{
     domain::{ColumnInfo, TableInfo},
-    spec::{ConsumerSpec, SpecFault, TableSpec},
+    spec::{ConsumerSpec, MergeRule, SpecFault, TableSpec},
 };
 
 /// A table as it is made and shown.
@@ -33,12 +33,17 @@ pub(super) fn derived(plan: &TablePlan, spec: &TableSpec, declared: bool) -> Tab
     let columns: Vec<ColumnInfo> = plan
         .columns
         .iter()
-        .map(|c| ColumnInfo { name: c.name.clone(), pg_type: c.pg_type.clone(), nullable: c.rule.is_some() })
+        .map(|c| ColumnInfo {
+            name: c.name.clone(),
+            pg_type: c.pg_type.clone(),
+            nullable: c.rule.is_some() && (declared || !is_sum(c)),
+        })
         .collect();
     let info = TableInfo { name: plan.name.clone(), key: plan.key.clone(), columns };
     let mut ddl = Vec::new();
     if !declared {
-        ddl.push(create_table(&info, plan.has_set));
+        let sums: Vec<&str> = plan.columns.iter().filter(|c| is_sum(c)).map(|c| c.name.as_str()).collect();
+        ddl.push(create_table(&info, plan.has_set, &sums));
     } else if plan.has_set {
         ddl.push(format!("alter table {SCHEMA}.{} add column _set bigint not null default 0", quoted(&plan.name)));
     }
@@ -73,16 +78,24 @@ pub(super) fn listed(name: &str, table: &TableSpec, spec: &ConsumerSpec, faults:
         fault(format!("`{column}` is not among the columns of `{name}`; add it to [tables.{name}.columns]"));
     }
     let info = TableInfo { name: name.to_owned(), key: table.key.clone(), columns };
-    let mut ddl = vec![create_table(&info, false)];
+    let mut ddl = vec![create_table(&info, false, &[])];
     ddl.extend(indexes(name, table));
     Table { info, grants: table.grants.clone(), ddl }
 }
 
-fn create_table(info: &TableInfo, has_set: bool) -> String {
+fn is_sum(column: &PlanColumn) -> bool {
+    column.rule == Some(MergeRule::Sum)
+}
+
+/// `sums` begin at zero, also in a row whose SELECTs have not named them yet.
+fn create_table(info: &TableInfo, has_set: bool, sums: &[&str]) -> String {
     let mut lines: Vec<String> = info
         .columns
         .iter()
-        .map(|c| format!("{} {}{}", quoted(&c.name), c.pg_type, if c.nullable { "" } else { " not null" }))
+        .map(|c| {
+            let default = if sums.contains(&c.name.as_str()) { " default '0'" } else { "" };
+            format!("{} {}{}{default}", quoted(&c.name), c.pg_type, if c.nullable { "" } else { " not null" })
+        })
         .collect();
     if has_set {
         lines.push("_set bigint not null default 0".to_owned());

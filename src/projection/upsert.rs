@@ -211,7 +211,8 @@ impl Writer<'_> {
         let ties = if self.ties { " order by _tie desc nulls last" } else { "" };
         match &column.rule {
             None => name,
-            Some(MergeRule::Sum) => format!("(sum({name}){all})::{pg_type}"),
+            // A sum begins at zero, whether or not any row has named it.
+            Some(MergeRule::Sum) => format!("coalesce((sum({name}){all})::{pg_type}, '0'::{pg_type})"),
             Some(MergeRule::Min) => format!("min({name}){all}"),
             Some(MergeRule::Max) => format!("max({name}){all}"),
             Some(MergeRule::And) => format!("bool_and({name}){all}"),

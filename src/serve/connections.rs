@@ -16,11 +16,12 @@ use std::{
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::{sync::Notify, task::JoinSet};
 use tokio_postgres::{
-    Client, Config, NoTls, Row, Statement,
+    Client, Row, Statement,
     error::SqlState,
     types::{ToSql, Type},
 };
 
+use super::tls::Address;
 use crate::telemetry::metrics::serve as metrics;
 
 /// Statements waiting on one connection; more are refused as busy, for they would time out.
@@ -120,13 +121,14 @@ impl std::fmt::Debug for Session {
 
 impl Connections {
     /// Starts to connect, in tasks of `tasks`; does not wait for it.
-    pub fn start(config: &Config, count: usize, statement_timeout: Duration, tasks: &mut JoinSet<()>) -> Arc<Self> {
-        let mut config = config.clone();
+    pub fn start(address: &Address, count: usize, statement_timeout: Duration, tasks: &mut JoinSet<()>) -> Arc<Self> {
+        let mut address = address.clone();
+        let config = &mut address.config;
         config.application_name("millpond serve").connect_timeout(Duration::from_secs(5));
         config.keepalives_idle(Duration::from_secs(30)).tcp_user_timeout(Duration::from_secs(30));
         let slots: Vec<Arc<Slot>> = (0..count.max(1)).map(|_| Arc::default()).collect();
         for slot in &slots {
-            tasks.spawn(slot.clone().stay_connected(config.clone(), statement_timeout));
+            tasks.spawn(slot.clone().stay_connected(address.clone(), statement_timeout));
         }
         Arc::new(Self { slots, next: AtomicUsize::new(0), answer_within: statement_timeout + GRACE })
     }
@@ -207,7 +209,7 @@ impl Slot {
         *self.last_error.lock().expect("invariant: not poisoned") = error;
     }
 
-    async fn stay_connected(self: Arc<Self>, config: Config, statement_timeout: Duration) {
+    async fn stay_connected(self: Arc<Self>, address: Address, statement_timeout: Duration) {
         let policy = ExponentialBuilder::new()
             .with_min_delay(Duration::from_millis(50))
             .with_max_delay(Duration::from_secs(2))
@@ -215,7 +217,7 @@ impl Slot {
             .without_max_times();
         let mut delays = policy.build();
         loop {
-            match self.connected(&config, statement_timeout).await {
+            match self.connected(&address, statement_timeout).await {
                 Ok(()) => delays = policy.build(),
                 Err(error) => {
                     let text = with_sources(&error);
@@ -228,8 +230,8 @@ impl Slot {
     }
 
     /// Connects and stays until the session ends.
-    async fn connected(&self, config: &Config, statement_timeout: Duration) -> Result<(), tokio_postgres::Error> {
-        let (client, connection) = config.connect(NoTls).await?;
+    async fn connected(&self, address: &Address, statement_timeout: Duration) -> Result<(), tokio_postgres::Error> {
+        let (client, connection) = address.config.connect(address.tls.clone()).await?;
         let mut connection = std::pin::pin!(connection);
         let settings = session_settings(statement_timeout);
         tokio::select! {

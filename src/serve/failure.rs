@@ -10,8 +10,9 @@ use super::{
     compile::{Slot, Statement, Value},
     connections::Error,
     grammar::abbreviated,
-    problem::{BAD_CURSOR, BAD_OPERATOR, BAD_VALUE, BUSY, INTERNAL, Problem, TIMED_OUT, UNAVAILABLE},
+    problem::{BAD_CURSOR, BAD_OPERATOR, BAD_VALUE, BUSY, INTERNAL, TIMED_OUT, UNAVAILABLE},
 };
+use crate::http::Problem;
 
 /// How a failed statement is answered.
 pub enum Failure {
@@ -56,7 +57,7 @@ async fn is_readable(state: &ServeState, slot: &Slot, value: &Value) -> bool {
 
 fn bad_value(slot: &Slot, value: &Value) -> Problem {
     if slot.is_of_cursor() {
-        return Problem::new(&BAD_CURSOR, "parameter `after`: the value is damaged").with("parameter", "after");
+        return BAD_CURSOR.problem("parameter `after`: the value is damaged").with("parameter", "after");
     }
     let got = match value {
         Value::Text(text) => abbreviated(text),
@@ -68,7 +69,8 @@ fn bad_value(slot: &Slot, value: &Value) -> Problem {
     );
     let spaced = slot.pg_type.starts_with("time") && got.contains(' ');
     let hint = spaced.then_some("a `+` in a URL means a space: write %2B for a time zone's plus, or Z");
-    Problem::new(&BAD_VALUE, detail)
+    BAD_VALUE
+        .problem(detail)
         .with("parameter", slot.parameter.clone())
         .with("expected", slot.pg_type.clone())
         .hint(hint)
@@ -77,15 +79,15 @@ fn bad_value(slot: &Slot, value: &Value) -> Problem {
 /// The problem for an error that is not about one value.
 pub fn problem(error: &Error, statement: Option<&Statement>) -> Problem {
     match error {
-        Error::Busy => Problem::new(&BUSY, "too many reads are waiting for the database").retry_after(1),
-        Error::NoAnswer(_) => Problem::new(&UNAVAILABLE, "the database did not answer in time").retry_after(2),
+        Error::Busy => BUSY.problem("too many reads are waiting for the database").retry_after(1),
+        Error::NoAnswer(_) => UNAVAILABLE.problem("the database did not answer in time").retry_after(2),
         Error::Unavailable(last) => {
             tracing::debug!(last, "read refused without a connection");
-            Problem::new(&UNAVAILABLE, "there is no connection to the database").retry_after(1)
+            UNAVAILABLE.problem("there is no connection to the database").retry_after(1)
         }
         Error::Postgres(cause) => match cause.code() {
             Some(code) => by_code(code, error, cause, statement),
-            None => Problem::new(&UNAVAILABLE, "the connection to the database was lost").retry_after(1),
+            None => UNAVAILABLE.problem("the connection to the database was lost").retry_after(1),
         },
     }
 }
@@ -100,22 +102,22 @@ fn by_code(code: &SqlState, error: &Error, cause: &tokio_postgres::Error, statem
         SqlState::INDETERMINATE_DATATYPE,
     ];
     if operator.contains(code) && statement.is_some() {
-        return Problem::new(&BAD_OPERATOR, message.to_owned());
+        return BAD_OPERATOR.problem(message.to_owned());
     }
     if *code == SqlState::QUERY_CANCELED {
-        return Problem::new(&TIMED_OUT, TIMED_OUT.remedy);
+        return TIMED_OUT.problem(TIMED_OUT.remedy);
     }
     if *code == SqlState::UNDEFINED_TABLE {
         let detail =
             "the platform's tables are not in this database: start `millpond consume` or `millpond dev` on it once";
-        return Problem::new(&UNAVAILABLE, detail).retry_after(5);
+        return UNAVAILABLE.problem(detail).retry_after(5);
     }
     let passing = matches!(&code.code()[..2], "08" | "40" | "53" | "55" | "57" | "58");
     if passing {
         tracing::warn!(code = code.code(), error = message, "read refused by postgres");
-        return Problem::new(&UNAVAILABLE, "the database refuses reads at the moment").retry_after(1);
+        return UNAVAILABLE.problem("the database refuses reads at the moment").retry_after(1);
     }
     let sql = statement.map(|statement| statement.template.sql.text());
     tracing::error!(code = code.code(), %error, message, sql, "read failed");
-    Problem::new(&INTERNAL, format!("postgres answered with error {}", code.code()))
+    INTERNAL.problem(format!("postgres answered with error {}", code.code()))
 }

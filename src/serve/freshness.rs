@@ -12,10 +12,10 @@ use super::{
     catalog::Projection,
     connections::{Lane, Sql},
     failure, header_value, headers,
-    problem::Problem,
     wait::Wanted,
 };
 use crate::domain::Position;
+use crate::http::Problem;
 
 /// Beside the data: which version was live, how far it was, how old that is, and what became of wanted records.
 #[derive(Debug, Clone, PartialEq)]

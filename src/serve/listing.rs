@@ -16,8 +16,9 @@ use super::{
     format::negotiate,
     freshness::{self, Head},
     grammar::encode,
-    problem::{NOT_ACCEPTABLE, Problem},
+    problem::NOT_ACCEPTABLE,
 };
+use crate::http::Problem;
 
 /// What the planner knows of the sizes; -1 before a table was first analysed.
 static ESTIMATES: LazyLock<Sql> = LazyLock::new(|| {
@@ -105,7 +106,7 @@ fn path(projection: &Projection, table: &Table) -> String {
 pub async fn index(state: &ServeState, base: &Base, headers: &HeaderMap) -> Result<Response, Problem> {
     const OFFERED: [&str; 3] = ["application/json", "text/html", "text/plain"];
     let form = negotiate(headers, &OFFERED)
-        .ok_or_else(|| Problem::new(&NOT_ACCEPTABLE, "accept application/json, text/html or text/plain"))?;
+        .ok_or_else(|| NOT_ACCEPTABLE.problem("accept application/json, text/html or text/plain"))?;
     let body = views(state, base, None).await?;
     let json = json!({
         "millpond": env!("CARGO_PKG_VERSION"),

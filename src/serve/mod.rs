@@ -21,9 +21,14 @@ mod outcome;
 pub mod problem;
 mod read;
 mod routes;
+mod tls;
 mod wait;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::http::HeaderValue;
 use tokio::task::JoinSet;
@@ -31,7 +36,9 @@ use tokio::task::JoinSet;
 use catalog::{Catalog, Projection, Snapshot};
 use connections::Connections;
 use freshness::Ends;
-use problem::{NOT_LIVE, Problem, UNKNOWN_VIEW};
+use problem::{NOT_LIVE, UNKNOWN_VIEW};
+
+use crate::http::Problem;
 pub use routes::router;
 use wait::Waits;
 
@@ -112,17 +119,8 @@ impl fmt::Debug for Options {
     }
 }
 
-/// Why the role cannot be started.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    // The address may hold a password, so the text is not shown; the cause names the part.
-    #[error("the address of postgres is not understood: {0}")]
-    DatabaseUrl(#[source] tokio_postgres::Error),
-    #[error(
-        "the address of postgres asks for TLS (sslmode=require), which reads do not support yet: use a local proxy or a private network with sslmode=prefer"
-    )]
-    Tls,
-}
+/// Why the role cannot be started: the address of Postgres is at fault.
+pub use tls::Error;
 
 /// Everything that the routes share. Cheap to clone; the last one dropped closes the connections.
 #[derive(Debug, Clone)]
@@ -152,12 +150,9 @@ pub struct Health {
 impl ServeState {
     /// Starts connecting and keeping the catalog; does not wait for the database. Needs a running tokio runtime.
     pub fn start(options: Options) -> Result<ServeState, Error> {
-        let config: tokio_postgres::Config = options.database_url.parse().map_err(Error::DatabaseUrl)?;
-        if config.get_ssl_mode() == tokio_postgres::config::SslMode::Require {
-            return Err(Error::Tls);
-        }
+        let address = tls::address(&options.database_url)?;
         let mut tasks = JoinSet::new();
-        let connections = Connections::start(&config, options.connections, options.statement_timeout, &mut tasks);
+        let connections = Connections::start(&address, options.connections, options.statement_timeout, &mut tasks);
         let catalog = Arc::new(Catalog::new(connections.clone()));
         tasks.spawn(keep_fresh(catalog.clone(), options.catalog_interval));
         tasks.spawn(keep_ends(catalog.clone()));
@@ -216,7 +211,7 @@ impl ServeState {
             return Ok(found.clone());
         }
         if snapshot.not_live.iter().any(|name| name == consumer) {
-            return Err(Problem::new(&NOT_LIVE, format!("`{consumer}` has no live version yet")).retry_after(2));
+            return Err(NOT_LIVE.problem(format!("`{consumer}` has no live version yet")).retry_after(2));
         }
         Err(unknown("consumer", consumer, snapshot.projections.keys().map(String::as_str)))
     }
@@ -241,21 +236,31 @@ impl ServeState {
 
 fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str> + Clone) -> Problem {
     let nearest = grammar::nearest(name, known);
-    Problem::new(&UNKNOWN_VIEW, format!("there is no {what} {} here", grammar::abbreviated(name)))
+    UNKNOWN_VIEW
+        .problem(format!("there is no {what} {} here", grammar::abbreviated(name)))
         .with("views", "/v1/views")
         .hint(nearest.map(|near| format!("did you mean `{near}`?")))
 }
 
+/// How long a failure lasts before it is worth a line: connections take a moment to come up.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 async fn keep_fresh(catalog: Arc<Catalog>, interval: Duration) {
-    let mut failing = false;
+    let mut failing_since = None;
+    let mut said = false;
     loop {
         match catalog.refresh().await {
-            Ok(_) => failing = false,
-            Err(error) if !failing => {
-                failing = true;
-                tracing::warn!(%error, "cannot read which projections are live");
+            Ok(_) => {
+                failing_since = None;
+                said = false;
             }
-            Err(_) => {}
+            Err(error) => {
+                let since: &mut Instant = failing_since.get_or_insert_with(Instant::now);
+                if !said && since.elapsed() >= PATIENCE {
+                    said = true;
+                    tracing::warn!(%error, "cannot read which projections are live");
+                }
+            }
         }
         // Until the first load nobody can read, so it is tried more often.
         let early = Duration::from_millis(50).min(interval);

@@ -10,9 +10,10 @@ use super::{
     ServeState,
     connections::{self, Lane, Sql},
     failure,
-    problem::{Problem, UNREAD_TOPIC},
+    problem::UNREAD_TOPIC,
     wait::{self, Wanted},
 };
+use crate::http::Problem;
 
 static LOOK_UP: LazyLock<Sql> = LazyLock::new(|| {
     Sql::new(
@@ -82,7 +83,7 @@ pub struct Entry {
 
 /// The command that shows a dead letter.
 pub fn show_command(consumer: &str, topic: &str, partition: i32, offset: i64) -> String {
-    format!("millpond dlq show {consumer} {topic}/{partition} {offset}")
+    format!("millpond dlq show {consumer} {topic}/{partition}/{offset}")
 }
 
 /// Looks a position up in every live projection that reads its topics.
@@ -148,7 +149,7 @@ pub async fn describe(state: &ServeState, text: &str) -> Result<Value, Problem> 
     let entries = look_up(state, &wanted).await.map_err(|error| failure::problem(&error, None))?;
     if entries.is_empty() {
         let detail = format!("no live projection reads {}", wanted.topics.join(", "));
-        return Err(Problem::new(&UNREAD_TOPIC, detail).with("views", "/v1/views"));
+        return Err(UNREAD_TOPIC.problem(detail).with("views", "/v1/views"));
     }
     let worst = |entries: &[Entry]| entries.iter().map(|entry| entry.outcome).max();
     let projections: Vec<Value> = entries

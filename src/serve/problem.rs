@@ -2,21 +2,9 @@
 //!
 //! Internal detail (SQL, addresses, Postgres' own words about its inside) goes to the log, never into a body.
 
-use axum::{
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
-    response::{IntoResponse, Response},
-};
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
-/// One kind of problem: what the error catalogue says about it.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Kind {
-    pub code: &'static str,
-    pub status: u16,
-    pub title: &'static str,
-    pub meaning: &'static str,
-    pub remedy: &'static str,
-}
+use crate::http::{Kind, Problem};
 
 macro_rules! kinds {
     ($($name:ident = $code:literal, $status:literal, $title:literal, $meaning:literal, $remedy:literal;)*) => {
@@ -87,68 +75,12 @@ kinds! {
         "Operators: look for `read failed` in the log, and check the rights of serve's database account.";
 }
 
-/// A problem as one answer carries it.
-#[derive(Debug)]
-pub struct Problem {
-    pub kind: &'static Kind,
-    pub detail: String,
-    /// Members beside the standard ones: `errors`, `outcomes`, `hint`.
-    pub extra: Box<Map<String, Value>>,
-    pub headers: Box<HeaderMap>,
-}
-
-impl Problem {
-    pub fn new(kind: &'static Kind, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into(), extra: Box::default(), headers: Box::default() }
-    }
-
-    pub fn with(mut self, member: &str, value: impl Into<Value>) -> Self {
-        self.extra.insert(member.to_owned(), value.into());
-        self
-    }
-
-    pub fn hint(self, hint: Option<impl Into<String>>) -> Self {
-        match hint {
-            Some(hint) => self.with("hint", hint.into()),
-            None => self,
-        }
-    }
-
-    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.headers.insert(name, value);
-        self
-    }
-
-    pub fn retry_after(self, seconds: u16) -> Self {
-        self.header(header::RETRY_AFTER, HeaderValue::from(seconds))
-    }
-}
-
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
-        let mut body = Map::new();
-        body.insert("type".to_owned(), format!("urn:millpond:problem:{}", self.kind.code).into());
-        body.insert("title".to_owned(), self.kind.title.into());
-        body.insert("status".to_owned(), self.kind.status.into());
-        body.insert("code".to_owned(), self.kind.code.into());
-        body.insert("detail".to_owned(), self.detail.into());
-        body.extend(*self.extra);
-        let status = StatusCode::from_u16(self.kind.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = (status, Value::Object(body).to_string()).into_response();
-        let headers = response.headers_mut();
-        headers.extend(*self.headers);
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        response
-    }
-}
-
 impl From<super::grammar::SyntaxError> for Problem {
     fn from(error: super::grammar::SyntaxError) -> Self {
         let place = json!([{
             "parameter": error.parameter, "at": error.at, "expected": error.expected, "got": error.got,
         }]);
-        Problem::new(&BAD_QUERY, error.to_string()).with("errors", place).hint(error.hint)
+        BAD_QUERY.problem(error.to_string()).with("errors", place).hint(error.hint)
     }
 }
 

@@ -22,10 +22,11 @@ use super::{
     header_value, headers, outcome,
     problem::{
         BAD_CURSOR, BAD_QUERY, CURSOR_GONE, DEAD_LETTERED, FOREIGN_TOPIC, NOT_ACCEPTABLE, NOT_LIVE, NOT_ONE_ROW,
-        NOT_REACHED, Problem,
+        NOT_REACHED,
     },
     wait::Wanted,
 };
+use crate::http::Problem;
 use crate::telemetry::metrics::serve as metrics;
 
 /// Tries on the tables of one version before they are taken to be missing.
@@ -62,13 +63,13 @@ impl<'r> Request<'r> {
         headers: &'r HeaderMap,
     ) -> Result<Request<'r>, Problem> {
         let options = state.options();
-        let format = Format::negotiate(headers).ok_or_else(|| Problem::new(&NOT_ACCEPTABLE, NOT_ACCEPTABLE.remedy))?;
+        let format = Format::negotiate(headers).ok_or_else(|| NOT_ACCEPTABLE.problem(NOT_ACCEPTABLE.remedy))?;
         let query = grammar::parse(raw_query)?;
         let limit = query.limit.unwrap_or(options.default_limit);
         if limit > options.max_limit {
             let detail = format!("parameter `limit`: expected at most {}, got {limit}", options.max_limit);
             let hint = "read page by page: follow `Link: <…>; rel=\"next\"`";
-            return Err(Problem::new(&BAD_QUERY, detail).with("parameter", "limit").hint(Some(hint)));
+            return Err(BAD_QUERY.problem(detail).with("parameter", "limit").hint(Some(hint)));
         }
         let wanted = Wanted::from_headers(headers, options.default_wait, options.max_wait)?;
         let deadline = Instant::now() + wanted.as_ref().map(|wanted| wanted.wait).unwrap_or_default();
@@ -94,7 +95,7 @@ impl<'r> Request<'r> {
                 Tried::Stale => {
                     let detail = format!("the tables of version {} of `{consumer}` are not there", projection.version);
                     tracing::error!(consumer, version = projection.version, "tables of the live version are not there");
-                    return Err(Problem::new(&NOT_LIVE, detail).retry_after(1));
+                    return Err(NOT_LIVE.problem(detail).retry_after(1));
                 }
                 Tried::Behind(head) => {
                     let wanted = self.wanted.as_ref().expect("invariant: only a wanted position can be behind");
@@ -188,7 +189,7 @@ impl<'r> Request<'r> {
                     "`{}` does not read topic `{topic}`, so it would never reach that position",
                     projection.name
                 );
-                Err(Problem::new(&FOREIGN_TOPIC, detail).with("reads", projection.topics.clone()))
+                Err(FOREIGN_TOPIC.problem(detail).with("reads", projection.topics.clone()))
             }
         }
     }
@@ -204,7 +205,7 @@ impl<'r> Request<'r> {
             return Ok(());
         }
         let found = if rows > 1 { "several rows" } else { "no row" };
-        let mut problem = Problem::new(&NOT_ONE_ROW, format!("the query has {found}, and one object was asked for"));
+        let mut problem = NOT_ONE_ROW.problem(format!("the query has {found}, and one object was asked for"));
         head.write_headers(&mut problem.headers);
         Err(problem)
     }
@@ -216,7 +217,7 @@ impl<'r> Request<'r> {
             Err(error) => {
                 let kind = if matches!(error, CursorError::OtherVersion(_)) { &CURSOR_GONE } else { &BAD_CURSOR };
                 let detail = format!("parameter `after`: {error}; {}", kind.remedy);
-                Err(Problem::new(kind, detail).with("parameter", "after"))
+                Err(kind.problem(detail).with("parameter", "after"))
             }
         }
     }
@@ -310,7 +311,8 @@ async fn not_reached(state: &ServeState, projection: &Arc<Projection>, wanted: &
     } else if projection.paused {
         detail = format!("{detail}; it is paused: `millpond consumer resume {}`", projection.name);
     }
-    let mut problem = Problem::new(&NOT_REACHED, detail)
+    let mut problem = NOT_REACHED
+        .problem(detail)
         .with("position", head.position.clone())
         .with("wanted", wanted.position.to_string())
         .with("outcomes", serde_json::to_value(&here).unwrap_or_default())
@@ -338,7 +340,8 @@ fn dead_lettered(consumer: &str, wanted: &crate::domain::Position, head: &Head) 
             })
         })
         .collect();
-    let mut problem = Problem::new(&DEAD_LETTERED, detail)
+    let mut problem = DEAD_LETTERED
+        .problem(detail)
         .with("outcomes", outcomes)
         .with("positions", format!("/v1/positions/{wanted}"))
         .hint(Some("read without Millpond-Min-Position to see the table as it is"));

@@ -12,9 +12,9 @@ use super::{
     ServeState, headers,
     listing::{self, Base},
     outcome,
-    problem::Problem,
     read::Request,
 };
+use crate::http::Problem;
 use crate::telemetry::metrics::serve as metrics;
 
 /// The routes of `serve`.
@@ -88,7 +88,7 @@ fn counted(state: &ServeState, consumer: &str, answered: Result<Response, Proble
     let (outcome, response) = match answered {
         Ok(response) if response.status().is_success() => ("rows", response),
         Ok(response) => ("not_modified", response),
-        Err(problem) => (problem.kind.code, problem.into_response()),
+        Err(problem) => (problem.code, problem.into_response()),
     };
     // Names from outside are no labels.
     let known = state.0.catalog.current().is_some_and(|snapshot| snapshot.projections.contains_key(consumer));

@@ -15,10 +15,11 @@ use tokio::sync::{Semaphore, watch};
 use super::{
     connections::{Connections, Lane, Sql},
     headers,
-    problem::{BAD_POSITION, BUSY, Problem},
+    problem::{BAD_POSITION, BUSY},
 };
 use crate::{
     domain::{Position, TopicPartition},
+    http::Problem,
     telemetry::metrics::serve as metrics,
 };
 
@@ -55,7 +56,7 @@ impl Wanted {
     pub fn from_headers(headers: &HeaderMap, default: Duration, max: Duration) -> Result<Option<Wanted>, Problem> {
         let mut position = Position::new();
         for value in headers.get_all(headers::MIN_POSITION) {
-            let text = value.to_str().map_err(|_| Problem::new(&BAD_POSITION, "Millpond-Min-Position is not text"))?;
+            let text = value.to_str().map_err(|_| BAD_POSITION.problem("Millpond-Min-Position is not text"))?;
             if !text.trim().is_empty() {
                 position.merge(&parse(text).map_err(|problem| problem.with("header", "Millpond-Min-Position"))?);
             }
@@ -79,12 +80,12 @@ impl Wanted {
 /// A position from outside, with a bound on its partitions.
 pub fn parse(text: &str) -> Result<Position, Problem> {
     let position: Position =
-        text.parse().map_err(|error: crate::domain::PositionError| Problem::new(&BAD_POSITION, error.to_string()))?;
+        text.parse().map_err(|error: crate::domain::PositionError| BAD_POSITION.problem(error.to_string()))?;
     let entries = position.iter().count();
     if entries > MAX_ENTRIES {
         let detail =
             format!("the position names {entries} partitions, and at most {MAX_ENTRIES} are looked up at once");
-        return Err(Problem::new(&BAD_POSITION, detail));
+        return Err(BAD_POSITION.problem(detail));
     }
     Ok(position)
 }
@@ -120,7 +121,7 @@ impl Waits {
     /// Waits until the live version of `projection` covers `wanted`, at most until `deadline`; answers whether it does.
     pub async fn until(&self, projection: &Arc<str>, wanted: &Position, deadline: Instant) -> Result<bool, Problem> {
         let Ok(_place) = self.places.try_acquire() else {
-            return Err(Problem::new(&BUSY, "as many reads as allowed are waiting for a position").retry_after(1));
+            return Err(BUSY.problem("as many reads as allowed are waiting for a position").retry_after(1));
         };
         let _told = Told::new();
         let mut positions = self.subscribe(projection);

@@ -22,7 +22,7 @@ const RESERVED_NAMES: &[&str] = &["all", "live", "millpond", "new", "public", "s
 /// A consumer folder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ConsumerSpec {
-    /// Name of the folder: `[a-z][a-z0-9_]*`, at most [`MAX_NAME_BYTES`].
+    /// Name of the folder: `[a-z][a-z0-9_]*`, at most `MAX_NAME_BYTES`.
     pub name: String,
     pub folder: PathBuf,
     /// Input topics.
@@ -246,8 +246,10 @@ fn sort_sql(
         match file.stem.as_str() {
             "apply" => apply = Some(file),
             "tables" => tables_sql = Some(file),
-            "views" => {}
-            "emit" => faults.push(SpecFault::new(&file.path, None, "`emit.sql` is not enforced yet; remove the file")),
+            stem @ ("views" | "emit") => {
+                let message = format!("`{stem}.sql` is not enforced yet; remove the file");
+                faults.push(SpecFault::new(&file.path, None, message));
+            }
             _ => selects.push(file),
         }
     }

@@ -24,7 +24,10 @@ pub(super) struct Manifest {
 /// Reads the document; faults are reported to it.
 pub(super) fn read_manifest(root: &TableReader<'_>) -> Option<Manifest> {
     root.allow_with(
-        &["topics", "types", "unknown", "on_error", "order", "writes", "handler", "batch", "tables", "schemas", "emits"],
+        &[
+            "topics", "types", "unknown", "on_error", "order", "writes", "handler", "batch", "tables", "schemas",
+            "emits",
+        ],
         &[
             ("dedupe", "is not enforced yet"),
             ("dedupe_window", "is not enforced yet"),

@@ -15,8 +15,8 @@ pub use consumer::{
     BatchLimits, ConsumerSpec, MergeRule, OnError, Order, Source, TableSpec, UnknownType, Writes, name_fault,
 };
 pub use document::{Document, TableReader};
-pub use producer::ProducerSpec;
 pub use files::{SourceFile, folder_files};
+pub use producer::ProducerSpec;
 
 /// One thing that is wrong in a folder: where, what, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -22,7 +22,8 @@ pub struct DeadLetter {
     pub headers: serde_json::Value,
 }
 
-const COLUMNS: &str = "d.projection, d.topic, d.partition, d.\"offset\", d.record_type, d.key, d.reason_class, d.reason,
+const COLUMNS: &str =
+    "d.projection, d.topic, d.partition, d.\"offset\", d.record_type, d.key, d.reason_class, d.reason,
     to_char(d.recorded_at, 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') as recorded_at,
     to_char(d.created_at, 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') as created_at, d.payload, d.headers";
 

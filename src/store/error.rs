@@ -38,6 +38,11 @@ impl Error {
         }
     }
 
+    /// Whether a statement ran longer than it may: half the batch may well fit.
+    pub fn is_timeout(&self) -> bool {
+        self.sqlstate() == Some("57014")
+    }
+
     /// Classes follow the first two characters of SQLSTATE (Postgres manual, appendix A).
     pub fn class(&self) -> Class {
         let Some(code) = self.sqlstate() else {

@@ -46,7 +46,11 @@ pub struct Seen {
 pub enum Claimed {
     Mine(Claim),
     /// Halted or retired: (state, code, reason).
-    Closed { state: String, code: String, reason: String },
+    Closed {
+        state: String,
+        code: String,
+        reason: String,
+    },
 }
 
 /// How long a claim may wait for a transaction of an earlier owner before that backend is terminated.

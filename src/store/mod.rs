@@ -4,12 +4,14 @@
 //! Owns every statement on the schema `millpond`. Must not know Kafka's client or HTTP.
 
 mod binary_copy;
+pub mod dead_letters;
 mod error;
 pub mod fence;
-pub mod dead_letters;
 pub mod outbox;
 mod quote;
+pub mod scratch;
 pub mod status;
+pub mod trial;
 pub mod versions;
 
 use std::str::FromStr;
@@ -57,8 +59,7 @@ pub async fn run(connection: &mut PgConnection, sql: impl Into<String>) -> Resul
     Ok(())
 }
 
-const MIGRATIONS: [(i64, &str, &str); 1] =
-    [(1, "platform", include_str!("../../migrations/0001_platform.sql"))];
+const MIGRATIONS: [(i64, &str, &str); 1] = [(1, "platform", include_str!("../../migrations/0001_platform.sql"))];
 
 /// Brings the platform tables up to this binary's version; safe to run from many processes at once.
 pub async fn migrate(connection: &mut PgConnection) -> Result<(), Error> {

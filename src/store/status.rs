@@ -97,13 +97,22 @@ pub async fn set_paused(connection: &mut PgConnection, projection: &str, paused:
     Ok(done.rows_affected() > 0)
 }
 
-/// Whether an operator has paused the projection.
-pub async fn is_paused(connection: &mut PgConnection, projection: &str) -> Result<bool, Error> {
-    let paused: Option<bool> = sqlx::query_scalar("select paused from millpond.projections where projection = $1")
+/// What operators have decided about a projection.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Switches {
+    pub paused: bool,
+    pub live_version: Option<i32>,
+}
+
+pub async fn switches(connection: &mut PgConnection, projection: &str) -> Result<Switches, Error> {
+    let row = sqlx::query("select paused, live_version from millpond.projections where projection = $1")
         .bind(projection)
         .fetch_optional(connection)
         .await?;
-    Ok(paused.unwrap_or_default())
+    match row {
+        None => Ok(Switches::default()),
+        Some(row) => Ok(Switches { paused: row.try_get("paused")?, live_version: row.try_get("live_version")? }),
+    }
 }
 
 /// Ends the halts of the live version; returns how many partitions had halted.
@@ -140,7 +149,8 @@ pub async fn note_ends(
           order by s.topic, s.partition
          on conflict (projection, version, topic, partition) do update
             set end_offset = greatest(ends.end_offset, excluded.end_offset), observed_at = excluded.observed_at,
-                last_error = coalesce(excluded.last_error, ends.last_error),
+                last_error = case when excluded.last_error is not null then excluded.last_error
+                                  when ends.last_error_at > now() - interval '1 minute' then ends.last_error end,
                 last_error_at = coalesce(excluded.last_error_at, ends.last_error_at)",
     )
     .bind(projection)
@@ -152,6 +162,33 @@ pub async fn note_ends(
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// How a version is doing as a whole.
+pub struct Vitals {
+    pub halted_partitions: i64,
+    /// Seconds by which the oldest partition's data is old; none while one of them is not known.
+    pub age_seconds: Option<f64>,
+}
+
+/// Reads the vitals of a version, over the partitions of all members.
+pub async fn vitals(connection: &mut PgConnection, projection: &str, version: i32) -> Result<Vitals, Error> {
+    let row = sqlx::query(
+        "select count(*) filter (where f.state = 'halted') as halted,
+                case when bool_and(e.end_offset is not null
+                                   and (f.next_offset >= e.end_offset or f.last_timestamp is not null))
+                     then max(extract(epoch from now() - case when f.next_offset >= e.end_offset then e.observed_at
+                                                              else f.last_timestamp end))::float8 end as age
+           from millpond.fences f
+           left join millpond.ends e on e.projection = f.projection and e.version = f.version
+                and e.topic = f.topic and e.partition = f.partition
+          where f.projection = $1 and f.version = $2",
+    )
+    .bind(projection)
+    .bind(version)
+    .fetch_one(connection)
+    .await?;
+    Ok(Vitals { halted_partitions: row.try_get("halted")?, age_seconds: row.try_get("age")? })
 }
 
 /// What `doctor` wants to know of the server.
@@ -171,4 +208,45 @@ pub async fn server(connection: &mut PgConnection) -> Result<Server, Error> {
     .fetch_one(connection)
     .await?;
     Ok(Server { version: row.try_get("version")?, fsync: row.try_get("fsync")?, now: row.try_get("now")? })
+}
+
+/// Partitions of the live version that halted because the log was cut before they had applied it.
+pub async fn cut_partitions(connection: &mut PgConnection, projection: &str) -> Result<Vec<TopicPartition>, Error> {
+    let rows = sqlx::query(
+        "select f.topic, f.partition from millpond.fences f
+           join millpond.projections p on p.projection = f.projection and p.live_version = f.version
+          where f.projection = $1 and f.state = 'halted' and f.halt_code = 'log_was_cut' order by 1, 2",
+    )
+    .bind(projection)
+    .fetch_all(connection)
+    .await?;
+    rows.iter()
+        .map(|row| Ok(TopicPartition::new(row.try_get::<String, _>("topic")?, row.try_get("partition")?)))
+        .collect()
+}
+
+/// Moves a halted fence forward to `to`, by an operator's decision; returns where it stood.
+pub async fn skip_removed(
+    connection: &mut PgConnection,
+    projection: &str,
+    at: &TopicPartition,
+    to: i64,
+) -> Result<i64, Error> {
+    Ok(sqlx::query_scalar(
+        "with before as (
+            select f.projection, f.version, f.topic, f.partition, f.next_offset from millpond.fences f
+              join millpond.projections p on p.projection = f.projection and p.live_version = f.version
+             where f.projection = $1 and f.topic = $2 and f.partition = $3 and f.state = 'halted' for update of f)
+         update millpond.fences f
+            set next_offset = greatest(f.next_offset, $4), last_offset = null, last_timestamp = null, last_checksum = null
+           from before b
+          where f.projection = b.projection and f.version = b.version and f.topic = b.topic and f.partition = b.partition
+        returning b.next_offset",
+    )
+    .bind(projection)
+    .bind(&*at.topic)
+    .bind(at.partition)
+    .bind(to)
+    .fetch_one(connection)
+    .await?)
 }

@@ -12,9 +12,9 @@ pub struct Definition<'a> {
     pub topics: &'a [String],
     pub tables: &'a [TableInfo],
     /// DDL of the version's schema and everything in it.
-    pub create: &'a dyn Fn(i32) -> Vec<String>,
+    pub create: &'a (dyn Fn(i32) -> Vec<String> + Sync),
     /// Statements that point the views in `live` at a version.
-    pub live_views: &'a dyn Fn(i32) -> Vec<String>,
+    pub live_views: &'a (dyn Fn(i32) -> Vec<String> + Sync),
 }
 
 /// What to do when the folder no longer is what the live version was built from.

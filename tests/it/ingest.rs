@@ -197,7 +197,7 @@ async fn lenient_array_that_breaks_off_says_what_was_written() {
     let broken =
         futures_util::stream::iter([Ok(whole[..whole.len() / 2].to_owned()), Err(std::io::Error::other("gone"))]);
     let answer = app.post(&[LENIENT, ("idempotency-key", "k")], Body::from_stream(broken)).await;
-    assert!(answer.body["advice"].as_str().unwrap().starts_with("send the whole request"), "{}", answer.body);
+    assert!(answer.body["advice"].as_str().unwrap().contains("another Idempotency-Key"), "{}", answer.body);
 }
 
 #[tokio::test(flavor = "multi_thread")]

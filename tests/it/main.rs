@@ -1,8 +1,13 @@
 //! The integration tests: one binary, one real Kafka and one real Postgres for all of them.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test says no")]
 
+mod architecture;
+mod cluster;
 mod compose;
 mod dev_servers;
+mod docs;
+mod embedding;
+mod flights;
 mod harness;
 mod ingest;
 mod projection;

@@ -151,6 +151,8 @@ fn registrant(topic: &str, name: &str) -> Child {
     Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "registry::registrant_process", "--ignored", "--nocapture"])
         .env(TOPIC, topic)
+        .env("MILLPOND_TEST_KAFKA", crate::harness::brokers())
+        .env("MILLPOND_TEST_POSTGRES", crate::harness::postgres_url())
         .env(NAME, name)
         .stdout(Stdio::null())
         .spawn()
@@ -196,4 +198,21 @@ async fn registry_whose_topic_comes_later_gets_ready_then() {
     Admin::connect(&options()).unwrap().ensure_topics(&[at.topic_spec()]).await.unwrap();
     tokio::time::timeout(Duration::from_secs(20), registry.wait_ready()).await.expect("ready in time");
     assert!(registry.subjects().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn registry_whose_topic_is_made_anew_starts_over() {
+    let at = new_registry().await;
+    let registry = open(&at).await;
+    for name in ["A", "B"] {
+        register(&registry, name, &text(name)).await.unwrap();
+    }
+    let admin = Admin::connect(&options()).unwrap();
+    admin.delete(&at.topic).await.unwrap();
+    while admin.describe(&at.topic).await.unwrap().is_some() {}
+    admin.ensure_topics(&[at.topic_spec()]).await.unwrap();
+    let other = open(&at).await;
+    assert_eq!(register(&other, "C", &text("C")).await.unwrap().id, 1);
+    let found = registry.watch().wait_for(|_| registry.subjects() == ["C"]).await.is_ok();
+    assert!(found);
 }

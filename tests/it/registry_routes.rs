@@ -33,10 +33,9 @@ async fn registry_answers_as_confluents_clients_expect() {
     let router = routes(Arc::clone(&registry));
     let full =
         |version: i32, schema: &str| json!({"subject": "a.First", "version": version, "id": version, "schema": schema});
-    let by_id = json!({"subject": "a.First", "version": 2, "schema": second});
     for (uri, body) in [
         ("/schemas/types", json!(["AVRO"])),
-        ("/schemas/ids/2?fetchMaxId=false&subject=x&deleted=true", by_id),
+        ("/schemas/ids/2?fetchMaxId=false&subject=x&deleted=true", full(2, &second)),
         ("/schemas/ids/1/schema", serde_json::from_str(&first).unwrap()),
         ("/schemas/ids/1/subjects", json!(["a.First"])),
         ("/schemas/ids/1/versions", json!([{"subject": "a.First", "version": 1}])),

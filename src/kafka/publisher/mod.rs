@@ -5,6 +5,8 @@
 //! Must not send a record twice: what is unknown stays unknown, and is said.
 
 mod in_flight;
+#[cfg(test)]
+mod mock_tests;
 mod run;
 mod topics;
 

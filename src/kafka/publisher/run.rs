@@ -46,6 +46,8 @@ const STALLED_BATCHES: usize = 1000;
 const LOOK: Duration = Duration::from_secs(30);
 /// How often when something is wrong, or not known yet.
 const LOOK_CLOSER: Duration = Duration::from_millis(500);
+/// Why a publisher without a producer takes no records.
+const LOST: &str = "the producer failed and is being replaced";
 /// What one look may take.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -120,6 +122,12 @@ impl State {
 
     fn closing(&self) -> Option<Instant> {
         *self.closing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes the publisher until the poll thread has asked librdkafka whether the producer is lost.
+    fn doubt_producer(&self) {
+        self.fatal.store(true, Ordering::Relaxed);
+        self.set_health(Err(LOST.into()));
     }
 
     fn suspect(&self, why: String) {
@@ -225,7 +233,7 @@ impl ClientContext for Context {
         // librdkafka logs it, too.
         tracing::debug!(%error, "{reason}");
         match error.rdkafka_error_code() {
-            Some(Code::Fatal) => self.0.fatal.store(true, Ordering::Relaxed),
+            Some(Code::Fatal) => self.0.doubt_producer(),
             Some(Code::AllBrokersDown) => self.0.suspect(format!("no broker can be reached ({reason})")),
             _ => {}
         }
@@ -246,7 +254,7 @@ impl ProducerContext for Context {
                 let reason = Reason::of_report(code);
                 tracing::debug!(topic = message.topic(), partition = message.partition(), %error, "record not acknowledged");
                 match reason {
-                    Reason::ProducerLost => self.0.fatal.store(true, Ordering::Relaxed),
+                    Reason::ProducerLost => self.0.doubt_producer(),
                     Reason::TimedOut | Reason::NotEnoughReplicas => self.0.suspect(reason.as_str().into()),
                     _ => {}
                 }
@@ -352,7 +360,7 @@ fn try_end(shared: &Shared, deadline: Instant) -> Option<usize> {
 /// is made: two at once could change the order of a key's records.
 fn replace(shared: &Shared) {
     let state = &shared.state;
-    state.set_health(Err("the producer is being replaced after a fatal error".into()));
+    state.set_health(Err(LOST.into()));
     metrics::PRODUCERS_REPLACED.inc();
     let mut live = shared.live.write().unwrap_or_else(PoisonError::into_inner);
     if let Some(old) = live.take() {

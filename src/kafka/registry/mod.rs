@@ -20,6 +20,7 @@ use rdkafka::{
     Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
     error::KafkaError,
+    types::RDKafkaErrorCode as Code,
 };
 use tokio::sync::watch;
 
@@ -202,6 +203,11 @@ impl Shared {
         while !self.stopping.load(Ordering::Relaxed) {
             if let Err(error) = self.read(consumer, &mut next) {
                 tracing::warn!(topic = self.topic, %error, "schema registry's topic cannot be read; trying again");
+                // The topic was made anew or cut: what stands at the offset we are at is not what we have read.
+                if error.code() == Some(Code::AutoOffsetReset) {
+                    next = None;
+                    *self.view.write().unwrap_or_else(PoisonError::into_inner) = View::default();
+                }
             }
             thread::sleep(PAUSE);
         }

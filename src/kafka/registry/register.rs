@@ -88,6 +88,9 @@ impl Registrar {
                 Err(Stop::Failed(error)) => error,
             };
             count(if error.is_fenced() { "fenced" } else { "failed" });
+            if !error.is_fenced() {
+                self.forget();
+            }
             tracing::debug!(subject, rounds, %error, "registration round failed");
             let permanent = matches!(error, Error::OwnedSetting { .. } | Error::Create { .. } | Error::NoTopic { .. });
             if permanent || started.elapsed() > LIMIT {
@@ -96,6 +99,11 @@ impl Registrar {
             thread::sleep(pauses.next().unwrap_or(Duration::from_secs(2)));
         }
         unreachable!("the rounds end by time")
+    }
+
+    /// Reads everything again next time: whatever went wrong, it may be that what was read is not what is there.
+    fn forget(&mut self) {
+        (self.committed, self.uncommitted, self.view) = (None, None, View::default());
     }
 
     fn round(

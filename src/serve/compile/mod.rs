@@ -18,9 +18,10 @@ use super::{
     freshness,
     grammar::{Filter, Query, Test, abbreviated, nearest},
     names::{literal, quoted, value_type},
-    problem::{BAD_OPERATOR, Problem, UNKNOWN_COLUMN},
+    problem::{BAD_OPERATOR, UNKNOWN_COLUMN},
 };
 use crate::domain::ColumnInfo;
+use crate::http::Problem;
 pub use order::{Term, terms};
 
 /// Where a value of the query stands, and what to say when Postgres cannot read it.
@@ -192,7 +193,8 @@ pub fn column<'t>(table: &'t Table, name: &str, parameter: &str) -> Result<&'t C
         } else {
             format!("parameter `{parameter}`: {} has no column {}", table.title(), abbreviated(name))
         };
-        Problem::new(&UNKNOWN_COLUMN, detail)
+        UNKNOWN_COLUMN
+            .problem(detail)
             .with("parameter", parameter)
             .with("columns", names().collect::<Vec<_>>())
             .hint(nearest(name, names()).map(|near| format!("did you mean `{near}`?")))
@@ -285,5 +287,5 @@ impl Compiler<'_> {
 fn misfit(column: &ColumnInfo, parameter: &str, operator: &str, needs: &str) -> Problem {
     let detail =
         format!("parameter `{parameter}`: {operator} needs {needs}, and `{}` is {}", column.name, column.pg_type);
-    Problem::new(&BAD_OPERATOR, detail).with("parameter", parameter)
+    BAD_OPERATOR.problem(detail).with("parameter", parameter)
 }

@@ -1,8 +1,9 @@
 //! The order of rows, and where the page after a cursor begins.
 
-use super::{Compiler, Cursor, Problem, Query, Slot, Table, column};
+use super::{Compiler, Cursor, Query, Slot, Table, column};
 use crate::{
     domain::ColumnInfo,
+    http::Problem,
     serve::{names::quoted, problem::BAD_CURSOR},
 };
 
@@ -86,7 +87,7 @@ impl Compiler<'_> {
     pub(super) fn after(&mut self, terms: &[Term<'_>], cursor: &Cursor) -> Result<String, Problem> {
         let nulls_fit = terms.iter().zip(&cursor.values).all(|(term, value)| value.is_some() || term.nullable);
         if cursor.values.len() != terms.len() || !nulls_fit {
-            return Err(Problem::new(&BAD_CURSOR, "parameter `after`: the value is damaged").with("parameter", "after"));
+            return Err(BAD_CURSOR.problem("parameter `after`: the value is damaged").with("parameter", "after"));
         }
         let mut values = Vec::with_capacity(terms.len());
         for (term, value) in terms.iter().zip(&cursor.values) {

@@ -3,7 +3,6 @@
 //! Owns the contract as it is written: names, topics, key fields, limits, examples. Whether the fields exist in the schema is
 //! found where the schema is compiled, in `ingest`. Reading collects every fault of every folder before it gives up.
 
-mod document;
 mod examples;
 mod values;
 
@@ -13,16 +12,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use document::{Document, Table};
 pub use examples::{Example, Expectation, Outcome, Report, run_examples, valid_examples};
 pub use values::{Rate, Retention};
 
-use super::SpecFault;
+use super::{Document, SpecFault, TableReader};
 
 /// Name of the file in a producer's folder.
 pub const FILE: &str = "producer.toml";
 /// Longest JSON of one record unless the contract says otherwise; leaves room for headers under Kafka's own 1 MiB.
 pub const DEFAULT_MAX_RECORD_BYTES: usize = 960 * 1024;
+
+/// Most partitions of one topic; a typing error beyond it would take a cluster down.
+const MAX_PARTITIONS: u64 = 10_000;
 
 /// Whether a record asks for something or states that it has happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -93,7 +94,7 @@ pub struct RecordSpec {
 /// How a topic is created where it does not exist.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicSpec {
-    pub partitions: i32,
+    pub partitions: u32,
     pub retention: Retention,
     pub line: Option<u32>,
 }
@@ -114,87 +115,129 @@ impl ProducerSpec {
 
     /// Reads the text of a contract; `dir` gives the name.
     pub fn parse(dir: &Path, text: &str) -> Result<Self, Vec<SpecFault>> {
-        let mut document = Document::new(dir.join(FILE), text);
+        let document = Document::new(dir.join(FILE), text);
         let name = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let mut faults = Vec::new();
         if !is_name(&name) {
-            document.fault(
-                None,
-                format!("folder name {name:?} must be made of a-z, 0-9, - and _, beginning with a letter"),
-            );
+            let message = format!("folder name `{name}` must be made of a-z, 0-9, - and _, beginning with a letter");
+            faults.push(SpecFault::new(document.path(), None, message));
         }
-        let parsed = document.parse();
-        let root = parsed.as_ref().map(Table::root);
         let mut spec =
             Self { name, dir: dir.to_owned(), records: BTreeMap::new(), topics: BTreeMap::new(), rate: None };
-        if let Some(root) = root {
-            document.check_keys(&root, &["commands", "events", "topics", "limits"]);
-            for kind in RecordKind::ALL {
-                for (name, table) in document.subtables(&root, kind.plural()) {
-                    spec.add_record(&mut document, kind, name, &table);
-                }
-            }
-            for (name, table) in document.subtables(&root, "topics") {
-                let topic = topic(&mut document, name, &table);
-                spec.topics.insert(name.to_owned(), topic);
-            }
-            if let Some(limits) = document.subtable(&root, "limits") {
-                document.check_keys(&limits, &["rate"]);
-                spec.rate = document.parsed(&limits, "rate", Rate::parse);
-            }
-            if spec.records.is_empty() && document.is_sound() {
-                document.fault(None, "no [commands.<type>] and no [events.<type>]: nothing may be sent".into());
-            }
+        let read = document.read(|root| {
+            spec.read(root);
+            Some(())
+        });
+        if let Err(found) = read {
+            faults.extend(found);
+        } else if spec.records.is_empty() {
+            let message = "no [commands.<type>] and no [events.<type>]: nothing may be sent";
+            faults.push(SpecFault::new(document.path(), None, message));
         }
-        document.into_result(spec)
+        if faults.is_empty() { Ok(spec) } else { Err(faults) }
     }
 
-    fn add_record(&mut self, document: &mut Document<'_>, kind: RecordKind, name: &str, table: &Table<'_>) {
-        document.check_keys(table, &["topic", "key", "event_id", "max_bytes"]);
-        let what = format!("[{}.{name}]", kind.plural());
+    fn read(&mut self, root: &TableReader<'_>) {
+        root.allow(&["commands", "events", "topics", "limits"]);
+        for kind in RecordKind::ALL {
+            for (name, parent, table) in tables(root, kind.plural()) {
+                self.add_record(&parent, kind, name, &table);
+            }
+        }
+        for (name, parent, table) in tables(root, "topics") {
+            self.topics.insert(name.to_owned(), topic(&parent, name, &table));
+        }
+        if let Some(limits) = root.table("limits") {
+            limits.allow(&["rate"]);
+            self.rate = parsed(&limits, "rate", values::rate);
+        }
+    }
+
+    fn add_record(&mut self, parent: &TableReader<'_>, kind: RecordKind, name: &str, table: &TableReader<'_>) {
+        table.allow(&["topic", "key", "event_id", "max_bytes"]);
         if !is_record_name(name) {
-            document
-                .fault(table.line, format!("{what} is not the simple name of an Avro record, such as ScheduleFlight"));
+            parent.fault(name, format!("`{name}` is not the simple name of an Avro record, such as ScheduleFlight"));
         }
-        let topic =
-            document.required(table, "topic", &what, "the Kafka topic it goes to, such as \"flights.commands.v1\"");
-        if let Some(topic) = topic.as_deref().filter(|topic| !is_topic(topic)) {
-            document.fault(table.line_of("topic"), topic_fault(topic));
+        if !table.has("topic") {
+            parent.fault(
+                name,
+                format!("{name} has no topic: name the Kafka topic it goes to, such as \"flights.commands.v1\""),
+            );
         }
-        let key = document.strings(table, "key");
-        if key.is_none() && table.get("key").is_none() {
-            document.fault(table.line, format!("{what} has no key: name the field, or fields, that order is kept by"));
+        let topic = table.string("topic").unwrap_or_default();
+        if table.word("topic").is_some_and(|topic| !is_topic(topic)) {
+            table.fault("topic", topic_fault(&topic));
         }
-        let key = key.unwrap_or_default();
-        if table.get("key").is_some_and(Table::is_empty_array) {
-            document.fault(table.line_of("key"), format!("{what} has an empty key: name at least one field"));
-        }
-        let max_bytes = document.parsed(table, "max_bytes", values::byte_size);
         let record = RecordSpec {
             name: name.to_owned(),
             kind,
-            topic: topic.unwrap_or_default(),
-            key,
-            event_id: document.string(table, "event_id"),
-            max_bytes: max_bytes.unwrap_or(DEFAULT_MAX_RECORD_BYTES),
-            line: table.line,
+            topic,
+            key: key(parent, name, table),
+            event_id: table.string("event_id"),
+            max_bytes: table.bytes("max_bytes").unwrap_or(DEFAULT_MAX_RECORD_BYTES),
+            line: Some(table.line()),
         };
         if let Some(other) = self.records.insert(name.to_owned(), record) {
-            document.fault(table.line, format!("{name} is a {} and an {}: it can be one of them", other.kind, kind));
+            parent.fault(
+                name,
+                format!("{name} stands under {} and {}: it can be one of them", other.kind.plural(), kind.plural()),
+            );
         }
     }
 }
 
-fn topic(document: &mut Document<'_>, name: &str, table: &Table<'_>) -> TopicSpec {
-    document.check_keys(table, &["partitions", "retention"]);
+/// The tables below `key`, each with its name and, for faults at the name, its parent.
+fn tables<'a>(root: &TableReader<'a>, key: &str) -> Vec<(&'a str, TableReader<'a>, TableReader<'a>)> {
+    let names = root.table(key).map(|parent| parent.keys()).unwrap_or_default();
+    names
+        .into_iter()
+        .filter_map(|name| {
+            let parent = root.table(key)?;
+            let table = parent.table(name)?;
+            Some((name, parent, table))
+        })
+        .collect()
+}
+
+/// One field or several; at least one.
+fn key(parent: &TableReader<'_>, name: &str, table: &TableReader<'_>) -> Vec<String> {
+    if !table.has("key") {
+        parent.fault(name, format!("{name} has no key: name the field, or the fields, that order is kept by"));
+        return Vec::new();
+    }
+    let fields = match table.word("key") {
+        Some(field) => vec![field.to_owned()],
+        None => table.strings("key").unwrap_or_default(),
+    };
+    if table.is_empty_list("key") || fields.iter().any(String::is_empty) {
+        table.fault("key", "`key` is empty: name at least one field");
+    }
+    fields
+}
+
+fn topic(parent: &TableReader<'_>, name: &str, table: &TableReader<'_>) -> TopicSpec {
+    table.allow(&["partitions", "retention"]);
     if !is_topic(name) {
-        document.fault(table.line, topic_fault(name));
+        parent.fault(name, topic_fault(name));
     }
-    if table.get("partitions").is_none() {
-        document.fault(table.line, format!("topic {name:?} has no partitions: say how many, such as partitions = 6"));
+    if !table.has("partitions") {
+        parent.fault(name, format!("topic `{name}` has no partitions: say how many, such as partitions = 6"));
     }
-    let partitions = document.integer(table, "partitions", 1..=10_000).unwrap_or(1);
-    let retention = document.parsed(table, "retention", Retention::parse).unwrap_or_default();
-    TopicSpec { partitions: partitions as i32, retention, line: table.line }
+    let partitions = table.whole("partitions", 1).unwrap_or(1);
+    if partitions > MAX_PARTITIONS {
+        table.fault("partitions", format!("`partitions` is {partitions}, above the limit of {MAX_PARTITIONS}"));
+    }
+    TopicSpec {
+        partitions: partitions.min(MAX_PARTITIONS) as u32,
+        retention: parsed(table, "retention", values::retention).unwrap_or_default(),
+        line: Some(table.line()),
+    }
+}
+
+/// What `parse` makes of the text under `key`; its error follows the key's name.
+fn parsed<T>(table: &TableReader<'_>, key: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+    let text = table.string(key)?;
+    parse(&text).map_err(|fault| table.fault(key, format!("`{key}` {fault}"))).ok()
 }
 
 /// Reads every folder of `producers/` and checks them against one another.
@@ -305,7 +348,7 @@ fn is_topic(name: &str) -> bool {
 }
 
 fn topic_fault(name: &str) -> String {
-    format!("{name:?} is not a topic name: up to 249 of a-z, A-Z, 0-9, dot, - and _")
+    format!("`{name}` is not a topic name: up to 249 of a-z, A-Z, 0-9, dot, - and _")
 }
 
 #[cfg(test)]

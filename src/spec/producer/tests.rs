@@ -25,7 +25,7 @@ fn parse(name: &str, text: &str) -> Result<ProducerSpec, Vec<SpecFault>> {
     ProducerSpec::parse(&Path::new("producers").join(name), text)
 }
 
-fn messages(name: &str, text: &str) -> Vec<(Option<usize>, String)> {
+fn messages(name: &str, text: &str) -> Vec<(Option<u32>, String)> {
     parse(name, text).unwrap_err().into_iter().map(|fault| (fault.line, fault.message)).collect()
 }
 
@@ -53,7 +53,7 @@ topic = "t"
 [commands.ScheduleFlight]
 topc = "flights.commands.v1"
 key = []
-max_bytes = "64KB"
+max_bytes = "64 bytes"
 [topics."a b"]
 partitions = 0
 [limits]
@@ -61,14 +61,14 @@ rate = "fast"
 "#;
     let found = messages("flights", text);
     let has = |line: u32, part: &str| found.iter().any(|(at, text)| *at == Some(line) && text.contains(part));
-    assert!(has(2, "did you mean \"commands\"?"), "{found:?}");
-    assert!(has(5, "did you mean \"topic\"?"), "{found:?}");
+    assert!(has(2, "did you mean `commands`?"), "{found:?}");
+    assert!(has(5, "did you mean `topic`?"), "{found:?}");
     assert!(has(4, "has no topic"), "{found:?}");
-    assert!(has(6, "empty key"), "{found:?}");
-    assert!(has(7, "max_bytes is not a size"), "{found:?}");
+    assert!(has(6, "`key` is empty"), "{found:?}");
+    assert!(has(7, "must be a size"), "{found:?}");
     assert!(has(8, "not a topic name"), "{found:?}");
-    assert!(has(9, "from 1 to 10000"), "{found:?}");
-    assert!(has(11, "rate is not a rate"), "{found:?}");
+    assert!(has(9, "at least 1"), "{found:?}");
+    assert!(has(11, "`rate` must be"), "{found:?}");
     assert_eq!(found.len(), 8, "{found:?}");
 }
 

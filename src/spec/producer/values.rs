@@ -1,8 +1,6 @@
-//! Sizes, times and rates as people write them in a contract.
+//! Times and rates as people write them in a contract.
 
 use std::{num::NonZeroU32, time::Duration};
-
-use toml::de::DeValue;
 
 /// How long a topic keeps its records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -14,16 +12,6 @@ pub enum Retention {
 }
 
 impl Retention {
-    pub(super) fn parse(value: &DeValue<'_>) -> Result<Self, String> {
-        let refuse =
-            || format!("is not a retention: \"forever\", or a time such as \"30d\" or \"12h\"; found {}", shown(value));
-        match value.as_str() {
-            Some("forever") => Ok(Self::Forever),
-            Some(text) => duration(text).map(Self::For).ok_or_else(refuse),
-            None => Err(refuse()),
-        }
-    }
-
     /// As Kafka's `retention.ms`.
     pub fn as_retention_ms(self) -> i64 {
         match self {
@@ -40,99 +28,54 @@ pub struct Rate {
     pub per: Duration,
 }
 
-impl Rate {
-    pub(super) fn parse(value: &DeValue<'_>) -> Result<Self, String> {
-        let parts = value.as_str().and_then(|text| text.split_once('/'));
-        let parsed = parts.and_then(|(count, unit)| {
-            let seconds = match unit.trim() {
-                "s" => 1,
-                "m" => 60,
-                "h" => 3600,
-                _ => return None,
-            };
-            Some(Self { records: count.trim().parse().ok()?, per: Duration::from_secs(seconds) })
-        });
-        parsed
-            .ok_or_else(|| format!("is not a rate, such as \"10000/s\", \"600/m\" or \"50/h\"; found {}", shown(value)))
-    }
-}
-
-/// A size in bytes: `65536`, `"64KiB"`, `"1MiB"`, at least 1.
-pub(super) fn byte_size(value: &DeValue<'_>) -> Result<usize, String> {
-    let parsed = match value {
-        DeValue::Integer(integer) => integer.as_str().parse::<usize>().ok(),
-        DeValue::String(text) => {
-            let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-            let unit: Option<usize> = match text[digits.len()..].trim() {
-                "" | "B" => Some(1),
-                "KiB" => Some(1 << 10),
-                "MiB" => Some(1 << 20),
-                _ => None,
-            };
-            unit.and_then(|unit| digits.parse::<usize>().ok()?.checked_mul(unit))
-        }
+pub(super) fn retention(text: &str) -> Result<Retention, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (count, unit) = (text[..split].parse::<u64>().ok().filter(|count| *count > 0), text[split..].trim());
+    let seconds = |factor: u64| count.and_then(|count| count.checked_mul(factor));
+    let found = match unit {
+        "forever" if split == 0 => return Ok(Retention::Forever),
+        "h" => seconds(3_600),
+        "d" => seconds(86_400),
         _ => None,
     };
-    parsed
-        .filter(|bytes| *bytes > 0)
-        .ok_or_else(|| format!("is not a size, such as \"64KiB\" or \"1MiB\"; found {}", shown(value)))
+    let time = found.map(|seconds| Retention::For(Duration::from_secs(seconds)));
+    time.ok_or_else(|| format!("must be \"forever\", or a time such as \"30d\" or \"12h\", but is {text:?}"))
 }
 
-fn duration(text: &str) -> Option<Duration> {
-    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let seconds = match text[digits.len()..].trim() {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86_400,
-        _ => return None,
-    };
-    let count: u64 = digits.parse().ok()?;
-    (count > 0).then(|| count.checked_mul(seconds)).flatten().map(Duration::from_secs)
-}
-
-/// A value of the contract for a message.
-pub(super) fn shown(value: &DeValue<'_>) -> String {
-    match value {
-        DeValue::String(text) => format!("{:?}", text.chars().take(60).collect::<String>()),
-        DeValue::Integer(integer) => integer.as_str().to_owned(),
-        DeValue::Boolean(boolean) => boolean.to_string(),
-        other => format!("a value of type {}", other.type_str()),
-    }
+pub(super) fn rate(text: &str) -> Result<Rate, String> {
+    let found = text.split_once('/').and_then(|(count, unit)| {
+        let seconds = match unit.trim() {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3_600,
+            _ => return None,
+        };
+        Some(Rate { records: count.trim().parse().ok()?, per: Duration::from_secs(seconds) })
+    });
+    found.ok_or_else(|| {
+        format!("must be records in a time, such as \"10000/s\", \"600/m\" or \"50/h\", but is {text:?}")
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn text(text: &str) -> DeValue<'_> {
-        DeValue::String(text.into())
-    }
-
     #[test]
-    fn sizes_are_read_in_bytes() {
-        assert_eq!(byte_size(&text("64KiB")), Ok(65_536));
-        assert_eq!(byte_size(&text("1 MiB")), Ok(1 << 20));
-        assert_eq!(byte_size(&text("10")), Ok(10));
-        for faulty in ["", "64KB", "-1", "0", "KiB", "99999999999999999999MiB"] {
-            assert!(byte_size(&text(faulty)).is_err(), "{faulty}");
+    fn retention_is_in_milliseconds_for_kafka() {
+        assert_eq!(retention("forever").map(Retention::as_retention_ms), Ok(-1));
+        assert_eq!(retention("30d").map(Retention::as_retention_ms), Ok(2_592_000_000));
+        for faulty in ["30 days", "0d", "", "d", "1forever", "99999999999999999999d", "18446744073709551615d"] {
+            assert!(retention(faulty).is_err(), "{faulty}");
         }
     }
 
     #[test]
-    fn retention_is_in_milliseconds_for_kafka() {
-        assert_eq!(Retention::parse(&text("forever")).map(Retention::as_retention_ms), Ok(-1));
-        assert_eq!(Retention::parse(&text("30d")).map(Retention::as_retention_ms), Ok(2_592_000_000));
-        assert!(Retention::parse(&text("30 days")).is_err());
-        assert!(Retention::parse(&text("0d")).is_err());
-    }
-
-    #[test]
     fn rates_are_records_in_a_time() {
-        let rate = Rate::parse(&text("600/m")).unwrap();
-        assert_eq!((rate.records.get(), rate.per), (600, Duration::from_secs(60)));
+        let minute = rate("600/m").unwrap();
+        assert_eq!((minute.records.get(), minute.per), (600, Duration::from_secs(60)));
         for faulty in ["600", "0/s", "600/d", "x/s", "-1/s"] {
-            assert!(Rate::parse(&text(faulty)).is_err(), "{faulty}");
+            assert!(rate(faulty).is_err(), "{faulty}");
         }
     }
 }

@@ -14,9 +14,9 @@ metrics! {
     LAG: IntGaugeVec = "millpond_consumer_lag_messages",
         "Records between the fence and the end of the partition", &["consumer", "topic", "partition"];
     FRESHNESS_SECONDS: GaugeVec = "millpond_consumer_freshness_seconds",
-        "How old the projection's data is", &["consumer"];
+        "How old the data of the projection is, by its oldest partition, as far as known", &["consumer"];
     HALTED: IntGaugeVec = "millpond_consumer_halted_partitions",
-        "Partitions that wait for an operator", &["consumer"];
+        "Partitions of the projection that have halted and wait for an operator, whichever process has them", &["consumer"];
     DEAD_LETTERS: IntCounterVec = "millpond_dead_letters_total",
         "Records put into the dead-letter table, by class of reason", &["consumer", "class"];
 }

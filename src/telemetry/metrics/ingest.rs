@@ -4,13 +4,13 @@ use super::{metrics, seconds_buckets};
 
 metrics! {
     ACCEPTED_RECORDS: IntCounterVec = "millpond_ingest_accepted_records_total",
-        "Records answered as written, by record type", &["type"];
+        "Records that Kafka has acknowledged, by record type", &["type"];
     REJECTED_REQUESTS: IntCounterVec = "millpond_ingest_rejected_requests_total",
         "Requests answered with a problem, by its code", &["code"];
     INVALID_RECORDS: IntCounter = "millpond_ingest_invalid_records_total",
         "Records refused because they do not fit their schema or contract";
     UNFINISHED_RECORDS: IntCounterVec = "millpond_ingest_unfinished_records_total",
-        "Records that were valid and not answered as written, by outcome: not_written or unknown", &["outcome"];
+        "Records handed to Kafka and not acknowledged, by outcome: not_written or unknown", &["outcome"];
     DEPARTED_CLIENTS: IntCounter = "millpond_ingest_departed_clients_total",
         "Requests whose client left before the acknowledgement; their records were seen to the end all the same";
     BODY_BYTES: IntCounterVec = "millpond_ingest_body_bytes_total",

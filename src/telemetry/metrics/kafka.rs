@@ -13,7 +13,7 @@ metrics! {
     IN_FLIGHT_BYTES: IntGauge = "millpond_kafka_in_flight_bytes",
         "Bytes of records that wait for acknowledgement, as the publisher's budget counts them";
     QUEUED_RECORDS: IntGauge = "millpond_kafka_queued_records",
-        "Records in the client's queues, as librdkafka last reported";
+        "Records in the Kafka client's queues, as it last reported";
     PUBLISHER_READY: IntGauge = "millpond_kafka_publisher_ready",
         "1 while the publisher takes records, else 0";
     PRODUCERS_REPLACED: IntCounter = "millpond_kafka_producers_replaced_total",

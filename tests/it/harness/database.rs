@@ -1,9 +1,7 @@
 //! A database per test, copied from one that has the platform's tables.
 
-use std::path::Path;
 use std::sync::LazyLock;
 
-use sqlx::migrate::Migrator;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
 use super::{postgres_url, unique};
@@ -21,9 +19,8 @@ pub fn database() -> Database {
         let name = unique("template");
         let url = create(&name, None);
         outside_runtime(async move || {
-            let migrator = Migrator::new(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations"))).await.unwrap();
             let mut connection = PgConnection::connect(&url).await.unwrap();
-            migrator.run(&mut connection).await.unwrap();
+            millpond::store::migrate(&mut connection).await.unwrap();
             // A database that somebody is connected to cannot be copied.
             connection.close().await.unwrap();
         });

@@ -41,8 +41,3 @@ pub async fn eventually_async<F: Future<Output = bool>>(within: Duration, mut co
         tokio::time::sleep(POLL).await;
     }
 }
-
-/// URL of the Postgres to test with.
-pub fn postgres_url() -> String {
-    "postgres://postgres@127.0.0.1:5471/postgres".to_owned()
-}

@@ -108,7 +108,8 @@ impl Lab {
             self.drop_version().await;
         }
         self.version += 1;
-        let mut sql = vec!["begin".to_owned()];
+        // Nothing here is about what a crash keeps.
+        let mut sql = vec!["set synchronous_commit = off".to_owned(), "begin".to_owned()];
         sql.extend(self.compiled.create_sql(self.version));
         sql.push("commit".into());
         sql.extend(self.compiled.session_sql(self.version));

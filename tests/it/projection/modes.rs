@@ -45,7 +45,7 @@ async fn merge_of_the_readme_counts_departures_per_carrier_and_day() {
     let info = lab.compiled.tables();
     let shown: Vec<String> =
         info[0].columns.iter().map(|c| format!("{} {} {}", c.name, c.pg_type, c.nullable)).collect();
-    assert_eq!(shown, ["carrier text false", "day date false", "departures bigint true", "delayed bigint true"]);
+    assert_eq!(shown, ["carrier text false", "day date false", "departures bigint false", "delayed bigint false"]);
     assert_eq!(lab.compiled.relations().iter().map(|r| r.name.as_str()).collect::<Vec<_>>(), ["record_departure"]);
     let at = |key: &str, delay: &str, at: &str| record("record_departure", key, 0, &["'x'", "'UA'", delay, at]);
     lab.apply(&[at("1", "20", "'2013-01-01 04:59Z'"), at("2", "3", "'2013-01-01 05:00Z'")]).await;
@@ -185,7 +185,7 @@ async fn live_views_show_the_version_without_the_engines_columns() {
     let files = [
         (
             "consumer.toml",
-            "topics = [\"t\"]\n[tables.f]\nkey = [\"id\"]\n[tables.g]\nkey = [\"id\"]\ngrants = [\"postgres\"]\n",
+            "topics = [\"t\"]\n[tables.f]\nkey = [\"id\"]\n[tables.g]\nkey = [\"id\"]\ngrants = [\"pg_monitor\"]\n",
         ),
         (
             "f.sql",
@@ -239,7 +239,7 @@ async fn hash_follows_what_decides_the_rows_and_nothing_else() {
         first,
         hash(&mut conn, toml, "-- why\nselect flight_id AS id,\n carrier from schedule_flight;", &relations).await
     );
-    let calmer = format!("on_error = \"halt\"\n{toml}grants = [\"postgres\"]\n[batch]\nmax_records = 7\n");
+    let calmer = format!("on_error = \"halt\"\n{toml}grants = [\"pg_monitor\"]\n[batch]\nmax_records = 7\n");
     assert_eq!(first, hash(&mut conn, &calmer, sql, &relations).await);
     let other = "select flight_id as id, lower(carrier) as carrier from schedule_flight";
     assert_ne!(first, hash(&mut conn, toml, other, &relations).await);

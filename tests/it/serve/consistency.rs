@@ -136,7 +136,7 @@ async fn a_dead_letter_is_never_a_silent_success() {
         let answer = served.get_with(&format!("{POINT}{query}"), &headers).await;
         let problem = answer.is_problem(409, "MP6010");
         assert_eq!(problem["outcomes"][0]["reason"], "field `delay`: not a number");
-        assert_eq!(problem["outcomes"][0]["next"], "millpond dlq show flights flights.commands.v1/0 98");
+        assert_eq!(problem["outcomes"][0]["next"], "millpond dlq show flights flights.commands.v1/0/98");
         assert_eq!(problem["positions"], "/v1/positions/flights.commands.v1/0@99");
     }
     // The records around it are not it.

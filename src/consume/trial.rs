@@ -1,0 +1,46 @@
+//! Batches on the engine's own path, with fence, dead letters and outbox, but without a group or a log: what
+//! `consumer test` and `consumer show` stand on. The caller brings the records and a database to throw away.
+
+use std::sync::{Arc, mpsc};
+
+use super::{
+    buffer::Chunk,
+    engine::Engine,
+    partition::Partition,
+    worker::{Broken, Worker},
+};
+use crate::{kafka::subscription::Command, store::fence::Claim};
+
+/// The worker of one partition, driven by hand.
+pub struct Trial {
+    worker: Worker,
+    /// Only held: what the worker says to the poll thread that is not there.
+    _commands: mpsc::Receiver<Command>,
+}
+
+/// Why a batch was not applied.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Stopped {
+    /// The code of the halt; `retry` and `fenced` where a worker would try again.
+    pub code: &'static str,
+    pub reason: String,
+}
+
+impl Trial {
+    /// A worker that holds `claim` and stands at its offset.
+    pub fn new(engine: Arc<Engine>, claim: Claim) -> Self {
+        let partition = Arc::new(Partition::new(claim.at.clone()));
+        let (commands, receiver) = mpsc::channel();
+        Self { worker: Worker::new(engine, partition, commands, Some(claim)), _commands: receiver }
+    }
+
+    /// Applies a batch as a worker does: records below the fence are passed over, faulty ones become dead letters.
+    pub async fn apply(&mut self, chunk: &Chunk) -> Result<(), Stopped> {
+        self.worker.apply(chunk).await.map_err(|broken| match broken {
+            Broken::Retry(reason) => Stopped { code: "retry", reason },
+            Broken::Fenced => Stopped { code: "fenced", reason: "the fence is not at this offset".to_owned() },
+            Broken::Halt(halt) => Stopped { code: halt.code, reason: halt.reason },
+        })
+    }
+}

@@ -1,0 +1,114 @@
+//! What a real broker cannot be made to show on demand: silence, and errors that end a producer. On librdkafka's mock
+//! cluster.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::{
+    mocking::MockCluster,
+    producer::DefaultProducerContext,
+    types::{RDKafkaApiKey, RDKafkaRespErr},
+};
+
+use super::*;
+
+type Cluster = MockCluster<'static, DefaultProducerContext>;
+
+fn cluster() -> (Cluster, Options) {
+    let cluster = MockCluster::new(1).unwrap();
+    cluster.create_topic("t", 2, 1).unwrap();
+    let options = Options { brokers: cluster.bootstrap_servers(), ..Options::default() };
+    (cluster, options)
+}
+
+fn one(key: &str) -> EncodedBatch {
+    let record = EncodedRecord { key: Some(0..key.len() as u32), payload: None, event_id: 0..0 };
+    EncodedBatch { topic: "t".into(), bytes: key.as_bytes().to_vec(), records: vec![record], headers: Vec::new() }
+}
+
+async fn within<T>(seconds: u64, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(seconds), future).await.expect("in time")
+}
+
+async fn ready(options: &Options) -> Publisher {
+    let publisher = Publisher::start(options, ["t"]).unwrap();
+    within(20, publisher.wait_ready()).await;
+    publisher
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_broker_closes_the_publisher_and_leaves_the_record_unknown() {
+    let (cluster, options) = cluster();
+    let publisher = ready(&options).await;
+    assert!(publisher.publish(one("a")).unwrap().await.all_written());
+
+    cluster.broker_round_trip_time(1, Duration::from_secs(60)).unwrap();
+    let sent = Instant::now();
+    let pending = publisher.publish(one("a")).unwrap();
+    let mut health = publisher.watch_health();
+    within(6, health.wait_for(|health| *health != Health::Ready)).await.unwrap();
+    assert!(sent.elapsed() >= Duration::from_secs(2));
+    assert!(matches!(publisher.publish(one("b")).err(), Some(NotSent::Unavailable { .. })));
+
+    let receipt = within(20, pending).await;
+    assert_eq!(receipt.deliveries, [Delivery::Unknown(Reason::TimedOut)]);
+    assert_eq!(publisher.in_flight_bytes(), 0);
+    // No record is under way now, but the broker is as silent as before.
+    assert!(matches!(publisher.publish(one("b")).err(), Some(NotSent::Unavailable { .. })));
+
+    cluster.broker_round_trip_time(1, Duration::ZERO).unwrap();
+    within(60, publisher.wait_ready()).await;
+    assert!(within(20, publisher.publish(one("a")).unwrap()).await.all_written());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fatal_error_replaces_the_producer_and_accounts_for_every_record() {
+    let (cluster, options) = cluster();
+    let publisher = ready(&options).await;
+    assert!(publisher.publish(one("a")).unwrap().await.all_written());
+
+    // The broker says that it misses records that it acknowledged: nothing can be trusted after that.
+    let lost = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
+    cluster.request_errors(RDKafkaApiKey::Produce, &[lost; 3]);
+    let receipt = within(20, publisher.publish(one("a")).unwrap()).await;
+    assert!(matches!(receipt.deliveries[..], [Delivery::Unknown(_)]), "{receipt:?}");
+    cluster.clear_request_errors(RDKafkaApiKey::Produce);
+
+    within(30, publisher.wait_ready()).await;
+    assert!(within(20, publisher.publish(one("a")).unwrap()).await.all_written());
+    assert_eq!(publisher.in_flight_bytes(), 0);
+    assert_eq!(publisher.close(Duration::from_secs(5)).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn close_in_no_time_says_what_stays_unknown() {
+    let (cluster, options) = cluster();
+    let publisher = ready(&options).await;
+    cluster.broker_round_trip_time(1, Duration::from_secs(60)).unwrap();
+    let pending = [publisher.publish(one("a")).unwrap(), publisher.publish(one("b")).unwrap()];
+    assert_eq!(within(10, publisher.close(Duration::ZERO)).await, 2);
+    for receipt in pending {
+        assert_eq!(receipt.await.deliveries, [Delivery::Unknown(Reason::Closed)]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partition_without_a_leader_is_refused_and_the_other_goes_on() {
+    let (cluster, options) = cluster();
+    let other = (0..).map(|i| i.to_string()).find(|key| partition(key) != partition("a")).unwrap();
+    cluster.partition_leader("t", partition("a"), None).unwrap();
+    let publisher = ready(&options).await;
+    let refused = publisher.publish(one("a")).err();
+    let closed = NotSent::PartitionUnavailable { topic: "t".into(), partition: partition("a") };
+    assert_eq!(refused, Some(closed));
+    assert!(within(20, publisher.publish(one(&other)).unwrap()).await.all_written());
+
+    cluster.partition_leader("t", partition("a"), Some(1)).unwrap();
+    let mut rounds = publisher.shared.state.rounds.subscribe();
+    let seen = |_: &u64| publisher.shared.state.topics.get("t").unwrap().partitions.iter().all(|p| p.is_open());
+    within(20, rounds.wait_for(seen)).await.unwrap();
+    assert!(within(20, publisher.publish(one("a")).unwrap()).await.all_written());
+}
+
+fn partition(key: &str) -> i32 {
+    murmur2::partition_of(key.as_bytes(), 2)
+}

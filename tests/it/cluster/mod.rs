@@ -1,0 +1,160 @@
+//! Millpond as it is run: processes of the real binary on one project, and servers that a test may stop.
+//!
+//! A [`Cluster`] is one application: a copy of a project with topics of its own, a database of its own, and however many
+//! processes a test starts. All clusters share one Kafka and one Postgres, apart from those of the other tests, one test
+//! at a time: whoever has the servers may stop, kill and freeze them, and the next one finds them mended.
+
+mod commands;
+mod oracle;
+mod posting;
+mod process;
+mod project;
+mod servers;
+mod web;
+
+use std::cell::Cell;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use millpond::dev::Folder;
+use millpond::kafka::{self, Admin, TopicSpec};
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
+
+pub use commands::{Command as FlightCommand, all_days, days, read as read_commands};
+pub use oracle::{Slice, TABLES};
+pub use posting::{Load, Pace, Posted};
+pub use process::Process;
+pub use project::Project;
+pub use servers::Exclusive;
+pub use web::{Answer, Web};
+
+/// Far more than anything here takes, on a machine that does much else.
+pub const SOON: Duration = Duration::from_secs(60);
+
+/// Whether the runs that take minutes are asked for (`MILLPOND_LONG=1`).
+pub fn long() -> bool {
+    std::env::var_os("MILLPOND_LONG").is_some_and(|value| value == "1")
+}
+
+/// One application on the servers.
+pub struct Cluster {
+    pub project: Project,
+    /// URL of its database.
+    pub database: String,
+    pub servers: Exclusive,
+    folder: Arc<Folder>,
+    started: Cell<usize>,
+}
+
+impl Cluster {
+    /// The flights application, with topics and schemas there.
+    pub async fn flights(name: &str) -> Self {
+        Self::of(name, Project::flights).await
+    }
+
+    /// A project made by the test, with topics and schemas there.
+    pub async fn of(name: &str, make: impl FnOnce(PathBuf, &str) -> Project) -> Self {
+        let servers = Exclusive::take();
+        let folder = Arc::new(Folder::open(&crate::harness::own_folder(name)).unwrap());
+        let unique = crate::harness::unique(name);
+        let project = make(folder.path().join("project"), &unique);
+        let database = servers.create_database(&unique).await;
+        let cluster = Self { project, database, servers, folder, started: Cell::new(0) };
+        cluster.push();
+        cluster
+    }
+
+    /// `millpond schema push`: topics and schemas.
+    pub fn push(&self) {
+        self.succeeds(&["schema", "push"]);
+    }
+
+    /// Flags that every command of this application takes.
+    fn flags(&self) -> Vec<String> {
+        let set = |key: &str, value: &str| ["--set".to_owned(), format!("{key}={value}")];
+        [
+            set("project.dir", &self.project.dir.display().to_string()),
+            set("kafka.brokers", &self.servers.brokers()),
+            set("postgres.url", &self.database),
+        ]
+        .concat()
+    }
+
+    /// Starts `millpond ROLE` and waits until it is ready.
+    pub fn start(&self, role: &str, settings: &[&str]) -> Process {
+        let number = self.started.replace(self.started.get() + 1);
+        let mut args = vec![role.to_owned(), "--listen".to_owned(), "127.0.0.1:0".to_owned()];
+        args.extend(self.flags());
+        args.extend(settings.iter().flat_map(|setting| ["--set".to_owned(), (*setting).to_owned()]));
+        Process::start(&self.folder, &format!("{role}-{number}"), args)
+    }
+
+    /// Runs a command of the command line to its end.
+    pub fn run(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_millpond"));
+        command.args(args).args(self.flags()).args(["--set", "log.level=warn"]);
+        command.current_dir(&self.project.dir).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// [`Self::run`] that has to succeed; what it printed.
+    #[track_caller]
+    pub fn succeeds(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "millpond {}: {}\n{said}\n{errors}", args.join(" "), output.status);
+        said
+    }
+
+    pub async fn postgres(&self) -> PgConnection {
+        PgConnection::connect(&self.database).await.unwrap()
+    }
+
+    /// One number out of the database; `None` while it cannot be had.
+    pub async fn number(&self, sql: &str) -> Option<i64> {
+        let mut connection = PgConnection::connect(&self.database).await.ok()?;
+        sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(&mut connection).await.ok()
+    }
+
+    pub async fn execute(&self, sql: &str) {
+        self.postgres().await.execute(sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))).await.unwrap();
+    }
+
+    /// How many records all consumers together have applied; none while the database is away.
+    pub async fn applied(&self) -> Option<i64> {
+        self.number("select coalesce(sum(next_offset), 0)::int8 from millpond.fences where state <> 'retired'").await
+    }
+
+    /// How far the partitions of a topic are written.
+    pub async fn ends(&self, topic: &str) -> Vec<i64> {
+        let admin = Admin::connect(&self.kafka()).unwrap();
+        admin.watermarks(topic).await.unwrap().into_iter().map(|(_, high)| high).collect()
+    }
+
+    pub fn kafka(&self) -> kafka::Options {
+        kafka::Options { brokers: self.servers.brokers(), ..kafka::Options::default() }
+    }
+
+    /// Creates a topic that no folder declares.
+    pub async fn create_topic(&self, spec: TopicSpec) {
+        Admin::connect(&self.kafka()).unwrap().ensure_topics(&[spec]).await.unwrap();
+    }
+
+    /// Waits until every consumer has applied all that is in the topic now, and all that they emitted has left.
+    pub async fn settled(&self, topic: &str, consumers: usize) {
+        let ends: i64 = self.ends(topic).await.iter().sum();
+        let wanted = ends * i64::try_from(consumers).unwrap();
+        crate::harness::eventually_async(SOON, async || self.applied().await == Some(wanted)).await;
+        let empty = async || self.number("select count(*) from millpond.outbox").await == Some(0);
+        crate::harness::eventually_async(SOON, empty).await;
+    }
+
+    /// The records of a topic as `millpond topic cat` prints them.
+    pub fn cat(&self, topic: &str) -> Vec<Value> {
+        let printed = self.succeeds(&["topic", "cat", topic, "--format", "jsonl", "--limit", "10000000"]);
+        printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}

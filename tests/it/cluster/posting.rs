@@ -1,0 +1,120 @@
+//! Clients that post: a flight's commands one after another, many flights at once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use millpond::domain::Position;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+
+use super::{Answer, FlightCommand, Web};
+
+/// Clients at once; each has its own flights.
+const CLIENTS: usize = 8;
+
+/// How fast a load goes.
+pub enum Pace {
+    /// As fast as answers come.
+    Free,
+    /// Evenly over this time.
+    Over(Duration),
+    /// As far as [`Load::release`] lets it.
+    Released,
+}
+
+/// Commands being posted, each of which has to be answered 202.
+pub struct Load {
+    clients: Vec<JoinHandle<Position>>,
+    allowed: Arc<Semaphore>,
+    posted: Arc<AtomicUsize>,
+}
+
+/// What a load did.
+#[derive(Debug)]
+pub struct Posted {
+    /// Covers everything.
+    pub position: Position,
+    pub commands: usize,
+}
+
+impl Load {
+    /// Begins to post.
+    pub fn start(web: &Web, commands: Vec<FlightCommand>, pace: Pace) -> Self {
+        let allowed = Arc::new(Semaphore::new(0));
+        let posted = Arc::new(AtomicUsize::new(0));
+        let total = commands.len();
+        let clients = shares(commands)
+            .into_iter()
+            .map(|share| {
+                let (web, allowed, posted) = (web.clone(), allowed.clone(), posted.clone());
+                tokio::spawn(async move {
+                    let mut position = Position::new();
+                    for command in share {
+                        allowed.acquire().await.unwrap().forget();
+                        let answer = post(&web, &command).await.unwrap();
+                        assert_eq!(answer.status, 202, "{}", answer.text);
+                        position.merge(&answer.position().parse().unwrap());
+                        posted.fetch_add(1, Ordering::Relaxed);
+                    }
+                    position
+                })
+            })
+            .collect();
+        match pace {
+            Pace::Free => allowed.add_permits(total),
+            Pace::Over(time) => drop(tokio::spawn(release_evenly(allowed.clone(), total, time))),
+            Pace::Released => {}
+        }
+        Self { clients, allowed, posted }
+    }
+
+    /// Lets so many more commands be posted.
+    pub fn release(&self, commands: usize) {
+        self.allowed.add_permits(commands);
+    }
+
+    /// Answered 202 so far.
+    pub fn posted(&self) -> usize {
+        self.posted.load(Ordering::Relaxed)
+    }
+
+    /// Waits for the end.
+    pub async fn finish(self) -> Posted {
+        let mut position = Position::new();
+        for client in self.clients {
+            position.merge(&client.await.unwrap());
+        }
+        Posted { position, commands: self.posted.load(Ordering::Relaxed) }
+    }
+}
+
+/// Posts one command under its own id.
+pub async fn post(web: &Web, command: &FlightCommand) -> Result<Answer, String> {
+    let id = command.id();
+    let headers = [("content-type", "application/json"), ("idempotency-key", id.as_str())];
+    web.try_post(&command.path(), &headers, &command.body).await
+}
+
+/// A share per client: all of a flight's commands in one, in their order.
+pub fn shares(commands: Vec<FlightCommand>) -> Vec<Vec<FlightCommand>> {
+    let mut shares = vec![Vec::new(); CLIENTS];
+    for command in commands {
+        let sum: usize = command.flight_id.bytes().map(usize::from).sum();
+        shares[sum % CLIENTS].push(command);
+    }
+    shares
+}
+
+async fn release_evenly(allowed: Arc<Semaphore>, total: usize, time: Duration) {
+    let begun = Instant::now();
+    let mut ticks = tokio::time::interval(Duration::from_millis(20));
+    let mut released = 0;
+    while released < total {
+        ticks.tick().await;
+        let due = (total as f64 * begun.elapsed().as_secs_f64() / time.as_secs_f64()) as usize;
+        let due = due.min(total);
+        allowed.add_permits(due - released);
+        released = due;
+    }
+}

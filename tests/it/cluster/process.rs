@@ -1,0 +1,121 @@
+//! One process of the real binary.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use millpond::dev::Folder;
+use millpond::dev::children::{Child, Launch};
+use millpond::dev::process::Identity;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{SOON, Web};
+
+/// A process that was started and is ready. Dropping it kills it.
+pub struct Process {
+    child: Child,
+    identity: Identity,
+    log: PathBuf,
+    pub web: Web,
+}
+
+impl Process {
+    /// Starts the binary and waits until it says that it is ready.
+    pub fn start(folder: &Arc<Folder>, name: &str, args: Vec<String>) -> Self {
+        let log = folder.path().join(format!("{name}.log"));
+        let launch = Launch {
+            name: name.to_owned(),
+            wrapper: Vec::new(),
+            program: env!("CARGO_BIN_EXE_millpond").into(),
+            args: args.into_iter().chain(["--set".into(), "log.format=json".into()]).map(Into::into).collect(),
+            account: None,
+            locale: "C.UTF-8",
+            cwd: folder.path().to_owned(),
+            log: log.clone(),
+            stop: Signal::SIGTERM,
+            stop_within: SOON,
+        };
+        let mut child = Child::spawn(folder, launch).unwrap();
+        let mut address = None;
+        let ready = child.wait_ready(SOON, |_| {
+            address = ready_at(&log);
+            address.is_some()
+        });
+        ready.unwrap_or_else(|error| panic!("{error}\n{}", std::fs::read_to_string(&log).unwrap()));
+        let identity = Identity::of(child.pid()).expect("it runs");
+        let web = Web::new(&format!("http://{}", address.expect("ready")));
+        Self { child, identity, log, web }
+    }
+
+    /// Kills it as a crash of the machine would.
+    pub fn kill_9(mut self) {
+        self.child.kill_9().unwrap();
+    }
+
+    /// Freezes it: its connections stay open, and it answers nothing.
+    pub fn pause(&self) {
+        self.child.pause().unwrap();
+    }
+
+    pub fn cont(&self) {
+        self.child.cont().unwrap();
+    }
+
+    /// Sends SIGTERM and comes back at once.
+    pub fn terminate(&self) {
+        kill(Pid::from_raw(self.child.pid()), Signal::SIGTERM).unwrap();
+    }
+
+    /// Waits for its end; how long that took, and whether it ended well.
+    pub fn ended(&mut self, within: Duration) -> (Duration, bool) {
+        let begun = Instant::now();
+        let mut status = None;
+        crate::harness::eventually(within, || {
+            status = self.child.ended().unwrap();
+            status.is_some()
+        });
+        (begun.elapsed(), status.is_some_and(|status| status.success()))
+    }
+
+    /// SIGTERM, and its end in good order.
+    pub fn stop(mut self) {
+        self.terminate();
+        let (_, well) = self.ended(SOON);
+        assert!(well, "{}", self.log());
+    }
+
+    pub fn runs(&self) -> bool {
+        self.identity.runs()
+    }
+
+    pub fn identity(&self) -> Identity {
+        self.identity.clone()
+    }
+
+    /// All that it has said.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Not in good order: the servers it would say goodbye to may be stopped. Gone already is fine.
+        let _ = self.child.cont();
+        let _ = self.child.kill_9();
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!("--- the end of {}:\n{}", self.log.display(), lines[lines.len().saturating_sub(40)..].join("\n"));
+        }
+    }
+}
+
+/// The address in the line that says `ready`.
+fn ready_at(log: &PathBuf) -> Option<String> {
+    let text = std::fs::read_to_string(log).ok()?;
+    let line = text.lines().find(|line| line.contains(r#""message":"ready""#))?;
+    let value: serde_json::Value = serde_json::from_str(line).ok()?;
+    Some(value["address"].as_str()?.to_owned())
+}
