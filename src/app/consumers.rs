@@ -16,7 +16,7 @@ use super::{project::Project, scaffold, trial, wiring};
 use crate::{
     cli::args::Consumer,
     config::Config,
-    consume::{self, Bounds, Emitter, Engine, Handlers, Input, Member, Preparer, Sessions, Vitals},
+    consume::{Bounds, Emitter, Engine, Handlers, Input, Member, Preparer, Sessions, Vitals},
     kafka::{self, Reader, Registry},
     projection::{self, Compiled, Relation, RelationColumn},
     schema::{columns_of, encode::Encoder},
@@ -113,8 +113,7 @@ impl Context {
     ) -> anyhow::Result<Engine> {
         let compiled = Arc::new(compiled);
         let defaults = &self.config.consume;
-        let mut setup = compiled.session_sql(version);
-        setup.extend(consume::session_sql());
+        let setup = compiled.session_sql(version);
         let application = format!("millpond consume {}", spec.name);
         let strict = spec.unknown == UnknownType::DeadLetter;
         let preparer = Preparer::new(Arc::clone(&compiled), inputs(project, spec)?, strict, Arc::clone(&self.registry));

@@ -25,7 +25,6 @@ pub use handler::Handlers;
 pub use prepare::{Input, Preparer, WriterSchemas};
 pub use sessions::Sessions;
 use tokio::{sync::watch, task::JoinHandle};
-pub use transaction::session_sql;
 pub use trial::{Stopped, Trial};
 
 use self::group::Group;

@@ -27,15 +27,13 @@ use crate::{
 /// Namespace of the ids of emitted events (UUIDv5 over version lineage and source).
 const EVENT_NAMESPACE: Uuid = Uuid::from_u128(0x6d69_6c6c_706f_6e64_8f2b_6f75_7462_6f78);
 
-/// Temporary tables that every session needs beside the projection's own: handlers' rows, and what goes to the outbox.
-pub fn session_sql() -> Vec<String> {
-    vec![
-        "create temp table _rows (tbl text, ord int8, deleted bool, row jsonb) on commit delete rows".to_owned(),
-        "create temp table _outbox (out_seq int8, source_offset int8, index int4, event_id uuid,
-             target_topic text, record_type text, key bytea, payload bytea, headers jsonb) on commit delete rows"
-            .to_owned(),
-    ]
-}
+/// Rows of handlers on their way to the tables. This and [`OUTBOX_STAGE`] are made in the first transaction of a session
+/// that needs them: Postgres empties every temporary table at each commit, used or not.
+const ROWS_STAGE: &str = "create temp table if not exists _rows
+    (tbl text, ord int8, deleted bool, row jsonb) on commit delete rows";
+/// What goes to the outbox, counted before the fence moves.
+const OUTBOX_STAGE: &str = "create temp table if not exists _outbox (out_seq int8, source_offset int8, index int4,
+    event_id uuid, target_topic text, record_type text, key bytea, payload bytea, headers jsonb) on commit delete rows";
 
 /// A dead letter that goes with a batch.
 pub struct DeadLetter<'a> {
@@ -214,6 +212,7 @@ async fn stage_outbox(engine: &Engine, lease: &mut Lease<'_>, work: &Work<'_>) -
     }
     let emitted = seq - work.claim.out_seq;
     if emitted > 0 {
+        store::run(lease.connection(), OUTBOX_STAGE).await?;
         copy(lease, "copy pg_temp._outbox from stdin (format binary)", rows).await?;
     }
     Ok(emitted)
@@ -279,6 +278,7 @@ async fn stage_effects(lease: &mut Lease<'_>, work: &Work<'_>) -> Result<Vec<Str
         }
     }
     tables.sort();
+    store::run(lease.connection(), ROWS_STAGE).await?;
     copy(lease, "copy pg_temp._rows from stdin (format binary)", rows).await?;
     Ok(tables)
 }

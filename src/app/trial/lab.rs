@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     app::{Project, consumers},
-    consume::{self, Bounds, Chunk, Engine, Handlers, Preparer, Sessions, Stopped, Trial, Vitals, WriterSchemas},
+    consume::{Bounds, Chunk, Engine, Handlers, Preparer, Sessions, Stopped, Trial, Vitals, WriterSchemas},
     domain::{TableInfo, TopicPartition},
     projection::Compiled,
     spec::{ConsumerSpec, OnError, UnknownType},
@@ -97,7 +97,6 @@ impl<'a> Lab<'a> {
     ) -> anyhow::Result<Engine> {
         let spec = self.spec;
         let mut setup = compiled.session_sql(version);
-        setup.extend(consume::session_sql());
         // What is written here need not outlive a crash of the machine.
         setup.push("set session synchronous_commit = off".to_owned());
         let inputs = consumers::inputs(project, spec)?;
