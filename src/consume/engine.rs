@@ -100,9 +100,9 @@ pub struct Inspected {
 
 impl Engine {
     pub async fn claim(&self, at: &TopicPartition, owner: Uuid) -> Result<Claimed, store::Error> {
-        let mut lease = self.sessions.lease().await?;
+        let mut lease = self.sessions.control().await?;
         let claimed =
-            fence::claim(lease.connection(), self.sessions.url(), &self.projection, self.version, at, owner).await?;
+            fence::claim(&mut lease.connection, self.sessions.url(), &self.projection, self.version, at, owner).await?;
         lease.give_back();
         Ok(claimed)
     }

@@ -8,9 +8,8 @@ use std::{collections::HashMap, sync::Arc};
 
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
-use sqlx::Row;
 
-use crate::store::{self, PgConnection, ident, literal};
+use crate::store::{self, Session, ident, literal};
 
 /// One record, decoded with the schema version that the consumer pins.
 #[derive(Debug, Clone)]
@@ -69,7 +68,7 @@ pub type Handlers = HashMap<String, Arc<dyn Handler>>;
 
 /// Read access to the handler's own tables, as they were after the last batch.
 pub struct State<'a> {
-    pub(super) connection: &'a mut PgConnection,
+    pub(super) session: &'a Session,
     pub(super) schema: &'a str,
 }
 
@@ -87,15 +86,11 @@ impl State<'_> {
             ident(self.schema),
             ident(table)
         );
-        let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(keys)
-            .fetch_all(&mut *self.connection)
-            .await
-            .map_err(store::Error::from)?;
+        let rows = self.session.query(&sql, &[&keys]).await?;
         let mut found = HashMap::with_capacity(rows.len());
         for row in rows {
-            let text: String = row.try_get("row").map_err(store::Error::from)?;
-            let value = serde_json::from_str(&text)
+            let text: &str = row.try_get("row").map_err(store::Error::from)?;
+            let value = serde_json::from_str(text)
                 .map_err(|e| store::Error::Refused(format!("a row of {table} does not fit the handler's type: {e}")))?;
             found.insert(row.try_get("k").map_err(store::Error::from)?, value);
         }

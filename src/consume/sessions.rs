@@ -1,36 +1,68 @@
-//! Postgres sessions of one consumer: prepared with its staging tables, lent to one batch at a time.
+//! Postgres sessions of one consumer, lent to one task at a time: some prepared with its staging tables for batches,
+//! some plain ones for claims and releases, which must not wait for a batch.
 
 use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::store::{self, PgConnection};
+use crate::store::{self, PgConnection, Session};
 
-/// A bounded set of sessions. A session that saw an error is dropped, never lent again.
+/// Claims at once: as many as partitions usually come with one assignment; each is short.
+const CONTROLS: usize = 4;
+
 pub struct Sessions {
     url: String,
     application: String,
     setup: String,
-    idle: Mutex<Vec<PgConnection>>,
+    batches: Slots<Session>,
+    controls: Slots<PgConnection>,
+}
+
+/// A bounded set of connections. One that saw an error is dropped, never lent again.
+struct Slots<C> {
+    idle: Mutex<Vec<C>>,
     permits: Semaphore,
 }
 
-/// A session on loan. Dropping it closes the connection; [`Lease::give_back`] returns a clean one.
-pub struct Lease<'a> {
-    connection: PgConnection,
-    sessions: &'a Sessions,
+/// A connection on loan. Dropping it closes the connection; [`Lease::give_back`] returns a clean one.
+pub struct Lease<'a, C> {
+    pub connection: C,
+    slots: &'a Slots<C>,
     _permit: SemaphorePermit<'a>,
 }
 
+impl<C> Slots<C> {
+    fn new(size: usize) -> Self {
+        Self { idle: Mutex::default(), permits: Semaphore::new(size) }
+    }
+
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<C>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn lease(
+        &self,
+        connect: impl AsyncFnOnce() -> Result<C, store::Error>,
+    ) -> Result<Lease<'_, C>, store::Error> {
+        let permit = self.permits.acquire().await.expect("invariant: the semaphore is never closed");
+        let idle = self.idle().pop();
+        let connection = match idle {
+            Some(connection) => connection,
+            None => connect().await?,
+        };
+        Ok(Lease { connection, slots: self, _permit: permit })
+    }
+}
+
 impl Sessions {
-    /// `setup` runs once on every new session.
+    /// `setup` runs once on every new session for batches, of which there are at most `size`.
     pub fn new(url: &str, application: &str, setup: &[String], size: usize) -> Self {
         Self {
             url: url.to_owned(),
             application: application.to_owned(),
             setup: setup.join(";\n"),
-            idle: Mutex::default(),
-            permits: Semaphore::new(size),
+            batches: Slots::new(size),
+            controls: Slots::new(CONTROLS),
         }
     }
 
@@ -38,33 +70,26 @@ impl Sessions {
         &self.url
     }
 
-    pub async fn lease(&self) -> Result<Lease<'_>, store::Error> {
-        let permit = self.permits.acquire().await.expect("invariant: the semaphore is never closed");
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let connection = match idle {
-            Some(connection) => connection,
-            None => {
-                let mut connection = store::connect(&self.url, &self.application).await?;
-                store::run(&mut connection, self.setup.clone()).await?;
-                connection
-            }
-        };
-        Ok(Lease { connection, sessions: self, _permit: permit })
+    /// A session with the consumer's staging tables.
+    pub async fn batch(&self) -> Result<Lease<'_, Session>, store::Error> {
+        self.batches.lease(async || Session::connect(&self.url, &self.application, &self.setup).await).await
     }
 
-    /// Closes the sessions nobody uses: after an outage they are all dead.
+    /// A plain connection.
+    pub async fn control(&self) -> Result<Lease<'_, PgConnection>, store::Error> {
+        self.controls.lease(async || store::connect(&self.url, &self.application).await).await
+    }
+
+    /// Closes the connections nobody uses: after an outage they are all dead.
     pub fn drop_idle(&self) {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.batches.idle().clear();
+        self.controls.idle().clear();
     }
 }
 
-impl Lease<'_> {
-    pub fn connection(&mut self) -> &mut PgConnection {
-        &mut self.connection
-    }
-
-    /// Returns the session after a transaction that ended well.
+impl<C> Lease<'_, C> {
+    /// Returns the connection after work that ended well.
     pub fn give_back(self) {
-        self.sessions.idle.lock().unwrap_or_else(PoisonError::into_inner).push(self.connection);
+        self.slots.idle().push(self.connection);
     }
 }

@@ -13,12 +13,11 @@ use super::{
     engine::Engine,
     handler::{self, HandlerError, State},
     prepare::{Fault, Prepared},
-    sessions::Lease,
 };
 use crate::{
     domain::HEADER_EVENT_ID,
     store::{
-        self, CopyBuffer, bytea,
+        self, CopyBuffer, Session, bytea,
         fence::{Advance, Claim},
         literal,
     },
@@ -70,11 +69,11 @@ pub struct Committed {
 }
 
 /// Runs the transaction to its commit.
-pub async fn run(engine: &Engine, lease: &mut Lease<'_>, mut work: Work<'_>) -> Result<Committed, Failure> {
-    store::run(lease.connection(), "begin").await?;
+pub async fn run(engine: &Engine, session: &mut Session, mut work: Work<'_>) -> Result<Committed, Failure> {
+    session.run("begin").await?;
     if let Some(handler) = &engine.handler {
         let schema = &engine.schema;
-        let mut state = State { connection: lease.connection(), schema };
+        let mut state = State { session, schema };
         let records = std::mem::take(&mut work.prepared.records);
         handler.apply(&records, &mut state, &mut work.prepared.effects).await.map_err(|e| match e {
             HandlerError::Store(e) => Failure::Store(e),
@@ -89,22 +88,15 @@ pub async fn run(engine: &Engine, lease: &mut Lease<'_>, mut work: Work<'_>) -> 
         if rows.rows() > 0 {
             let relation = &engine.compiled.relations()[index].name;
             let statement = engine.compiled.copy_sql(relation).unwrap_or_default();
-            copy(lease, &statement, rows).await?;
+            session.copy_in(&statement, rows.finish()).await?;
             with_rows.insert(relation.as_str());
         }
     }
-    let outbox = stage_outbox(engine, lease, &work).await?;
-    let tables = stage_effects(lease, &work).await?;
+    let outbox = stage_outbox(engine, session, &work).await?;
+    let tables = stage_effects(session, &work).await?;
     let flush = flush_sql(engine, &work, outbox, &with_rows, &tables);
-    store::run(lease.connection(), flush).await?;
+    session.run(&flush).await?;
     Ok(Committed { out_seq: work.claim.out_seq + outbox, refused: work.prepared.effects.refusals.len() })
-}
-
-async fn copy(lease: &mut Lease<'_>, statement: &str, rows: CopyBuffer) -> Result<(), store::Error> {
-    let mut copy = lease.connection().copy_in_raw(statement).await?;
-    copy.send(rows.finish()).await?;
-    copy.finish().await?;
-    Ok(())
 }
 
 fn flush_sql(engine: &Engine, work: &Work<'_>, emitted: i64, with_rows: &BTreeSet<&str>, tables: &[String]) -> String {
@@ -182,7 +174,7 @@ fn dead_letter_sql(engine: &Engine, work: &Work<'_>, dead: &DeadLetter<'_>) -> S
 }
 
 /// Stages emitted events and the mirror of dead letters; returns how many rows the outbox gets.
-async fn stage_outbox(engine: &Engine, lease: &mut Lease<'_>, work: &Work<'_>) -> Result<i64, Failure> {
+async fn stage_outbox(engine: &Engine, session: &mut Session, work: &Work<'_>) -> Result<i64, Failure> {
     let mut rows = CopyBuffer::default();
     let mut seq = work.claim.out_seq;
     // A handler may come back to a record after others; its events are numbered through all the same.
@@ -212,8 +204,8 @@ async fn stage_outbox(engine: &Engine, lease: &mut Lease<'_>, work: &Work<'_>) -
     }
     let emitted = seq - work.claim.out_seq;
     if emitted > 0 {
-        store::run(lease.connection(), OUTBOX_STAGE).await?;
-        copy(lease, "copy pg_temp._outbox from stdin (format binary)", rows).await?;
+        session.run(OUTBOX_STAGE).await?;
+        session.copy_in("copy pg_temp._outbox from stdin (format binary)", rows.finish()).await?;
     }
     Ok(emitted)
 }
@@ -260,7 +252,7 @@ fn event_id(engine: &Engine, claim: &Claim, offset: i64, index: i32) -> Uuid {
     Uuid::new_v5(&EVENT_NAMESPACE, name.as_bytes())
 }
 
-async fn stage_effects(lease: &mut Lease<'_>, work: &Work<'_>) -> Result<Vec<String>, store::Error> {
+async fn stage_effects(session: &mut Session, work: &Work<'_>) -> Result<Vec<String>, store::Error> {
     let effects = &work.prepared.effects.rows;
     if effects.is_empty() {
         return Ok(Vec::new());
@@ -278,8 +270,8 @@ async fn stage_effects(lease: &mut Lease<'_>, work: &Work<'_>) -> Result<Vec<Str
         }
     }
     tables.sort();
-    store::run(lease.connection(), ROWS_STAGE).await?;
-    copy(lease, "copy pg_temp._rows from stdin (format binary)", rows).await?;
+    session.run(ROWS_STAGE).await?;
+    session.copy_in("copy pg_temp._rows from stdin (format binary)", rows.finish()).await?;
     Ok(tables)
 }
 

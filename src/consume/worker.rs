@@ -353,9 +353,9 @@ impl Worker {
             skipped: prepared.skipped,
             classes: faults.iter().map(|(_, f)| f.class).collect(),
         };
-        let mut lease = self.engine.sessions.lease().await?;
+        let mut lease = self.engine.sessions.batch().await?;
         let work = Work { claim: &claim, chunk, from: claim.next_offset, to, prepared, dead };
-        let result = transaction::run(&self.engine, &mut lease, work).await;
+        let result = transaction::run(&self.engine, &mut lease.connection, work).await;
         let committed = result?;
         lease.give_back();
         if let Some(claim) = &mut self.claim {
@@ -388,9 +388,9 @@ impl Worker {
         self.partition.buffer().refuse();
         if let Some(claim) = self.claim.take() {
             self.verified = false;
-            let halted = match self.engine.sessions.lease().await {
+            let halted = match self.engine.sessions.control().await {
                 Ok(mut lease) => {
-                    fence::halt(lease.connection(), &self.engine.projection, self.engine.version, &claim, halt).await
+                    fence::halt(&mut lease.connection, &self.engine.projection, self.engine.version, &claim, halt).await
                 }
                 Err(e) => Err(e),
             };
@@ -403,8 +403,8 @@ impl Worker {
 
     async fn release(&mut self) {
         let Some(claim) = self.claim.take() else { return };
-        let Ok(mut lease) = self.engine.sessions.lease().await else { return };
-        if fence::release(lease.connection(), &self.engine.projection, self.engine.version, &claim).await.is_ok() {
+        let Ok(mut lease) = self.engine.sessions.control().await else { return };
+        if fence::release(&mut lease.connection, &self.engine.projection, self.engine.version, &claim).await.is_ok() {
             lease.give_back();
         }
     }

@@ -21,8 +21,7 @@ use tokio_postgres::{
     types::{ToSql, Type},
 };
 
-use super::tls::Address;
-use crate::telemetry::metrics::serve as metrics;
+use crate::{store::address::Address, telemetry::metrics::serve as metrics};
 
 /// Statements waiting on one connection; more are refused as busy, for they would time out.
 const MAX_IN_FLIGHT: usize = 512;

@@ -21,7 +21,6 @@ mod outcome;
 pub mod problem;
 mod read;
 mod routes;
-mod tls;
 mod wait;
 
 use std::{
@@ -120,7 +119,7 @@ impl fmt::Debug for Options {
 }
 
 /// Why the role cannot be started: the address of Postgres is at fault.
-pub use tls::Error;
+pub use crate::store::address::Error;
 
 /// Everything that the routes share. Cheap to clone; the last one dropped closes the connections.
 #[derive(Debug, Clone)]
@@ -150,7 +149,7 @@ pub struct Health {
 impl ServeState {
     /// Starts connecting and keeping the catalog; does not wait for the database. Needs a running tokio runtime.
     pub fn start(options: Options) -> Result<ServeState, Error> {
-        let address = tls::address(&options.database_url)?;
+        let address = crate::store::address::address(&options.database_url)?;
         let mut tasks = JoinSet::new();
         let connections = Connections::start(&address, options.connections, options.statement_timeout, &mut tasks);
         let catalog = Arc::new(Catalog::new(connections.clone()));

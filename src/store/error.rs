@@ -23,6 +23,10 @@ pub enum Error {
     ConnectTimeout,
     #[error("{}", describe(.0))]
     Sql(#[from] sqlx::Error),
+    #[error("{}", describe_session(.0))]
+    Session(#[from] tokio_postgres::Error),
+    #[error(transparent)]
+    Address(#[from] super::address::Error),
     #[error("the platform tables cannot be migrated: {0}")]
     Migrate(#[source] sqlx::migrate::MigrateError),
     #[error("{0}")]
@@ -34,6 +38,7 @@ impl Error {
     pub fn sqlstate(&self) -> Option<&str> {
         match self {
             Error::Sql(sqlx::Error::Database(e)) => Some(e.downcast_ref::<PgDatabaseError>().code()),
+            Error::Session(e) => e.code().map(tokio_postgres::error::SqlState::code),
             _ => None,
         }
     }
@@ -47,7 +52,7 @@ impl Error {
     pub fn class(&self) -> Class {
         let Some(code) = self.sqlstate() else {
             return match self {
-                Error::Url(_) | Error::Refused(_) | Error::Migrate(_) => Class::Deploy,
+                Error::Url(_) | Error::Address(_) | Error::Refused(_) | Error::Migrate(_) => Class::Deploy,
                 _ => Class::Transient,
             };
         };
@@ -70,14 +75,40 @@ fn describe(error: &sqlx::Error) -> String {
         return format!("Postgres cannot be reached or broke off: {error}");
     };
     let e = e.downcast_ref::<PgDatabaseError>();
-    let mut text = format!("{} (SQLSTATE {})", e.message(), e.code());
-    for (name, value) in [
-        ("table", e.table()),
-        ("column", e.column()),
-        ("constraint", e.constraint()),
-        ("detail", e.detail()),
-        ("hint", e.hint()),
-    ] {
+    sentence(
+        e.message(),
+        e.code(),
+        [
+            ("table", e.table()),
+            ("column", e.column()),
+            ("constraint", e.constraint()),
+            ("detail", e.detail()),
+            ("hint", e.hint()),
+        ],
+    )
+}
+
+fn describe_session(error: &tokio_postgres::Error) -> String {
+    let Some(e) = error.as_db_error() else {
+        let cause = std::error::Error::source(error).map_or(String::new(), |cause| format!(": {cause}"));
+        return format!("Postgres cannot be reached or broke off: {error}{cause}");
+    };
+    sentence(
+        e.message(),
+        e.code().code(),
+        [
+            ("table", e.table()),
+            ("column", e.column()),
+            ("constraint", e.constraint()),
+            ("detail", e.detail()),
+            ("hint", e.hint()),
+        ],
+    )
+}
+
+fn sentence(message: &str, code: &str, parts: [(&str, Option<&str>); 5]) -> String {
+    let mut text = format!("{message} (SQLSTATE {code})");
+    for (name, value) in parts {
         if let Some(value) = value {
             text.push_str(&format!("; {name}: {value}"));
         }

@@ -3,6 +3,7 @@
 //!
 //! Owns every statement on the schema `millpond`. Must not know Kafka's client or HTTP.
 
+pub mod address;
 mod binary_copy;
 pub mod dead_letters;
 mod error;
@@ -10,6 +11,7 @@ pub mod fence;
 pub mod outbox;
 mod quote;
 pub mod scratch;
+mod session;
 pub mod status;
 pub mod trial;
 pub mod versions;
@@ -19,6 +21,7 @@ use std::str::FromStr;
 pub use binary_copy::CopyBuffer;
 pub use error::{Class, Error};
 pub use quote::{bytea, ident, literal};
+pub use session::Session;
 pub use sqlx::PgConnection;
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, Executor,
@@ -26,24 +29,27 @@ use sqlx::{
     postgres::PgConnectOptions,
 };
 
-/// Opens a connection and pins what results depend on: time zone and the formats of dates and intervals.
+/// What every session pins: what results depend on, and how long things may take.
 ///
 /// `idle_in_transaction_session_timeout` (8 s) ends a transaction whose client was stopped or cut off, so that its
 /// row locks do not outlive the group's session timeout (10 s); `statement_timeout` (20 s) bounds one statement.
+const SETTINGS: [(&str, &str); 8] = [
+    ("timezone", "UTC"),
+    ("datestyle", "ISO, MDY"),
+    ("intervalstyle", "postgres"),
+    ("extra_float_digits", "1"),
+    ("idle_in_transaction_session_timeout", "8s"),
+    ("statement_timeout", "20s"),
+    ("lock_timeout", "5s"),
+    ("client_min_messages", "warning"),
+];
+
+/// Opens a connection for everything but batches.
 pub async fn connect(url: &str, application: &str) -> Result<PgConnection, Error> {
     let options = PgConnectOptions::from_str(url)
         .map_err(|e| Error::Url(e.to_string()))?
         .application_name(application)
-        .options([
-            ("timezone", "UTC"),
-            ("datestyle", "ISO, MDY"),
-            ("intervalstyle", "postgres"),
-            ("extra_float_digits", "1"),
-            ("idle_in_transaction_session_timeout", "8s"),
-            ("statement_timeout", "20s"),
-            ("lock_timeout", "5s"),
-            ("client_min_messages", "warning"),
-        ])
+        .options(SETTINGS)
         .disable_statement_logging();
     let connecting = PgConnection::connect_with(&options);
     // A server that is being stopped can accept and never answer: 5 s is above any healthy start-up of a backend.

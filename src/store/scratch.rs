@@ -3,12 +3,10 @@
 //! Its name, `millpond_trial_<oid>_<random>`, carries the oid of the database it stands beside. Whoever uses one holds
 //! a session in it, so one without sessions was left by a process that was killed, and the next creator drops it.
 
-use std::{path::Path, str::FromStr};
-
-use sqlx::{ConnectOptions as _, Connection as _, PgConnection, Row as _, postgres::PgConnectOptions};
+use sqlx::{Connection as _, PgConnection, Row as _};
 use uuid::Uuid;
 
-use super::{Error, connect, ident, literal, migrate, run};
+use super::{Error, address::with_database, connect, ident, literal, migrate, run};
 
 /// A database with the platform's tables in it, and nothing else.
 pub struct ScratchDatabase {
@@ -54,9 +52,7 @@ impl ScratchDatabase {
             ));
         }
         run(&mut beside, sql).await?;
-        let options = PgConnectOptions::from_str(url).map_err(|e| Error::Url(e.to_string()))?.database(&name);
-        let options = nearest(&mut beside, options).await;
-        let url = options.to_url_lossy().to_string();
+        let url = with_database(url, &name);
         let entered = connect(&url, "millpond trial").await;
         run(&mut beside, format!("select pg_advisory_unlock({CREATORS})")).await?;
         let mut connection = entered?;
@@ -81,27 +77,6 @@ impl ScratchDatabase {
         let _ = self.connection.close().await;
         run(&mut self.beside, format!("drop database {} with (force)", ident(&self.name))).await
     }
-}
-
-/// The server's Unix socket, if it is on this machine and lets us in. The many small batches of a trial take a tenth of
-/// the time there: over TCP the end of each COPY waits for the acknowledgement of its data (Nagle, 40 ms).
-async fn nearest(beside: &mut PgConnection, options: PgConnectOptions) -> PgConnectOptions {
-    const WHERE: &str = "select current_setting('unix_socket_directories'), current_setting('port')";
-    // Not everybody may know.
-    let Ok(row) = sqlx::query(WHERE).fetch_one(beside).await else { return options };
-    let (Ok(folders), Ok(port)) = (row.try_get::<String, _>(0), row.try_get::<String, _>(1)) else { return options };
-    let is_loopback = matches!(options.get_host(), "localhost" | "127.0.0.1" | "::1" | "[::1]");
-    for folder in folders.split(',').map(str::trim).filter(|folder| is_loopback && folder.starts_with('/')) {
-        if !Path::new(folder).join(format!(".s.PGSQL.{port}")).exists() {
-            continue;
-        }
-        let Ok(port) = port.parse() else { continue };
-        let socket = options.clone().socket(folder).port(port);
-        if connect(socket.to_url_lossy().as_str(), "millpond trial").await.is_ok() {
-            return socket;
-        }
-    }
-    options
 }
 
 /// Drops the databases of killed processes; those of others' users stay.

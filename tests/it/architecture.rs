@@ -40,12 +40,8 @@ const FORBIDDEN: &[(&str, &str, &str)] = &[
 /// Libraries that only some modules may name.
 const LIBRARIES: &[(&str, &[&str], &str)] = &[
     ("rdkafka", &["kafka"], "one place for the client's settings and its errors"),
-    (
-        "sqlx",
-        &["store", "projection", "consume"],
-        "statements on Postgres: platform tables, Postgres as judge of SQL, a handler's reads",
-    ),
-    ("tokio_postgres", &["serve"], "reads are pipelined, and nothing else is"),
+    ("sqlx", &["store", "projection"], "statements on Postgres: platform tables, Postgres as judge of SQL"),
+    ("tokio_postgres", &["serve", "store"], "what has to be fast: reads are pipelined, batches are not held up"),
     ("apache_avro", &["schema"], "one place for the format and its traps"),
     ("axum", &["http", "ingest", "serve", "app"], "what listens"),
     ("sqlparser", &["projection"], "one place that judges SQL"),

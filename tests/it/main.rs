@@ -4,14 +4,17 @@
 mod architecture;
 mod cluster;
 mod compose;
+mod consumers;
 mod dev_servers;
 mod docs;
 mod embedding;
+mod faults;
 mod flights;
 mod harness;
 mod ingest;
 mod projection;
 mod publisher;
+mod reads;
 mod registry;
 mod registry_routes;
 mod serve;

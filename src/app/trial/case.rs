@@ -1,7 +1,7 @@
 //! `tests/<case>/events.jsonl`: the records of a case, as they would stand in Kafka.
 //!
-//! A line is `{"type": …, "key": …, "body": {…}}`, or what `topic cat --format jsonl` prints. Where a partition is not
-//! given, the key decides as Kafka has it; offsets count from 0 in each partition, in the order of the lines.
+//! A line is `{"type": …, "key": …, "body": {…}}`, or what `topic cat --format jsonl` prints. A record is on partition 0
+//! where no line says otherwise of it or its key; offsets count from 0 in each partition, in the order of the lines.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,7 +18,7 @@ use crate::{
     app::Project,
     consume::Chunk,
     domain::{HEADER_EVENT_ID, TopicPartition},
-    kafka::{murmur2, subscription::Incoming},
+    kafka::subscription::Incoming,
     spec::{ConsumerSpec, SpecFault, nearest},
     store::trial::Place,
 };
@@ -104,7 +104,7 @@ impl Case {
         for (line, text) in (1..).zip(text.lines()).filter(|(_, text)| !text.trim().is_empty()) {
             events.extend(reader.event(line, text));
         }
-        let partitions = Partitions::new(project, &events, &mut reader);
+        let partitions = Partitions::new(&events, &mut reader);
         if !reader.faults.is_empty() {
             return Err(reader.faults);
         }
@@ -253,16 +253,12 @@ impl Reader<'_> {
 
 /// Where the records of a case go.
 struct Partitions {
-    /// Partitions of each topic, as declared.
-    counts: HashMap<String, u32>,
-    /// Where a line says that a key is.
+    /// Where a line says that a key is, and which.
     said: HashMap<(String, String), (i32, usize)>,
 }
 
 impl Partitions {
-    fn new(project: &Project, events: &[Unplaced], reader: &mut Reader<'_>) -> Self {
-        let declared = project.producers.iter().flat_map(|producer| &producer.topics);
-        let counts = declared.map(|(name, topic)| (name.clone(), topic.partitions)).collect();
+    fn new(events: &[Unplaced], reader: &mut Reader<'_>) -> Self {
         let mut said: HashMap<(String, String), (i32, usize)> = HashMap::new();
         for unplaced in events {
             let (Some(partition), line) = (unplaced.partition, unplaced.event.line) else { continue };
@@ -275,16 +271,13 @@ impl Partitions {
                 reader.fault(line, format!("key {key} is on partition {partition}, but on {known} in line {first}: in Kafka a key has one partition, which is what keeps its records in order"));
             }
         }
-        Self { counts, said }
+        Self { said }
     }
 
     fn of(&self, unplaced: &Unplaced) -> i32 {
-        let Some(key) = &unplaced.event.key else { return unplaced.partition.unwrap_or(0) };
-        if let Some((partition, _)) = self.said.get(&(unplaced.topic.clone(), key.clone())) {
-            return *partition;
-        }
-        let count = self.counts.get(&unplaced.topic).copied().unwrap_or(1);
-        murmur2::partition_of(key.as_bytes(), count.max(1))
+        let key = unplaced.event.key.as_ref().map(|key| (unplaced.topic.clone(), key.clone()));
+        let said = key.and_then(|key| self.said.get(&key)).map(|(partition, _)| *partition);
+        said.or(unplaced.partition).unwrap_or(0)
     }
 
     /// Gives every event its partition and offset.

@@ -21,8 +21,14 @@ use crate::{
     store::trial::{self, CsvError},
 };
 
-/// The sheets of the files that are there.
-pub type Expected = BTreeMap<String, Sheet>;
+/// What the files of a case say.
+#[derive(Default)]
+pub struct Expected {
+    /// By file; tables without a file are not there.
+    sheets: BTreeMap<String, Result<Sheet, Vec<SpecFault>>>,
+    /// Files that nothing reads: a misspelt one would expect nothing, silently.
+    pub strays: Vec<SpecFault>,
+}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -53,34 +59,25 @@ struct DeadLetter {
 }
 
 /// Reads a case's files.
-///
-/// # Errors
-/// The outer one when Postgres cannot be asked; the inner ones are the files' faults.
-pub async fn load(lab: &mut Lab<'_>, case: &Case) -> anyhow::Result<Result<Expected, Vec<SpecFault>>> {
-    let mut faults = strays(lab, case)?;
-    let mut expected = Expected::new();
+pub async fn load(lab: &mut Lab<'_>, case: &Case) -> anyhow::Result<Expected> {
+    let mut expected = Expected { sheets: BTreeMap::new(), strays: strays(lab, case)? };
     for table in lab.tables.clone() {
         let path = case.folder.join(format!("{}.csv", table.name));
         let Some(text) = read(&path)? else { continue };
-        match csv(lab, &table, &path, &text).await? {
-            Ok(sheet) => drop(expected.insert(name_of(&path), sheet)),
-            Err(fault) => faults.push(fault),
-        }
+        let sheet = csv(lab, &table, &path, &text).await?.map_err(|fault| vec![fault]);
+        expected.sheets.insert(name_of(&path), sheet);
     }
     for name in [EMITTED, REFUSED, DEAD_LETTERS] {
         let path = case.folder.join(name);
         let text = read(&path)?.unwrap_or_default();
-        let read = match name {
+        let sheet = match name {
             EMITTED => emitted(lab, case, &path, &text),
             REFUSED => judged(&path, &text, lab::refused_sheet(), |r: Refused| (r.line, r.code, r.reason)),
             _ => judged(&path, &text, lab::dead_letters_sheet(), |d: DeadLetter| (d.line, d.class, d.reason)),
         };
-        match read {
-            Ok(sheet) => drop(expected.insert(name.to_owned(), sheet)),
-            Err(found) => faults.extend(found),
-        }
+        expected.sheets.insert(name.to_owned(), sheet);
     }
-    Ok(if faults.is_empty() { Ok(expected) } else { Err(faults) })
+    Ok(expected)
 }
 
 fn read(path: &Path) -> anyhow::Result<Option<String>> {
@@ -91,7 +88,6 @@ fn read(path: &Path) -> anyhow::Result<Option<String>> {
     }
 }
 
-/// Files that nothing reads: a misspelt one would expect nothing, silently.
 fn strays(lab: &Lab<'_>, case: &Case) -> anyhow::Result<Vec<SpecFault>> {
     let mut known: Vec<String> = lab.tables.iter().map(|table| format!("{}.csv", table.name)).collect();
     known.extend([EVENTS, EMITTED, REFUSED, DEAD_LETTERS, "README.md"].map(str::to_owned));
@@ -138,7 +134,7 @@ async fn csv(
     Ok(Ok(sheet))
 }
 
-/// The columns that the first line names: those of the key, and as many others as are to be looked at.
+/// The columns in the order in which the first line names them: all of them.
 fn header<'t>(table: &'t TableInfo, text: &str) -> Result<Vec<&'t ColumnInfo>, String> {
     let all = || table.columns.iter().map(|column| column.name.as_str());
     let first = text.trim_start_matches('\u{feff}').lines().next().unwrap_or_default().trim_end();
@@ -157,11 +153,11 @@ fn header<'t>(table: &'t TableInfo, text: &str) -> Result<Vec<&'t ColumnInfo>, S
         }
         columns.push(column);
     }
-    match table.key.iter().find(|key| !columns.iter().any(|column| column.name == **key)) {
-        Some(key) => {
-            Err(format!("column {key} is missing: rows are told apart by their key ({})", table.key.join(", ")))
-        }
-        None => Ok(columns),
+    let missing: Vec<&str> = all().filter(|name| !columns.iter().any(|column| column.name == **name)).collect();
+    match missing.as_slice() {
+        [] => Ok(columns),
+        [one] => Err(format!("column {one} is missing; --accept adds it")),
+        many => Err(format!("columns {} are missing; --accept adds them", many.join(", "))),
     }
 }
 
@@ -224,19 +220,20 @@ fn judged<T: DeserializeOwned>(
 pub fn compare(expected: &Expected, came: &Outcome, indent: usize) -> BTreeMap<String, String> {
     let mut differing = BTreeMap::new();
     for (name, sheet) in &came.sheets {
-        let text = match expected.get(name) {
-            Some(expected) => {
-                let lines = differences(expected, sheet, &EXPECTED);
-                if lines.is_empty() { continue } else { shown(name, &lines, indent) }
-            }
-            None if sheet.rows.is_empty() => continue,
+        let (heading, lines) = match expected.sheets.get(name) {
+            Some(Ok(expected)) => (name.clone(), differences(expected, sheet, &EXPECTED)),
+            Some(Err(faults)) => (name.clone(), faults.iter().map(ToString::to_string).collect()),
             None => {
-                let rows: Vec<String> =
-                    differences(&Sheet { rows: BTreeMap::new(), ..sheet.clone() }, sheet, &EXPECTED);
-                shown(&format!("{name} is not there; --accept writes it"), &rows, indent)
+                let nothing = Sheet { rows: BTreeMap::new(), ..sheet.clone() };
+                (format!("{name} is not there"), differences(&nothing, sheet, &EXPECTED))
             }
         };
-        differing.insert(name.clone(), text);
+        if !lines.is_empty() {
+            differing.insert(name.clone(), shown(&heading, &lines, indent));
+        }
+    }
+    for stray in &expected.strays {
+        differing.insert(name_of(&stray.path), shown(&stray.to_string(), &[], indent));
     }
     differing
 }
@@ -244,18 +241,20 @@ pub fn compare(expected: &Expected, came: &Outcome, indent: usize) -> BTreeMap<S
 /// Writes what came out over the files that say something else; returns those written or removed.
 pub fn accept(case: &Case, expected: &Expected, came: &Outcome) -> anyhow::Result<Vec<PathBuf>> {
     let differing = compare(expected, came, 0);
-    let is_new = !came.sheets.keys().any(|name| name.ends_with(".csv") && expected.contains_key(name));
+    let is_new = !expected.sheets.keys().any(|name| name.ends_with(".csv"));
     let mut written = Vec::new();
     for (name, sheet) in &came.sheets {
         let path = case.folder.join(name);
         let is_table = name.ends_with(".csv");
         // A first run writes all tables, the empty ones too: that nothing came is said as well.
-        let missing = is_table && is_new;
-        if !differing.contains_key(name) && !missing {
+        if !differing.contains_key(name) && !(is_table && is_new) {
             continue;
         }
         if is_table {
-            let columns = expected.get(name).map_or(&sheet.columns, |expected| &expected.columns);
+            let columns = match expected.sheets.get(name) {
+                Some(Ok(expected)) => &expected.columns,
+                _ => &sheet.columns,
+            };
             std::fs::write(&path, csv_text(sheet, columns))?;
         } else if sheet.rows.is_empty() {
             std::fs::remove_file(&path)?;
@@ -324,12 +323,9 @@ mod tests {
     }
 
     #[test]
-    fn header_may_leave_columns_out_but_not_the_key() {
-        assert_eq!(names("day,\"carrier\"\r\n1,2").unwrap(), ["day", "carrier"]);
-        assert_eq!(
-            names("carrier,late").unwrap_err(),
-            "column day is missing: rows are told apart by their key (carrier, day)"
-        );
+    fn header_names_all_columns_in_any_order() {
+        assert_eq!(names("day,\"carrier\",late\r\n1,2").unwrap(), ["day", "carrier", "late"]);
+        assert_eq!(names("carrier,late").unwrap_err(), "column day is missing; --accept adds it");
         assert_eq!(names("carrier,day,lte").unwrap_err(), "table punctuality has no column lte; did you mean late?");
         assert_eq!(names("carrier,day,day").unwrap_err(), "column day is named twice");
         assert_eq!(names("").unwrap_err(), "the first line must name the columns: carrier,day,late");

@@ -24,8 +24,8 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
 pub use commands::{Command as FlightCommand, all_days, days, read as read_commands};
-pub use oracle::{Slice, TABLES};
-pub use posting::{Load, Pace, Posted};
+pub use oracle::Slice;
+pub use posting::{Load, Pace, post, shares};
 pub use process::Process;
 pub use project::Project;
 pub use servers::Exclusive;

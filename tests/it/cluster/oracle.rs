@@ -9,8 +9,6 @@ use serde_json::Value;
 
 use super::{Cluster, Web};
 
-/// The tables of the flights application.
-pub const TABLES: [&str; 3] = ["flights", "punctuality", "flight_states"];
 const EVENT_COLUMNS: [&str; 7] =
     ["flight_id", "carrier", "origin", "destination", "scheduled_at", "departed_at", "delay_minutes"];
 
@@ -39,7 +37,6 @@ impl Slice {
     }
 
     /// Every table as HTTP serves it and every event that was emitted: row by row what they have to be.
-    #[track_caller]
     pub async fn equals(&self, cluster: &Cluster, serve: &Web) {
         for (consumer, table) in
             [("flights", "flights"), ("punctuality", "punctuality"), ("flight_rules", "flight_states")]

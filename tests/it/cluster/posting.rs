@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use millpond::domain::Position;
 use tokio::sync::Semaphore;
@@ -17,8 +17,8 @@ const CLIENTS: usize = 8;
 pub enum Pace {
     /// As fast as answers come.
     Free,
-    /// Evenly over this time.
-    Over(Duration),
+    /// So many commands in a second, until [`Load::release`] lets the rest go.
+    PerSecond(usize),
     /// As far as [`Load::release`] lets it.
     Released,
 }
@@ -63,7 +63,7 @@ impl Load {
             .collect();
         match pace {
             Pace::Free => allowed.add_permits(total),
-            Pace::Over(time) => drop(tokio::spawn(release_evenly(allowed.clone(), total, time))),
+            Pace::PerSecond(commands) => drop(tokio::spawn(release_evenly(allowed.clone(), commands))),
             Pace::Released => {}
         }
         Self { clients, allowed, posted }
@@ -106,15 +106,11 @@ pub fn shares(commands: Vec<FlightCommand>) -> Vec<Vec<FlightCommand>> {
     shares
 }
 
-async fn release_evenly(allowed: Arc<Semaphore>, total: usize, time: Duration) {
-    let begun = Instant::now();
+/// Until the test ends.
+async fn release_evenly(allowed: Arc<Semaphore>, per_second: usize) {
     let mut ticks = tokio::time::interval(Duration::from_millis(20));
-    let mut released = 0;
-    while released < total {
+    loop {
         ticks.tick().await;
-        let due = (total as f64 * begun.elapsed().as_secs_f64() / time.as_secs_f64()) as usize;
-        let due = due.min(total);
-        allowed.add_permits(due - released);
-        released = due;
+        allowed.add_permits(per_second / 50);
     }
 }

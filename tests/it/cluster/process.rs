@@ -1,5 +1,7 @@
 //! One process of the real binary.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,6 +17,7 @@ use super::{SOON, Web};
 /// A process that was started and is ready. Dropping it kills it.
 pub struct Process {
     child: Child,
+    name: String,
     identity: Identity,
     log: PathBuf,
     pub web: Web,
@@ -40,12 +43,12 @@ impl Process {
         let mut address = None;
         let ready = child.wait_ready(SOON, |_| {
             address = ready_at(&log);
-            address.is_some()
+            address.as_deref().is_some_and(is_ready)
         });
         ready.unwrap_or_else(|error| panic!("{error}\n{}", std::fs::read_to_string(&log).unwrap()));
         let identity = Identity::of(child.pid()).expect("it runs");
         let web = Web::new(&format!("http://{}", address.expect("ready")));
-        Self { child, identity, log, web }
+        Self { child, name: name.to_owned(), identity, log, web }
     }
 
     /// Kills it as a crash of the machine would.
@@ -89,8 +92,8 @@ impl Process {
         self.identity.runs()
     }
 
-    pub fn identity(&self) -> Identity {
-        self.identity.clone()
+    pub fn pid(&self) -> i32 {
+        self.identity.pid
     }
 
     /// All that it has said.
@@ -105,11 +108,21 @@ impl Drop for Process {
         let _ = self.child.cont();
         let _ = self.child.kill_9();
         if std::thread::panicking() {
-            let log = self.log();
-            let lines: Vec<&str> = log.lines().collect();
-            eprintln!("--- the end of {}:\n{}", self.log.display(), lines[lines.len().saturating_sub(40)..].join("\n"));
+            eprintln!("what {} said is in {}", self.name, self.log.display());
         }
     }
+}
+
+/// What a load balancer asks before it sends clients.
+fn is_ready(address: &str) -> bool {
+    let ask = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(address)?;
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    ask().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
 }
 
 /// The address in the line that says `ready`.

@@ -26,9 +26,7 @@ pub struct Address {
 pub enum Error {
     #[error("the address of postgres is not understood: {0}")]
     Url(#[source] tokio_postgres::Error),
-    #[error(
-        "sslmode={0} in postgres.url is not known: use disable, prefer, require, verify-ca or verify-full"
-    )]
+    #[error("sslmode={0} in postgres.url is not known: use disable, prefer, require, verify-ca or verify-full")]
     Mode(String),
     #[error("sslrootcert={path} in postgres.url cannot be used: {why}")]
     Roots { path: String, why: String },
@@ -58,6 +56,15 @@ pub fn address(url: &str) -> Result<Address, Error> {
         builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
     };
     Ok(Address { config, tls: MakeRustlsConnect::new(client) })
+}
+
+/// The URL of another database on the same server, for the same user.
+pub fn with_database(url: &str, database: &str) -> String {
+    let (base, query) = url.split_once('?').map_or((url, None), |(base, query)| (base, Some(query)));
+    let authority = base.find("://").map_or(0, |at| at + 3);
+    let end = base[authority..].find('/').map_or(base.len(), |at| authority + at);
+    let query = query.map_or(String::new(), |query| format!("?{query}"));
+    format!("{}/{database}{query}", &base[..end])
 }
 
 /// The URL without the two parameters, and their values.
@@ -142,6 +149,12 @@ mod tests {
         assert_eq!(mode("postgres://h/d?sslmode=disable").unwrap(), SslMode::Disable);
         assert_eq!(mode("postgres://h/d?connect_timeout=3&sslmode=verify-full").unwrap(), SslMode::Require);
         assert!(matches!(mode("postgres://h/d?sslmode=yes"), Err(Error::Mode(m)) if m == "yes"));
+    }
+
+    #[test]
+    fn another_database_keeps_everything_else() {
+        assert_eq!(with_database("postgres://u:p@h:5/d?sslmode=require", "x"), "postgres://u:p@h:5/x?sslmode=require");
+        assert_eq!(with_database("postgres://u@h", "x"), "postgres://u@h/x");
     }
 
     #[test]

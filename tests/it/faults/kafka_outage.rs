@@ -1,0 +1,183 @@
+//! Kafka away under load: refusals come at once, no 202 is a lie, and what was accepted is in the log once.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use millpond::kafka::{self, Reader, Start, TopicRange};
+use tokio::task::JoinSet;
+
+use super::{CONSUMERS, outage};
+use crate::cluster::{Answer, Cluster, FlightCommand, Load, Pace, SOON, Slice, Web, days, post, shares};
+use crate::harness::eventually_async;
+
+/// No client is kept longer than this to be told that nothing was written.
+const PROMPT: Duration = Duration::from_secs(2);
+/// How long ingest may take to notice that nothing is acknowledged any more. What comes before is in flight, and its
+/// outcome may stay unknown.
+const NOTICED: Duration = Duration::from_secs(4);
+
+/// What clients were told, by the ids of their commands.
+#[derive(Debug, Default)]
+struct Told {
+    accepted: HashSet<String>,
+    unknown: HashSet<String>,
+    refusals: usize,
+    slowest_refusal: Duration,
+}
+
+impl Told {
+    /// Notes an answer; whether the command is accepted.
+    fn note(&mut self, command: &FlightCommand, answer: &Answer) -> bool {
+        if answer.status == 202 {
+            return self.accepted.insert(command.id());
+        }
+        assert!(answer.header("retry-after").is_some(), "{answer:?}");
+        match (answer.status, answer.json()["outcome"].as_str()) {
+            (503, Some("not_written")) => {
+                self.refusals += 1;
+                self.slowest_refusal = self.slowest_refusal.max(answer.took);
+            }
+            (504, Some("unknown")) => drop(self.unknown.insert(command.id())),
+            _ => panic!("{answer:?}"),
+        }
+        false
+    }
+
+    fn add(&mut self, other: Told) {
+        self.accepted.extend(other.accepted);
+        self.unknown.extend(other.unknown);
+        self.refusals += other.refusals;
+        self.slowest_refusal = self.slowest_refusal.max(other.slowest_refusal);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_away_under_load_is_a_prompt_503_and_loses_nothing_accepted() {
+    let mut cluster = Cluster::flights("kafka").await;
+    let all = cluster.start("all", &[]);
+    let (options, topic) = (cluster.kafka(), cluster.project.topic.clone());
+    let mut clients = JoinSet::new();
+    for share in shares(days(&[1])) {
+        clients.spawn(client(all.web.clone(), share, options.clone(), topic.clone()));
+    }
+    // Those who come while Kafka is away: with the first commands of flights that nobody has posted anything of.
+    let (newcomers, later): (Vec<_>, Vec<_>) =
+        days(&[2]).into_iter().partition(|command| command.record_type == "ScheduleFlight");
+    let mut told = Told::default();
+    let mut at_the_door = newcomers.iter().cloned();
+    for kill in [false, true] {
+        let ends = cluster.ends(&topic).await;
+        eventually_async(SOON, async || cluster.ends(&topic).await > ends).await;
+        told.add(away(&mut cluster, &all.web, &mut at_the_door, kill).await);
+    }
+    while let Some(client) = clients.join_next().await {
+        told.add(client.unwrap());
+    }
+    let log = ids(&options, &topic).expect("Kafka is back");
+    let rest = newcomers.into_iter().filter(|command| !log.contains_key(&command.id())).chain(later);
+    Load::start(&all.web, rest.collect(), Pace::Free).finish().await;
+    cluster.settled(&topic, CONSUMERS).await;
+
+    eprintln!(
+        "{} accepted, {} refused (slowest in {:.2?}), {} unknown",
+        told.accepted.len(),
+        told.refusals,
+        told.slowest_refusal,
+        told.unknown.len()
+    );
+    let log = ids(&options, &topic).expect("Kafka is there");
+    let not_once: Vec<_> = log.iter().filter(|(_, count)| **count != 1).collect();
+    assert!(not_once.is_empty(), "{not_once:?}");
+    let lost: Vec<&String> = told.accepted.iter().filter(|id| !log.contains_key(*id)).collect();
+    assert!(lost.is_empty(), "accepted and not in the log: {lost:?}");
+    assert!(told.slowest_refusal < PROMPT, "{:?}", told.slowest_refusal);
+    Slice::days(&[1, 2]).equals(&cluster, &all.web).await;
+    all.stop();
+}
+
+/// Takes Kafka away for the time of an outage; somebody new comes ten times a second.
+async fn away(
+    cluster: &mut Cluster,
+    web: &Web,
+    newcomers: &mut impl Iterator<Item = FlightCommand>,
+    kill: bool,
+) -> Told {
+    let kafka = cluster.servers.kafka();
+    if kill {
+        kafka.kill_9().unwrap()
+    } else {
+        kafka.stop().unwrap()
+    }
+    let (gone, mut told, mut posts) = (Instant::now(), Told::default(), JoinSet::new());
+    let mut ticks = tokio::time::interval(Duration::from_millis(100));
+    while gone.elapsed() < outage() + NOTICED {
+        ticks.tick().await;
+        let (web, command, noticed) = (web.clone(), newcomers.next().unwrap(), gone.elapsed() > NOTICED);
+        posts.spawn(async move { (post(&web, &command).await.unwrap(), command, noticed) });
+        while let Some(posted) = posts.try_join_next() {
+            let (answer, command, noticed) = posted.unwrap();
+            assert!(!told.note(&command, &answer), "a 202 without Kafka: {answer:?}");
+            assert!(!noticed || answer.status == 503, "{answer:?}");
+        }
+    }
+    assert!(told.refusals > 0);
+    kafka.restart().unwrap();
+    while let Some(posted) = posts.join_next().await {
+        let (answer, command, _) = posted.unwrap();
+        told.note(&command, &answer);
+    }
+    told
+}
+
+/// Posts its flights' commands one after another, each until it is in the log.
+async fn client(web: Web, share: Vec<FlightCommand>, options: kafka::Options, topic: String) -> Told {
+    let mut told = Told::default();
+    for command in share {
+        loop {
+            let answer = post(&web, &command).await.unwrap();
+            if told.note(&command, &answer) {
+                break;
+            }
+            if answer.status == 504 && is_written(&options, &topic, &command.id()).await {
+                break;
+            }
+            // What Retry-After asks for is a second and more.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+    told
+}
+
+/// What the client of an unknown outcome has to find out before it goes on with the same flight.
+async fn is_written(options: &kafka::Options, topic: &str, id: &str) -> bool {
+    let (options, topic, id) = (options.clone(), topic.to_owned(), id.to_owned());
+    let look = move || {
+        let mut found = None;
+        crate::harness::eventually(SOON * 2, || {
+            found = ids(&options, &topic);
+            found.is_some()
+        });
+        found.unwrap_or_default().contains_key(&id)
+    };
+    tokio::task::spawn_blocking(look).await.unwrap()
+}
+
+/// How often each event id is in the log; nothing while Kafka does not answer.
+fn ids(options: &kafka::Options, topic: &str) -> Option<HashMap<String, usize>> {
+    let mut ids = HashMap::new();
+    let range = TopicRange {
+        topic: topic.into(),
+        partitions: None,
+        start: Start::Beginning,
+        key: None,
+        limit: None,
+        follow: false,
+    };
+    let read = Reader::open(options).ok()?.read(&range, |record| {
+        let id = record.header("mp-event-id").expect("every record has an id");
+        *ids.entry(String::from_utf8(id.to_vec()).unwrap()).or_insert(0) += 1;
+        ControlFlow::Continue(())
+    });
+    read.ok().map(|_| ids)
+}
