@@ -26,8 +26,13 @@ fmt-check:
 lint: ## clippy, every warning an error
 	cargo clippy --all-targets -- -D warnings
 
-bench: bootstrap ## measure, with an optimised build (ARGS="name of a benchmark")
-	cargo bench $(ARGS)
+bench: bootstrap ## measure beside the limits of this machine, 5 minutes after the build (ARGS="single bulk sink reads", --quick)
+	cargo bench --locked --bench limits -- $(ARGS)
+
+.PHONY: instructions
+instructions: ## compare the instruction counts of the hot paths with the committed ones (ARGS=--accept)
+	FOR_CI=1 .ci/bootstrap
+	.ci/instructions $(ARGS)
 
 docs: ## build the crate's documentation
 	cargo doc --no-deps

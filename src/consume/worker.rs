@@ -257,7 +257,8 @@ impl Worker {
             let range = range.start..done;
             let faults = prepared.faults.clone();
             if let Some((index, fault)) = faults.first().filter(|_| self.engine.on_error == OnError::Halt) {
-                self.halt_at(chunk, range.start, *index, fault, prepared).await?;
+                // What stands before the fault is applied first, on the ordinary path.
+                self.around(chunk, &mut ranges, range, *index, fault.clone()).await?;
                 continue;
             }
             match self.transact(chunk, &range, prepared, &faults).await {
@@ -312,32 +313,6 @@ impl Worker {
             Err(Failure::Store(e)) => Err(self.broken(e)),
             Err(Failure::Record(_, fault)) => Err(Broken::Retry(fault.reason)),
         }
-    }
-
-    /// Under `halt`: applies the records before the fault, then stops at it.
-    async fn halt_at(
-        &mut self,
-        chunk: &Chunk,
-        start: usize,
-        index: usize,
-        fault: &Fault,
-        prepared: Prepared,
-    ) -> Result<(), Broken> {
-        drop(prepared);
-        if start < index {
-            let before = self
-                .engine
-                .preparer
-                .prepare(&self.partition.at.topic, self.partition.at.partition, chunk, start..index)
-                .map_err(|e| Broken::Retry(e.to_string()))?;
-            let end = before.end;
-            match self.transact(chunk, &(start..end), before, &[]).await {
-                Ok(()) => {}
-                Err(Failure::Store(e)) => return Err(self.broken(e)),
-                Err(Failure::Record(offset, fault)) => return Err(Broken::Halt(self.halt_reason(offset, &fault))),
-            }
-        }
-        Err(Broken::Halt(self.halt_reason(chunk.records[index].offset, fault)))
     }
 
     fn halt_reason(&self, offset: i64, fault: &Fault) -> Halt {

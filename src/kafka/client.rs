@@ -233,6 +233,8 @@ impl Options {
             .set("queued.min.messages", "5000")
             .set("queued.max.messages.kbytes", "16384")
             .set("fetch.message.max.bytes", "1048576")
+            // The default is a second: of a backlog, a partition's queue is empty again after some 50 ms.
+            .set("fetch.queue.backoff.ms", "5")
             // A new record ends the wait at the broker at once; this bounds only how often an idle one is asked.
             .set("fetch.wait.max.ms", "500")
             .set("fetch.error.backoff.ms", "100")

@@ -227,6 +227,10 @@ impl<A: Assignee> Context<A> {
         self.changes.fetch_add(1, Ordering::Relaxed);
     }
 
+    fn is_any_paused(&self) -> bool {
+        self.lock().values().any(|owned| owned.paused)
+    }
+
     fn partition(&self, topic: &str, partition: i32) -> Option<A::Partition> {
         self.lock().get(&TopicPartition::new(topic, partition)).map(|o| o.partition.clone())
     }
@@ -238,6 +242,8 @@ const YEAR_9999: i64 = 253_402_300_799_999;
 
 /// Longest wait for a record; commands are looked at in between.
 const POLL: Duration = Duration::from_millis(50);
+/// The same while a partition is paused: its worker may ask for more at any moment, and waits for it.
+const POLL_PAUSED: Duration = Duration::from_millis(2);
 
 fn poll<A: Assignee>(consumer: &BaseConsumer<Context<A>>, inbox: &mpsc::Receiver<Command>) {
     let mut recent: Option<Recent<A::Partition>> = None;
@@ -251,9 +257,10 @@ fn poll<A: Assignee>(consumer: &BaseConsumer<Context<A>>, inbox: &mpsc::Receiver
                 Obeyed::Stop => return leave(consumer),
             }
         }
+        let longest = if consumer.context().is_any_paused() { POLL_PAUSED } else { POLL };
         // Drain what is there before looking at commands again, but not for ever.
         for turn in 0..1000 {
-            let wait = if turn == 0 { POLL } else { Duration::ZERO };
+            let wait = if turn == 0 { longest } else { Duration::ZERO };
             match consumer.poll(wait) {
                 None => break,
                 Some(Ok(message)) => hand_over(consumer, &message, &mut recent),
