@@ -108,8 +108,16 @@ create table millpond.outbox (
     key           bytea,
     payload       bytea,                         -- framed Avro; null is a tombstone
     headers       jsonb not null default '[]',
+    created_at    timestamptz not null default now(),
     primary key (projection, version, topic, partition, out_seq)
 );
+
+-- What a view in `live` does with an attempt to write through it.
+create function millpond.refuse_write() returns trigger language plpgsql as $$
+begin
+    raise exception '%.% is a view of a projection: its rows follow from the log', tg_table_schema, tg_table_name
+        using errcode = '25006', hint = 'post an event, or change the consumer''s folder';
+end $$;
 
 -- Raised by a fence that hits no row; the engine reads the row to learn why.
 create function millpond.advance_fence(

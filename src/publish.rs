@@ -3,7 +3,7 @@
 //! Downstream events leave in the order of `out_seq` per source partition, at least once, with ids that a repetition
 //! shares. One relay at a time (a session lock in Postgres) keeps the order; the others stand by.
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::Duration};
 
 use base64::Engine as _;
 use tokio::sync::watch;
@@ -19,7 +19,7 @@ use crate::{
     telemetry::metrics::publish as metrics,
 };
 
-/// Rows per pass: enough for full produce requests, few enough to hold in memory.
+/// Rows per pass and source partition: enough for full produce requests, few enough to hold in memory.
 const ROWS: i64 = 500;
 /// How often an empty outbox is looked at; what a downstream event waits at most when nothing else is going on.
 const IDLE: Duration = Duration::from_millis(200);
@@ -55,50 +55,90 @@ async fn relay(url: &str, publisher: &Publisher) -> Result<(), store::Error> {
     publisher.wait_ready().await;
     info!("relaying downstream events");
     metrics::LEADING.set(1);
+    let mut said = None;
     loop {
-        let rows = outbox::pending(&mut connection, ROWS).await?;
+        let rows = store::bounded(outbox::pending(&mut connection, ROWS)).await?;
         if rows.is_empty() {
             metrics::PENDING.set(0);
             tokio::time::sleep(IDLE).await;
             continue;
         }
         metrics::PENDING.set(outbox::depth(&mut connection).await?);
-        if !pass(&mut connection, publisher, &rows).await? {
+        know_topics(publisher, &rows).await;
+        let failure = pass(&mut connection, publisher, &rows).await?;
+        if let Some(why) = &failure {
+            // Said once, not with every try.
+            if said.as_ref() != Some(why) {
+                warn!(why, "downstream events wait");
+            }
             tokio::time::sleep(RETRY).await;
         }
+        said = failure;
     }
 }
 
-/// Sends rows and removes those before the first that failed; false when one did.
-async fn pass(connection: &mut PgConnection, publisher: &Publisher, rows: &[OutboxRow]) -> Result<bool, store::Error> {
-    let mut receipts = Vec::new();
-    let mut sent = 0;
-    for run in rows.chunk_by(same_batch) {
-        match publisher.publish(batch(run)) {
-            Ok(receipt) => receipts.push((run, receipt)),
-            Err(error) => {
-                warn!(topic = %run[0].target_topic, %error, "downstream events wait");
-                metrics::SENT.with_label_values(&[run[0].target_topic.as_str(), "failed"]).inc_by(run.len() as u64);
+/// A topic may be younger than the publisher, as that of a consumer whose folder was just taken in.
+async fn know_topics(publisher: &Publisher, rows: &[OutboxRow]) {
+    let topics: BTreeSet<&str> = rows.iter().map(|row| row.target_topic.as_str()).collect();
+    for topic in topics {
+        // Whether it is there is told by the attempt to send.
+        let _ = publisher.partitions_of(topic).await;
+    }
+}
+
+/// Sends rows; of each source partition those before the first that failed are removed. Says why one did.
+///
+/// A row that cannot be sent holds up its own source partition, whose order it would break, and no other.
+async fn pass(
+    connection: &mut PgConnection,
+    publisher: &Publisher,
+    rows: &[OutboxRow],
+) -> Result<Option<String>, store::Error> {
+    let mut failure = None;
+    let mut under_way = Vec::new();
+    for lane in rows.chunk_by(same_lane) {
+        let mut receipts = Vec::new();
+        for run in lane.chunk_by(same_batch) {
+            match publisher.publish(batch(run)) {
+                Ok(receipt) => receipts.push((run, receipt)),
+                Err(error) => {
+                    failure = Some(format!("{} of {}: {error}", run[0].target_topic, run[0].projection));
+                    count(&run[0].target_topic, "failed", run.len());
+                    break;
+                }
+            }
+        }
+        under_way.push((lane, receipts));
+    }
+    let mut sent = Vec::new();
+    for (lane, receipts) in under_way {
+        let mut written = 0;
+        for (run, receipt) in receipts {
+            let deliveries = receipt.await.deliveries;
+            let good = deliveries.iter().take_while(|d| matches!(d, Delivery::Written { .. })).count();
+            count(&run[0].target_topic, "written", good);
+            written += good;
+            if let Some(bad) = deliveries.get(good) {
+                failure = Some(format!("not acknowledged on {}: {bad:?}", run[0].target_topic));
+                count(&run[0].target_topic, "failed", deliveries.len() - good);
                 break;
             }
         }
+        sent.extend_from_slice(&lane[..written]);
     }
-    'receipts: for (run, receipt) in receipts {
-        let receipt = receipt.await;
-        for delivery in &receipt.deliveries {
-            if !matches!(delivery, Delivery::Written { .. }) {
-                warn!(topic = %run[0].target_topic, ?delivery, "a downstream event was not acknowledged; sending it again");
-                metrics::SENT.with_label_values(&[run[0].target_topic.as_str(), "failed"]).inc();
-                break 'receipts;
-            }
-            metrics::SENT.with_label_values(&[run[0].target_topic.as_str(), "written"]).inc();
-            sent += 1;
-        }
+    if !sent.is_empty() {
+        store::bounded(outbox::remove(connection, &sent)).await?;
     }
-    if sent > 0 {
-        outbox::remove(connection, &rows[..sent]).await?;
-    }
-    Ok(sent == rows.len())
+    Ok(failure)
+}
+
+fn count(topic: &str, outcome: &str, rows: usize) {
+    metrics::SENT.with_label_values(&[topic, outcome]).inc_by(rows as u64);
+}
+
+/// Rows of one lane come from one source partition, and leave in its order.
+fn same_lane(a: &OutboxRow, b: &OutboxRow) -> bool {
+    (&a.projection, a.version, &a.topic, a.partition) == (&b.projection, b.version, &b.topic, b.partition)
 }
 
 /// Rows go into one batch when they share topic and headers, but for the event's id.

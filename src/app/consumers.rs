@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use super::{project::Project, scaffold, trial, wiring};
 use crate::{
     cli::args::Consumer,
+    cli::say::say,
     config::Config,
     consume::{Bounds, Emitter, Engine, Handlers, Input, Member, Preparer, Sessions, Vitals},
     kafka::{self, Reader, Registry},
@@ -133,6 +134,7 @@ impl Context {
             max_age: spec.batch.max_age.unwrap_or(defaults.max_age),
             on_error: spec.on_error,
             emitters: self.emitters(project, spec)?,
+            max_record_bytes: self.config.ingest.max_record,
             reader: Some(Arc::clone(&self.reader)),
             compiled,
         })
@@ -162,7 +164,15 @@ impl Context {
 /// The consumers at work in this process.
 pub struct Members {
     context: Context,
-    running: tokio::sync::Mutex<BTreeMap<String, Member>>,
+    running: tokio::sync::Mutex<Running>,
+}
+
+/// What works, and what should.
+#[derive(Default)]
+struct Running {
+    members: BTreeMap<String, Member>,
+    /// Consumers that were stopped to be started anew and could not be, with the reason; tried again and again.
+    failed: BTreeMap<String, String>,
 }
 
 /// How often it is looked whether another version has become the live one.
@@ -187,14 +197,15 @@ impl Members {
             let member = context.start(project, spec, compiled, &mut connection).await?;
             running.insert(spec.name.clone(), member);
         }
-        Ok(Self { context, running: tokio::sync::Mutex::new(running) })
+        Ok(Self { context, running: tokio::sync::Mutex::new(Running { members: running, failed: BTreeMap::new() }) })
     }
 
     /// Takes a new, changed or removed folder in.
     pub async fn reload(&self, project: &Project, name: &str) -> anyhow::Result<()> {
         let mut running = self.running.lock().await;
         let Some(spec) = project.consumers.iter().find(|c| c.name == name) else {
-            if let Some(member) = running.remove(name) {
+            running.failed.remove(name);
+            if let Some(member) = running.members.remove(name) {
                 member.stop().await;
                 eprintln!("consumer {name}: its folder is gone; stopped, its tables stay");
             }
@@ -203,40 +214,59 @@ impl Members {
         let mut connection = store::connect(&self.context.config.postgres.url, "millpond compile").await?;
         let compiled = self.context.prepare(project, spec, &mut connection).await?;
         // A README or a test case changes no rows.
-        if let Some(member) = running.get(name)
+        if let Some(member) = running.members.get(name)
             && member.engine.definition == self.context.definition_hash(spec, &compiled)
             && !member.engine.vitals.is_superseded()
         {
             return Ok(());
         }
-        if let Some(member) = running.remove(name) {
+        // From here on it is wanted and does not run, whatever happens: also if this future is dropped.
+        running.failed.insert(name.to_owned(), "it is being started anew".to_owned());
+        if let Some(member) = running.members.remove(name) {
             member.stop().await;
         }
-        let member = self.context.start(project, spec, compiled, &mut connection).await?;
-        eprintln!("consumer {name}: version {} reads the log from its start", member.engine.version);
-        running.insert(name.to_owned(), member);
-        Ok(())
+        match self.context.start(project, spec, compiled, &mut connection).await {
+            Ok(member) => {
+                eprintln!("consumer {name}: version {} reads the log from its start", member.engine.version);
+                running.failed.remove(name);
+                running.members.insert(name.to_owned(), member);
+                Ok(())
+            }
+            Err(error) => {
+                running.failed.insert(name.to_owned(), format!("{error:#}"));
+                Err(error)
+            }
+        }
+    }
+
+    /// Compiles every consumer of a project, and starts none.
+    pub async fn check_folders(&self, project: &Project) -> anyhow::Result<()> {
+        let mut connection = store::connect(&self.context.config.postgres.url, "millpond compile").await?;
+        let mut faults = Vec::new();
+        for spec in &project.consumers {
+            if let Err(error) = self.context.prepare(project, spec, &mut connection).await {
+                faults.push(format!("{error:#}"));
+            }
+        }
+        if faults.is_empty() { Ok(()) } else { bail!("{}", faults.join("\n  ")) }
     }
 
     /// Starts consumers anew whose version is no longer the live one, as after `consumer restart --from-zero`.
     pub async fn follow(self: Arc<Self>, dir: PathBuf) {
         loop {
             tokio::time::sleep(FOLLOW).await;
-            let superseded: Vec<String> = {
+            let waiting: Vec<String> = {
                 let running = self.running.lock().await;
-                running
-                    .values()
-                    .filter(|m| m.engine.vitals.is_superseded())
-                    .map(|m| m.engine.projection.clone())
-                    .collect()
+                let superseded = running.members.values().filter(|m| m.engine.vitals.is_superseded());
+                superseded.map(|m| m.engine.projection.clone()).chain(running.failed.keys().cloned()).collect()
             };
-            for name in superseded {
+            for name in waiting {
                 let reloaded = match Project::load(&dir) {
                     Ok(project) => self.reload(&project, &name).await,
                     Err(error) => Err(error),
                 };
                 if let Err(error) = reloaded {
-                    warn!(consumer = %name, error = format!("{error:#}"), "its version was retired, and it cannot be started anew; trying again");
+                    warn!(consumer = %name, error = format!("{error:#}"), "cannot be started anew; trying again");
                 }
             }
         }
@@ -246,7 +276,11 @@ impl Members {
     pub fn check(&self) -> Result<(), String> {
         // Held while a folder is taken in, which is no reason to be taken out of service.
         let Ok(running) = self.running.try_lock() else { return Ok(()) };
+        if let Some((name, why)) = running.failed.iter().next() {
+            return Err(format!("consumer {name} does not run: {why}"));
+        }
         let silent: Vec<&str> = running
+            .members
             .values()
             .filter(|m| !m.engine.vitals.has_reported())
             .map(|m| m.engine.projection.as_str())
@@ -260,7 +294,7 @@ impl Members {
     /// Leaves all groups, each in order.
     pub async fn stop(&self) {
         let running = std::mem::take(&mut *self.running.lock().await);
-        futures_util::future::join_all(running.into_values().map(Member::stop)).await;
+        futures_util::future::join_all(running.members.into_values().map(Member::stop)).await;
     }
 }
 
@@ -342,9 +376,24 @@ pub async fn command(config: &Config, command: Consumer, handlers: &Handlers) ->
         }
         Consumer::Pause { name } => set_paused(config, &name, true).await?,
         Consumer::Resume { name } => set_paused(config, &name, false).await?,
+        Consumer::Drop { name } => drop_projection(config, &name).await?,
         Consumer::Restart { name, from_zero, skip_removed } => restart(config, &name, from_zero, skip_removed).await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses while the folder is there: the next look at it would build the projection again.
+async fn drop_projection(config: &Config, name: &str) -> anyhow::Result<()> {
+    let folder = config.project.dir.join("consumers").join(name);
+    if folder.exists() {
+        bail!("{} is still there, and would be built again; remove the folder first", folder.display());
+    }
+    let mut connection = wiring::database(config, "millpond consumer").await?;
+    if !versions::drop_projection(&mut connection, name).await? {
+        bail!("there is no projection {name} in this database; see `millpond status`");
+    }
+    say!("{name}: dropped; its topic {name}.dlq stays, as every topic does");
+    Ok(())
 }
 
 /// Moves the fences of partitions whose log was cut to where the log starts now.
@@ -353,27 +402,27 @@ async fn skip(config: &Config, name: &str, connection: &mut PgConnection) -> any
     for at in status::cut_partitions(connection, name).await? {
         let (low, _) = reader.watermarks(&at.topic, at.partition)?;
         let from = status::skip_removed(connection, name, &at, low).await?;
-        println!("{name}: {at} goes on at {low}; the records from {from} on to there are not in its tables");
+        say!("{name}: {at} goes on at {low}; the records from {from} on to there are not in its tables");
     }
     Ok(())
 }
 
 async fn set_paused(config: &Config, name: &str, paused: bool) -> anyhow::Result<()> {
-    let mut connection = store::connect(&config.postgres.url, "millpond consumer").await?;
+    let mut connection = wiring::database(config, "millpond consumer").await?;
     if !status::set_paused(&mut connection, name, paused).await? {
         bail!("there is no projection {name} in this database; see `millpond status`");
     }
-    println!("{name}: {} within a second, in every process", if paused { "pauses" } else { "goes on" });
+    say!("{name}: {} within a second, in every process", if paused { "pauses" } else { "goes on" });
     Ok(())
 }
 
 async fn restart(config: &Config, name: &str, from_zero: bool, skip_removed: bool) -> anyhow::Result<()> {
-    let mut connection = store::connect(&config.postgres.url, "millpond consumer").await?;
+    let mut connection = wiring::database(config, "millpond consumer").await?;
     if from_zero {
         if !versions::start_over(&mut connection, name).await? {
             bail!("there is no live version of {name} in this database; see `millpond status`");
         }
-        println!(
+        say!(
             "{name}: its tables are gone; processes with the role consume make them anew and read the log from its start"
         );
         return Ok(());
@@ -381,8 +430,11 @@ async fn restart(config: &Config, name: &str, from_zero: bool, skip_removed: boo
     if skip_removed {
         skip(config, name, &mut connection).await?;
     }
+    if !status::projections(&mut connection).await?.iter().any(|p| p.projection == name) {
+        bail!("there is no projection {name} in this database; see `millpond status`");
+    }
     let ended = status::end_halts(&mut connection, name).await?;
-    println!(
+    say!(
         "{name}: {ended} halted partition{} go{} on",
         if ended == 1 { "" } else { "s" },
         if ended == 1 { "es" } else { "" }

@@ -1,6 +1,7 @@
 //! `millpond dev`: real servers, all roles, real flights, and folders that are picked up as they change.
 
 use std::{
+    collections::BTreeSet,
     io::{IsTerminal, Write},
     net::SocketAddr,
     path::Path,
@@ -51,7 +52,13 @@ pub async fn run(mut config: Config, arguments: Dev, handlers: Arc<Handlers>) ->
     if arguments.reset {
         forget_demo(&state);
     }
-    let mut roles = DevRoles { config: config.clone(), handlers, address: config.http.listen, running: None };
+    let mut roles = DevRoles {
+        config: config.clone(),
+        handlers,
+        address: config.http.listen,
+        running: None,
+        missed: BTreeSet::new(),
+    };
     let result = tokio::select! {
         result = live(&config, &arguments, &state, &mut roles, &mut servers) => result,
         result = &mut stopping => result,
@@ -135,6 +142,8 @@ struct DevRoles {
     handlers: Arc<Handlers>,
     address: SocketAddr,
     running: Option<Running>,
+    /// Changes that could not be taken in yet.
+    missed: BTreeSet<Changed>,
 }
 
 impl DevRoles {
@@ -149,30 +158,49 @@ impl DevRoles {
         Ok(())
     }
 
-    /// Takes changed folders in; a fault leaves what runs as it is and says what to mend.
+    /// Takes changed folders in. A fault leaves what runs as it is, says what to mend, and keeps the change in mind:
+    /// mending one folder takes in the others that had to wait for it.
     async fn pick_up(&mut self, changes: &[Changed]) {
-        if let Err(error) = self.try_pick_up(changes).await {
-            eprintln!("the change is not taken in, what ran before goes on:\n  {error:#}");
+        self.missed.extend(changes.iter().cloned());
+        match self.try_pick_up().await {
+            Ok(()) => self.missed.clear(),
+            Err(error) => {
+                let state = if self.running.is_some() { "what ran before goes on" } else { "nothing runs until it is" };
+                eprintln!("the change is not taken in, {state}:\n  {error:#}");
+            }
         }
     }
 
-    async fn try_pick_up(&mut self, changes: &[Changed]) -> anyhow::Result<()> {
+    async fn try_pick_up(&mut self) -> anyhow::Result<()> {
         let project = Project::load(&self.config.project.dir)?;
-        if changes.iter().any(|c| c.kind != "consumers") {
-            super::roles::contracts(&project)?;
-            eprintln!("schemas or producers changed: restarting the roles");
-            if let Some(running) = self.running.take() {
-                running.stop().await;
-            }
-            let listener = TcpListener::bind(self.address).await.context("cannot listen again")?;
-            return self.start(listener).await;
+        if self.running.is_none() || self.missed.iter().any(|c| c.kind != "consumers") {
+            return self.restart(&project).await;
         }
         schemas::create_topics(&self.config, &project).await?;
         let Some(members) = self.running.as_ref().and_then(|r| r.members.as_ref()) else { return Ok(()) };
-        for change in changes {
-            members.reload(&project, &change.name).await?;
+        let mut faults = Vec::new();
+        for change in &self.missed {
+            if let Err(error) = members.reload(&project, &change.name).await {
+                faults.push(format!("{error:#}"));
+            }
         }
-        Ok(())
+        if faults.is_empty() { Ok(()) } else { anyhow::bail!("{}", faults.join("\n  ")) }
+    }
+
+    /// Starts the roles anew; whatever can be found wrong beforehand is, so that a fault stops nothing.
+    async fn restart(&mut self, project: &Project) -> anyhow::Result<()> {
+        super::roles::contracts(project)?;
+        let registry = schemas::connect(&self.config).await?;
+        schemas::check_compatible(project, &registry)?;
+        if let Some(members) = self.running.as_ref().and_then(|r| r.members.as_ref()) {
+            members.check_folders(project).await?;
+        }
+        eprintln!("schemas or producers changed: restarting the roles");
+        if let Some(running) = self.running.take() {
+            running.stop().await;
+        }
+        let listener = TcpListener::bind(self.address).await.context("cannot listen again")?;
+        self.start(listener).await
     }
 }
 
@@ -207,7 +235,9 @@ fn banner(config: &Config, base: &str, demo: bool) {
         eprintln!("  {line}");
     }
     if demo {
-        eprintln!("\nFlights of January 2013 are being posted through the API, as the airlines would have.");
+        eprintln!(
+            "\nThe flights of the first days of January 2013 are being posted through the API, as the airlines would have."
+        );
     }
     eprintln!("Ctrl-C stops everything; the data stays.\n");
 }
@@ -269,7 +299,7 @@ impl LiveLine {
         {
             self.end_said = true;
             self.clear();
-            eprintln!("All flights of the slice are posted; Millpond goes on. `--reset` starts over.");
+            eprintln!("All flights of the slice are posted; Millpond goes on. To start over: make dev ARGS=--reset");
         }
     }
 

@@ -4,6 +4,7 @@ use std::{process::ExitCode, time::Duration};
 
 use super::{project::Project, wiring};
 use crate::{
+    cli::say::say,
     config::Config,
     kafka::{
         Admin,
@@ -26,10 +27,10 @@ struct Report {
 impl Report {
     fn note(&mut self, what: &str, result: Result<String, String>) {
         match result {
-            Ok(text) => println!("ok    {what}: {text}"),
+            Ok(text) => say!("ok    {what}: {text}"),
             Err(text) => {
                 self.failed = true;
-                println!("FAIL  {what}: {text}");
+                say!("FAIL  {what}: {text}");
             }
         }
     }

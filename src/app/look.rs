@@ -1,6 +1,6 @@
 //! What an operator looks at: `status`, `topic`, `dlq`, `explain`.
 
-use std::{collections::HashMap, ops::ControlFlow, process::ExitCode, sync::Arc};
+use std::{collections::HashMap, ops::ControlFlow, path::Path, process::ExitCode, sync::Arc};
 
 use anyhow::{Context, bail};
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -9,13 +9,14 @@ use serde_json::{Value, json, value::RawValue};
 use super::{schemas, wiring};
 use crate::{
     cli::args::{Dlq, Format, Topic},
+    cli::say::say,
     config::Config,
     http::Kind,
     ingest,
     kafka::{Admin, Reader, Record, Registry, Start, TopicRange},
     schema::{JsonDecoder, framing, parse},
     store::{
-        self, dead_letters,
+        dead_letters,
         status::{self, PartitionStatus, ProjectionStatus},
     },
 };
@@ -32,9 +33,15 @@ struct Verdict {
     healthy: bool,
 }
 
-fn judge(projection: &ProjectionStatus) -> Verdict {
+/// `project`: where the folders are, if this is a place that has them.
+fn judge(projection: &ProjectionStatus, project: &Path) -> Verdict {
     let name = &projection.projection;
     let bad = |state, advice: String| Verdict { state, advice: Some(advice), healthy: false };
+    let folders = project.join("consumers");
+    if folders.exists() && !folders.join(name).exists() {
+        let advice = format!("its folder is gone: bring it back, or millpond consumer drop {name}");
+        return bad("no folder", advice);
+    }
     if projection.version.is_none() {
         return bad("empty", format!("start a process with the role consume; it reads the log again for {name}"));
     }
@@ -52,7 +59,17 @@ fn judge(projection: &ProjectionStatus) -> Verdict {
     if projection.partitions.iter().any(|p| p.age_seconds.is_some_and(|a| a > BEHIND_SECONDS)) {
         return bad(
             "behind",
-            "see the last error and the lag per partition (--json), and `millpond doctor`".to_owned(),
+            format!(
+                "{}the lag per partition (--json), and `millpond doctor`",
+                if projection.dead_letters > 0 { format!("millpond dlq list {name}, ") } else { String::new() }
+            ),
+        );
+    }
+    if projection.outbox_seconds.is_some_and(|s| s > BEHIND_SECONDS) {
+        let waiting = format!("{} downstream events wait", projection.outbox);
+        return bad(
+            "not sending",
+            format!("{waiting}: does a process with the role publish run? its log says what holds them"),
         );
     }
     let advice = (projection.dead_letters > 0).then(|| format!("millpond dlq list {name}"));
@@ -60,14 +77,15 @@ fn judge(projection: &ProjectionStatus) -> Verdict {
 }
 
 pub async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> {
-    let mut connection = store::connect(&config.postgres.url, "millpond status").await?;
+    let mut connection = wiring::database(config, "millpond status").await?;
     let projections = status::projections(&mut connection).await?;
-    let healthy = projections.iter().all(|p| judge(p).healthy);
+    let project = config.project.dir.as_path();
+    let healthy = projections.iter().all(|p| judge(p, project).healthy);
     if as_json {
         let all: Vec<Value> = projections
             .iter()
             .map(|p| {
-                let verdict = judge(p);
+                let verdict = judge(p, project);
                 let mut value = serde_json::to_value(p).unwrap_or_default();
                 value["state"] = json!(verdict.state);
                 value["lag"] = json!(lag(p));
@@ -76,16 +94,16 @@ pub async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> 
                 value
             })
             .collect();
-        println!("{}", serde_json::to_string_pretty(&all)?);
+        say!("{}", serde_json::to_string_pretty(&all)?);
     } else if projections.is_empty() {
-        println!(
+        say!(
             "no projection has been built yet: start a process with the role consume (millpond consume, or millpond dev)"
         );
     } else {
-        println!("{:<24} {:>4} {:<12} {:>9} {:>9} {:>6}", "projection", "ver", "state", "lag", "age", "dlq");
+        say!("{:<24} {:>4} {:<12} {:>9} {:>9} {:>6}", "projection", "ver", "state", "lag", "age", "dlq");
         for projection in &projections {
-            let verdict = judge(projection);
-            println!(
+            let verdict = judge(projection, project);
+            say!(
                 "{:<24} {:>4} {:<12} {:>9} {:>9} {:>6}",
                 projection.projection,
                 projection.version.map_or("-".to_owned(), |v| v.to_string()),
@@ -97,10 +115,10 @@ pub async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> 
             if let Some(error) =
                 projection.partitions.iter().find_map(|p| p.last_error.as_ref()).filter(|_| !verdict.healthy)
             {
-                println!("    last error: {error}");
+                say!("    last error: {error}");
             }
             if let Some(advice) = verdict.advice {
-                println!("    next: {advice}");
+                say!("    next: {advice}");
             }
         }
     }
@@ -120,11 +138,11 @@ pub async fn topic(config: &Config, command: Topic) -> anyhow::Result<()> {
     match command {
         Topic::List => {
             let admin = Admin::connect(&wiring::kafka_options(config))?;
-            println!("{:<40} {:>10} {:>12}", "topic", "partitions", "records");
+            say!("{:<40} {:>10} {:>12}", "topic", "partitions", "records");
             for topic in admin.list().await? {
                 let ends = admin.watermarks(&topic.name).await?;
                 let records: i64 = ends.iter().map(|(low, high)| high - low).sum();
-                println!("{:<40} {:>10} {:>12}", topic.name, topic.partitions, records);
+                say!("{:<40} {:>10} {:>12}", topic.name, topic.partitions, records);
             }
             Ok(())
         }
@@ -142,7 +160,7 @@ pub async fn topic(config: &Config, command: Topic) -> anyhow::Result<()> {
             let cat = move || {
                 let mut decoder = Decoder::new(registry);
                 if matches!(format, Format::Table) {
-                    println!("{:>4} {:>10} {:<24} {:<28} {:<20} value", "part", "offset", "time", "key", "type");
+                    say!("{:>4} {:>10} {:<24} {:<28} {:<20} value", "part", "offset", "time", "key", "type");
                 }
                 reader.read(&range, |record| {
                     print_record(&record, &mut decoder, format);
@@ -210,6 +228,12 @@ fn time(millis: Option<i64>) -> String {
         .map_or_else(|| millis.to_string(), |t| t.to_rfc3339_opts(SecondsFormat::Millis, true))
 }
 
+/// A key for a terminal: whoever wrote it may have put control characters into it.
+fn printable(key: Option<&str>) -> String {
+    let Some(key) = key else { return "-".to_owned() };
+    key.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+}
+
 fn print_record(record: &Record, decoder: &mut Decoder, format: Format) {
     let (record_type, value) = match &record.payload {
         Some(payload) => decoder.decode(payload),
@@ -228,48 +252,52 @@ fn print_record(record: &Record, decoder: &mut Decoder, format: Format) {
                 "key": key, "type": record_type, "headers": headers,
                 "value": serde_json::from_str::<&RawValue>(&value).ok(),
             });
-            println!("{line}");
+            say!("{line}");
         }
-        Format::Table => println!(
+        Format::Table => say!(
             "{:>4} {:>10} {:<24} {:<28} {:<20} {value}",
             record.partition,
             record.offset,
             time(record.timestamp),
-            key.unwrap_or_else(|| "-".to_owned()),
+            printable(key.as_deref()),
             record_type.unwrap_or_else(|| "-".to_owned()),
         ),
     }
 }
 
 pub async fn dlq(config: &Config, command: Dlq) -> anyhow::Result<()> {
-    let mut connection = store::connect(&config.postgres.url, "millpond dlq").await?;
+    let mut connection = wiring::database(config, "millpond dlq").await?;
     match command {
         Dlq::List { consumer, limit, json } => {
             let limit = i64::try_from(limit).unwrap_or(i64::MAX);
             let letters = dead_letters::list(&mut connection, consumer.as_deref(), limit).await?;
             if json {
                 for letter in letters {
-                    println!("{}", serde_json::to_string(&letter)?);
+                    say!("{}", serde_json::to_string(&letter)?);
                 }
                 return Ok(());
             }
             let counts = dead_letters::counts(&mut connection, consumer.as_deref()).await?;
             if counts.is_empty() {
-                println!("no dead letters");
+                say!("no dead letters");
                 return Ok(());
             }
             for (consumer, class, record_type, count) in counts {
-                println!("{count:>8}  {consumer}: {class}, {record_type}");
+                say!("{count:>8}  {consumer}: {class}, {record_type}");
             }
-            println!("\nnewest:");
+            say!("\nnewest:");
             for letter in letters {
-                let key = letter.key.as_deref().unwrap_or("-");
-                println!(
+                let key = printable(letter.key.as_deref());
+                say!(
                     "{} {}/{}/{} key {key}: {}",
-                    letter.consumer, letter.topic, letter.partition, letter.offset, letter.reason
+                    letter.consumer,
+                    letter.topic,
+                    letter.partition,
+                    letter.offset,
+                    letter.reason
                 );
             }
-            println!("\nmillpond dlq show CONSUMER TOPIC/PARTITION/OFFSET prints one, decoded");
+            say!("\nmillpond dlq show CONSUMER TOPIC/PARTITION/OFFSET prints one, decoded");
             Ok(())
         }
         Dlq::Show { consumer, record } => {
@@ -286,7 +314,7 @@ pub async fn dlq(config: &Config, command: Dlq) -> anyhow::Result<()> {
                 let (_, value) = Decoder::new(registry).decode(payload);
                 shown["value"] = serde_json::from_str(&value).unwrap_or(Value::String(value));
             }
-            println!("{}", serde_json::to_string_pretty(&shown)?);
+            say!("{}", serde_json::to_string_pretty(&shown)?);
             Ok(())
         }
     }
@@ -315,10 +343,7 @@ pub fn explain(code: Option<&str>) -> anyhow::Result<ExitCode> {
         bail!("there is no error {}; `millpond explain` lists all", wanted.unwrap_or_default());
     }
     for kind in found {
-        println!(
-            "{} ({}) {}\n    {}\n    What to do: {}\n",
-            kind.code, kind.status, kind.title, kind.meaning, kind.remedy
-        );
+        say!("{} ({}) {}\n    {}\n    What to do: {}\n", kind.code, kind.status, kind.title, kind.meaning, kind.remedy);
     }
     Ok(ExitCode::SUCCESS)
 }

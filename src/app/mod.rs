@@ -21,6 +21,7 @@ use clap::Parser;
 
 use self::{roles::Roles, running_dev::RunningDev};
 use crate::{
+    cli::say::say,
     cli::{
         Arguments, Command,
         args::{Common, Role},
@@ -63,6 +64,7 @@ impl Application {
         let arguments = Arguments::parse();
         match self.run(arguments) {
             Ok(code) => code,
+            Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("millpond: {error:#}");
                 ExitCode::FAILURE
@@ -110,6 +112,13 @@ impl Application {
             Command::Explain { code } => look::explain(code.as_deref()),
         }
     }
+}
+
+/// Whoever read our output has seen enough.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let kind =
+        |cause: &(dyn std::error::Error + 'static)| cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    error.chain().filter_map(kind).any(|kind| kind == std::io::ErrorKind::BrokenPipe)
 }
 
 /// Flags that are short for a key come after `--set`.
@@ -185,6 +194,6 @@ fn show(config: &Config) {
     let width = config.settings.iter().map(|s| s.name.len() + s.shown.len()).max().unwrap_or_default() + 5;
     for setting in &config.settings {
         let line = format!("{} = {}", setting.name, setting.shown);
-        println!("{line:width$} # {}", setting.source);
+        say!("{line:width$} # {}", setting.source);
     }
 }

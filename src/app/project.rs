@@ -1,7 +1,7 @@
 //! The folders of an application, loaded and checked together.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
@@ -9,6 +9,7 @@ use anyhow::bail;
 
 use crate::{
     kafka::{TopicSpec, registry::RegistryOptions},
+    projection::{LIVE_SCHEMA, live_view, split},
     schema::SchemaSet,
     spec::{ConsumerSpec, ProducerSpec},
 };
@@ -50,6 +51,7 @@ impl Project {
                 Err(found) => faults.extend(found.iter().map(ToString::to_string)),
             }
         }
+        faults.extend(view_clashes(&consumers));
         match schemas {
             Some(schemas) if faults.is_empty() => Ok(Self { dir: dir.to_owned(), schemas, producers, consumers }),
             _ => bail!("the project in {} has faults:\n  {}", dir.display(), faults.join("\n  ")),
@@ -105,6 +107,39 @@ impl Project {
     }
 }
 
+/// Consumers that would give two views in the schema `live` one name, as far as their folders name the tables.
+fn view_clashes(consumers: &[ConsumerSpec]) -> Vec<String> {
+    let mut taken: BTreeMap<String, (&str, String)> = BTreeMap::new();
+    let mut faults = Vec::new();
+    for consumer in consumers {
+        let tables = tables_of(consumer);
+        for table in &tables {
+            let view = live_view(&consumer.name, table, tables.len());
+            if let Some((other, its_table)) = taken.get(&view) {
+                faults.push(format!(
+                    "{}: the view `{LIVE_SCHEMA}.{view}` would be that of table `{table}` and, in consumer `{other}`, of \
+                     table `{its_table}`; rename a table or a consumer",
+                    consumer.manifest_path().display()
+                ));
+            } else {
+                taken.insert(view, (&consumer.name, table.clone()));
+            }
+        }
+    }
+    faults
+}
+
+/// The tables that `consumer.toml` and `tables.sql` name; without any, the one of the consumer's own name.
+fn tables_of(consumer: &ConsumerSpec) -> BTreeSet<String> {
+    let mut tables: BTreeSet<String> = consumer.tables.keys().cloned().collect();
+    let statements = consumer.tables_sql.as_ref().and_then(|file| split(file).ok()).unwrap_or_default();
+    tables.extend(statements.iter().filter_map(|statement| statement.made_table()));
+    if tables.is_empty() {
+        tables.insert(consumer.name.clone());
+    }
+    tables
+}
+
 /// The folders below `dir`, by name; none when `dir` is not there. Hidden ones are not ours.
 fn folders(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     if !dir.exists() {
@@ -119,4 +154,35 @@ fn folders(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     }
     found.sort();
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::SourceFile;
+
+    fn consumer(name: &str, toml: &str, tables_sql: Option<&str>) -> ConsumerSpec {
+        let tables = tables_sql.iter().map(|sql| SourceFile::new("tables.sql", *sql));
+        let apply = tables_sql.iter().map(|_| SourceFile::new("apply.sql", "delete from b"));
+        let sql = tables.chain(apply).collect();
+        ConsumerSpec::from_files(&Path::new("consumers").join(name), toml, sql, Vec::new()).unwrap()
+    }
+
+    #[test]
+    fn consumers_whose_views_would_have_one_name_are_refused_by_both_names() {
+        let toml = "topics = [\"t\"]\n";
+        let listed = format!("{toml}[tables.b]\nkey = [\"id\"]\n[tables.c]\nkey = [\"id\"]\n");
+        let made = "create table b (id text primary key); create table c (id text primary key)";
+        for a in [consumer("a", &listed, None), consumer("a", toml, Some(made))] {
+            let clashes = view_clashes(&[a.clone(), consumer("a_b", toml, None)]);
+            assert_eq!(
+                clashes,
+                [
+                    "consumers/a_b/consumer.toml: the view `live.a_b` would be that of table `a_b` and, in consumer `a`, of \
+                  table `b`; rename a table or a consumer"
+                ]
+            );
+            assert_eq!(view_clashes(&[a, consumer("b", toml, None)]), Vec::<String>::new());
+        }
+    }
 }

@@ -1,9 +1,10 @@
 //! Roles of a process: which parts run, in which order they start and stop.
 
-use std::{sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use axum::Router;
+use futures_util::FutureExt;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tracing::{info, warn};
 
@@ -49,6 +50,9 @@ impl Roles {
     }
 }
 
+/// What consumers, relay and publisher may take to end after the HTTP drain.
+const GRACE: Duration = Duration::from_secs(20);
+
 /// Runs roles until SIGTERM or Ctrl-C, then drains.
 pub async fn run(config: Config, roles: Roles, handlers: Arc<Handlers>) -> anyhow::Result<()> {
     let listener = bind(&config).await?;
@@ -56,7 +60,11 @@ pub async fn run(config: Config, roles: Roles, handlers: Arc<Handlers>) -> anyho
     info!(address = %running.address, ?roles, "ready");
     stop_signal().await?;
     info!("stopping");
-    running.stop().await;
+    // What is safe to leave unfinished is left: fences and positions make a later start go on where this one ended.
+    let deadline = config.http.drain + GRACE;
+    if tokio::time::timeout(deadline, running.stop()).await.is_err() {
+        warn!(seconds = deadline.as_secs(), "not everything ended in time; leaving it");
+    }
     Ok(())
 }
 
@@ -108,7 +116,8 @@ impl Running {
         let publisher = if roles.needs_publisher() { Some(start_publisher(config, &project)?) } else { None };
         if let (true, Some(registry), Some(publisher)) = (roles.ingest, &registry, &publisher) {
             let state = ingest_state(config, &project, registry, publisher, address)?;
-            parts.push(tokio::spawn(follow_schema_ids(state.clone(), project.schemas.clone(), Arc::clone(registry))));
+            let follow = follow_schema_ids(state.clone(), project.schemas.clone(), Arc::clone(registry));
+            parts.push(essential("schema ids", follow));
             health = health.and(state.health());
             router = router.merge(ingest::router(state)).merge(ingest::registry_routes::routes(Arc::clone(registry)));
         }
@@ -119,14 +128,14 @@ impl Running {
         if let (true, Some(registry)) = (roles.consume, registry) {
             let context = consumers::Context::new(config, registry, handlers, on_change)?;
             let started = Arc::new(Members::start(context, &project).await?);
-            parts.push(tokio::spawn(Arc::clone(&started).follow(config.project.dir.clone())));
+            parts.push(essential("consumers", Arc::clone(&started).follow(config.project.dir.clone())));
             let checked = Arc::clone(&started);
             health = health.with("consumers", move || checked.check());
             members = Some(started);
         }
         if let (true, Some(publisher)) = (roles.publish, &publisher) {
             let url = config.postgres.url.clone();
-            parts.push(tokio::spawn(publish::run(url, Arc::clone(publisher), stopped.clone())));
+            parts.push(essential("relay", publish::run(url, Arc::clone(publisher), stopped.clone())));
         }
         if roles.serve {
             let state = ServeState::start(wiring::serve_options(config))?;
@@ -163,6 +172,17 @@ impl Running {
             }
         }
     }
+}
+
+/// Spawns a part that the process cannot do without: should it panic, the process ends, to be started again, rather
+/// than go on looking healthy.
+fn essential(name: &'static str, part: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        if AssertUnwindSafe(part).catch_unwind().await.is_err() {
+            tracing::error!(part = name, "a part of the process panicked; the process ends");
+            std::process::exit(70);
+        }
+    })
 }
 
 fn serve_http(

@@ -11,9 +11,10 @@ use anyhow::{Context, bail};
 use super::{project::Project, roles};
 use crate::{
     cli::args::Producer,
+    cli::say::say,
     config::Config,
     http::auth,
-    schema::{Column, infer},
+    schema::{Column, infer, relation_name},
     spec::producer::{self, RecordKind},
 };
 
@@ -52,11 +53,11 @@ pub fn project(dir: &Path, rust: bool, millpond: Option<&Path>) -> anyhow::Resul
             write(dir, path, text)?;
         }
     }
-    println!("{} is ready. Next:\n\n  cd {}", dir.display(), dir.display());
+    say!("{} is ready. Next:\n\n  cd {}", dir.display(), dir.display());
     if rust {
-        println!("  cargo run -- dev");
+        say!("  cargo run -- dev");
     } else {
-        println!("  millpond producer new orders --from sample.json    # a file with one JSON object\n  millpond dev");
+        say!("  millpond producer new orders --from sample.json    # a file with one JSON object\n  millpond dev");
     }
     Ok(())
 }
@@ -71,7 +72,7 @@ fn write(dir: &Path, name: &str, text: &str) -> anyhow::Result<PathBuf> {
         fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
     }
     fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    println!("wrote {}", path.display());
+    say!("wrote {}", path.display());
     Ok(path)
 }
 
@@ -89,7 +90,7 @@ pub fn producer(config: &Config, command: Producer) -> anyhow::Result<ExitCode> 
             eprintln!(
                 "the key, shown this once:\n\n  {key}\n\nthe line for the keys file (http.keys_file), which is read again when it changes:\n"
             );
-            println!("{client} {} {producers}", auth::hash_key(&key));
+            say!("{client} {} {producers}", auth::hash_key(&key));
             Ok(ExitCode::SUCCESS)
         }
         Producer::Test { name } => test_producers(&Project::load(&config.project.dir)?, name.as_deref()),
@@ -135,12 +136,36 @@ impl NewProducer<'_> {
             body.remove(&key);
         }
         without_key["problem"] = serde_json::json!({ "pointer": format!("/{key}") });
-        write(project, &format!("schemas/{record_type}/v1.avsc"), &schema)?;
-        write(project, &format!("producers/{}/producer.toml", self.name), &contract)?;
+        let schema_path = format!("schemas/{record_type}/v1.avsc");
+        if project.join(&schema_path).exists() {
+            bail!("{schema_path} is there already; choose another --type");
+        }
+        let manifest = format!("producers/{}/producer.toml", self.name);
+        let (manifest_path, contract) = (project.join(&manifest), contract);
+        if manifest_path.exists() {
+            let before = fs::read_to_string(&manifest_path)?;
+            // A topic that the folder declares already keeps its settings.
+            let declared = before.contains(&format!("[topics.\"{topic}\"]"));
+            let added = if declared { contract.split("\n[topics.").next().unwrap_or_default() } else { &contract };
+            let added = added.split_once("\n\n").map_or(added, |(_, tables)| tables);
+            fs::write(&manifest_path, format!("{}\n\n{}\n", before.trim_end(), added.trim_end()))?;
+            say!("added {record_type} to {}", manifest_path.display());
+        } else {
+            write(project, &manifest, &contract)?;
+        }
+        write(project, &schema_path, &schema)?;
         let pretty = |v: &serde_json::Value| serde_json::to_string_pretty(v).map(|t| t + "\n");
-        write(project, &format!("producers/{}/examples/valid/sample.json", self.name), &pretty(&example)?)?;
-        write(project, &format!("producers/{}/examples/invalid/no_{key}.json", self.name), &pretty(&without_key)?)?;
-        println!(
+        write(
+            project,
+            &format!("producers/{}/examples/valid/{}.json", self.name, relation_name(&record_type)),
+            &pretty(&example)?,
+        )?;
+        write(
+            project,
+            &format!("producers/{}/examples/invalid/{}_without_{key}.json", self.name, relation_name(&record_type)),
+            &pretty(&without_key)?,
+        )?;
+        say!(
             "\nRead the schema once: every field's type was guessed from one sample. Then: millpond producer test {}",
             self.name
         );
@@ -165,12 +190,12 @@ fn test_producers(project: &Project, name: Option<&str>) -> anyhow::Result<ExitC
                 producer::Outcome::AsExpected => passed += 1,
                 producer::Outcome::Otherwise(why) => {
                     failed += 1;
-                    println!("FAIL {}: {why}", report.path.display());
+                    say!("FAIL {}: {why}", report.path.display());
                 }
             }
         }
     }
-    println!("{passed} passed, {failed} failed");
+    say!("{passed} passed, {failed} failed");
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -211,7 +236,7 @@ pub fn consumer(project: &Project, name: &str, record_type: &str) -> anyhow::Res
     let list: Vec<String> =
         columns.iter().enumerate().map(|(i, c)| selected(c, i + 1 == columns.len(), width)).collect();
     let sql = format!(
-        "-- Each record of {record_type} is a row of {relation}; besides its fields there are\n-- _key, _topic, _partition, _offset, _timestamp, _event_id and _seq.\nselect\n{list}\nfrom {relation};\n",
+        "-- Each record of {record_type} is a row of {relation}; besides its fields there are\n-- _key, _partition, _offset, _timestamp and _event_id.\nselect\n{list}\nfrom {relation};\n",
         relation = record.relation_name(),
         list = list.join("\n"),
     );
@@ -219,7 +244,7 @@ pub fn consumer(project: &Project, name: &str, record_type: &str) -> anyhow::Res
     write(&dir, "consumer.toml", &toml)?;
     write(&dir, &format!("{name}.sql"), &sql)?;
     write(&dir, "README.md", &format!("# {name}\n\nWhat this projection answers, for whom.\n"))?;
-    println!(
+    say!(
         "\nNext:\n  millpond consumer show {name}     # its rows on real events, without writing anything\n  millpond consumer test {name}     # its cases and the three laws"
     );
     Ok(())

@@ -7,13 +7,14 @@ use anyhow::{Context, bail};
 use super::{project::Project, wiring};
 use crate::{
     cli::args::Schema,
+    cli::say::say,
     config::Config,
     kafka::{
         Admin,
         registry::{Registered, Registry, RegistryOptions},
     },
     schema::{
-        self,
+        self, RecordType, SchemaVersion,
         compat::{self, CompatibilityLevel},
     },
 };
@@ -29,7 +30,7 @@ pub async fn run(config: &Config, command: Schema) -> anyhow::Result<ExitCode> {
             create_topics(config, &project).await?;
             let registry = connect(config).await?;
             for (subject, version, id, new) in push(&project, registry).await? {
-                println!("{subject} v{version}: id {id}{}", if new { ", registered now" } else { "" });
+                say!("{subject} v{version}: id {id}{}", if new { ", registered now" } else { "" });
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -37,7 +38,7 @@ pub async fn run(config: &Config, command: Schema) -> anyhow::Result<ExitCode> {
             let registry = connect(config).await?;
             for subject in registry.subjects() {
                 for found in registry.versions(&subject) {
-                    println!("{subject} v{}: id {}", found.version, found.id);
+                    say!("{subject} v{}: id {}", found.version, found.id);
                 }
             }
             Ok(ExitCode::SUCCESS)
@@ -76,7 +77,14 @@ pub async fn connect(config: &Config) -> anyhow::Result<Arc<Registry>> {
 /// Registers every version of every record type that is not there; returns subject, version, id, and whether it is new.
 pub async fn push(project: &Project, registry: Arc<Registry>) -> anyhow::Result<Vec<(String, u32, i32, bool)>> {
     let mut wanted = Vec::new();
+    let changed: Vec<String> = project.schemas.iter().flat_map(|record| changed(record, &registry)).collect();
+    if !changed.is_empty() {
+        bail!("{}", changed.join("\n"));
+    }
     for record in project.schemas.iter() {
+        if let Some(more) = more_in_registry(record, &registry) {
+            tracing::warn!(subject = %record.subject, "{more}");
+        }
         for version in &record.versions {
             wanted.push((record.subject.clone(), version.version, version.text.clone()));
         }
@@ -93,6 +101,52 @@ pub async fn push(project: &Project, registry: Arc<Registry>) -> anyhow::Result<
         anyhow::Ok(done)
     };
     tokio::task::spawn_blocking(register).await?
+}
+
+/// Whether every version of the folder could be registered; all that could not in one error.
+pub fn check_compatible(project: &Project, registry: &Registry) -> anyhow::Result<()> {
+    let mut faults = Vec::new();
+    for record in project.schemas.iter() {
+        faults.extend(changed(record, registry));
+        for version in &record.versions {
+            if registry.lookup(&record.subject, &version.text).is_none()
+                && let Err(problem) = compatible(&version.text, &registry.versions(&record.subject))
+            {
+                faults.push(format!("{}: does not fit what is registered: {problem}", version.path.display()));
+            }
+        }
+    }
+    if faults.is_empty() { Ok(()) } else { bail!("{}", faults.join("\n  ")) }
+}
+
+/// The files of `record` that are not what the registry has under their number: pushed, they would get another.
+fn changed(record: &RecordType, registry: &Registry) -> Vec<String> {
+    let registered = |version: &SchemaVersion| registry.version(&record.subject, i32::try_from(version.version).ok()?);
+    let mut faults = Vec::new();
+    for version in &record.versions {
+        let Some(registered) = registered(version) else { continue };
+        faults.extend(change(version, &registered.text, record.latest().version + 1));
+    }
+    faults
+}
+
+fn change(version: &SchemaVersion, registered: &str, next: u32) -> Option<String> {
+    let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).ok();
+    let same = json(&version.text).is_some_and(|text| Some(text) == json(registered));
+    (!same).then(|| {
+        format!(
+            "{} is not what is registered as v{}: published versions are never changed; restore it and write v{next}.avsc",
+            version.path.display(),
+            version.version
+        )
+    })
+}
+
+/// Other programs register too: what the folder does not have is no fault of it.
+fn more_in_registry(record: &RecordType, registry: &Registry) -> Option<String> {
+    let (latest, folder) = (registry.latest(&record.subject)?.version, record.latest().version);
+    let more = u32::try_from(latest).is_ok_and(|latest| latest > folder);
+    more.then(|| format!("the registry has v{latest}, the folder only v{folder}; another program registered it"))
 }
 
 /// FULL_TRANSITIVE against everything that is registered, for the log is read for ever.
@@ -112,6 +166,16 @@ fn compatible(text: &str, earlier: &[Arc<Registered>]) -> Result<(), String> {
     if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) }
 }
 
+/// The versions of a folder that do not fit those before them, and why.
+fn unfit(record: &schema::RecordType) -> Vec<(u32, String)> {
+    let versions: Vec<_> = record.versions.iter().map(|v| (v.version, &v.schema)).collect();
+    let judged = versions.iter().enumerate().map(|(index, new)| {
+        let found = compat::check(CompatibilityLevel::FullTransitive, *new, &versions[..index]);
+        (new.0, found.iter().map(ToString::to_string).collect::<Vec<String>>().join("; "))
+    });
+    judged.filter(|(_, problem)| !problem.is_empty()).collect()
+}
+
 async fn check(config: &Config, offline: bool) -> anyhow::Result<ExitCode> {
     let project = Project::load(&config.project.dir)?;
     let mut faults = 0;
@@ -123,8 +187,23 @@ async fn check(config: &Config, offline: bool) -> anyhow::Result<ExitCode> {
             record.versions.len(),
             if record.versions.len() == 1 { "" } else { "s" }
         );
+        for (version, problem) in unfit(record) {
+            faults += 1;
+            line.push_str(&format!("; v{version} does not fit the versions before it: {problem}"));
+        }
         if let Some(registry) = &registry {
+            for fault in changed(record, registry) {
+                faults += 1;
+                line.push_str(&format!("; {fault}"));
+            }
+            if let Some(more) = more_in_registry(record, registry) {
+                line.push_str(&format!("; {more}"));
+            }
             for version in &record.versions {
+                let number = i32::try_from(version.version).unwrap_or(i32::MAX);
+                if registry.version(&record.subject, number).is_some() {
+                    continue;
+                }
                 if registry.lookup(&record.subject, &version.text).is_some() {
                     continue;
                 }
@@ -139,10 +218,31 @@ async fn check(config: &Config, offline: bool) -> anyhow::Result<ExitCode> {
                 }
             }
         }
-        println!("{line}");
+        say!("{line}");
     }
     if registry.is_none() && !offline {
-        println!("the registry could not be asked: only the files were checked (--offline says that this is meant)");
+        say!("the registry could not be asked: only the files were checked (--offline says that this is meant)");
     }
     Ok(if faults == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn version_that_is_not_what_was_registered_is_refused_with_the_next_step() {
+        let text = r#"{"type":"record","name":"Gate","fields":[{"name":"a","type":"int"}]}"#;
+        let parsed = schema::parse(text).unwrap();
+        let path = std::path::PathBuf::from("schemas/Gate/v2.avsc");
+        let version = SchemaVersion { version: 2, text: text.to_owned(), schema: parsed.schema, path };
+        assert_eq!(change(&version, &text.replace(':', " : "), 3), None);
+        let fields_first = r#"{"fields":[{"type":"int","name":"a"}],"name":"Gate","type":"record"}"#;
+        assert_eq!(change(&version, fields_first, 3), None);
+        assert_eq!(
+            change(&version, &text.replace("int", "long"), 3).unwrap(),
+            "schemas/Gate/v2.avsc is not what is registered as v2: published versions are never changed; restore it and \
+             write v3.avsc"
+        );
+    }
 }

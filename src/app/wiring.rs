@@ -1,6 +1,12 @@
 //! From configuration to the options of each part.
 
-use crate::{config::Config, http, ingest, kafka, serve};
+use anyhow::Context as _;
+
+use crate::{
+    config::Config,
+    http, ingest, kafka, serve,
+    store::{self, PgConnection},
+};
 
 pub fn kafka_options(config: &Config) -> kafka::Options {
     let mut client = config.kafka.client.clone();
@@ -14,6 +20,14 @@ pub fn kafka_options(config: &Config) -> kafka::Options {
         max_record_bytes: config.ingest.max_record,
         ..kafka::Options::default()
     }
+}
+
+/// A connection for a command; the error says where it looked.
+pub async fn database(config: &Config, application: &str) -> anyhow::Result<PgConnection> {
+    store::connect(&config.postgres.url, application).await.with_context(|| {
+        let shown = config.settings.iter().find(|s| s.name == "postgres.url").map_or("postgres.url", |s| &s.shown);
+        format!("no connection to {shown} (postgres.url); does Postgres run there? `millpond dev` starts one, `millpond doctor` looks further")
+    })
 }
 
 pub fn serve_options(config: &Config) -> serve::Options {

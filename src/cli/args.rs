@@ -207,6 +207,8 @@ pub enum Consumer {
     Pause { name: String },
     /// Go on applying records
     Resume { name: String },
+    /// Remove a projection whose folder is gone: its tables, views, fences and unsent events
+    Drop { name: String },
     /// End a halt: claim again and go on where it stopped
     Restart {
         name: String,

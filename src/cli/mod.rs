@@ -1,5 +1,6 @@
 //! The command line: what can be typed, and its help. Every command ends in a function of `app` or of a file here.
 
 pub mod args;
+pub mod say;
 
 pub use args::{Arguments, Command};

@@ -71,7 +71,9 @@ pub fn load(sources: &Sources) -> Result<Config, Faults> {
         values.set(name, value.clone(), "millpond dev, running here".to_owned(), &mut faults);
     }
     for (variable, value) in &sources.environment {
-        if let Some(name) = variable.strip_prefix(PREFIX) {
+        if let Some(meant) = one_underscore(variable) {
+            faults.push(format!("environment {variable} is not read: two underscores stand for a dot; write {meant}"));
+        } else if let Some(name) = variable.strip_prefix(PREFIX) {
             let name = name.to_lowercase().replace("__", ".");
             values.set(&name, value.clone(), format!("environment {variable}"), &mut faults);
         }
@@ -84,6 +86,13 @@ pub fn load(sources: &Sources) -> Result<Config, Faults> {
         Some(config) if faults.is_empty() => Ok(config),
         _ => Err(Faults(faults)),
     }
+}
+
+/// The variable that is meant by one with single underscores, if that names a key.
+fn one_underscore(variable: &str) -> Option<String> {
+    let rest = variable.strip_prefix("MILLPOND_").filter(|rest| !rest.starts_with('_'))?;
+    let name = rest.to_lowercase().replacen('_', ".", 1);
+    keys::find(&name).map(|key| keys::variable(key.name))
 }
 
 /// Text and source per key.

@@ -12,7 +12,7 @@ const MIN_FAILURES: usize = 20;
 /// More than one in twenty.
 const MAX_SHARE: f64 = 0.05;
 
-/// Counts what one partition did lately.
+/// Counts what a consumer did lately, over all its partitions in this process.
 #[derive(Debug, Default)]
 pub struct Breaker {
     batches: VecDeque<(Instant, usize, usize)>,
@@ -28,11 +28,12 @@ impl Breaker {
         let records: usize = self.batches.iter().map(|b| b.1).sum();
         let failures: usize = self.batches.iter().map(|b| b.2).sum();
         let share = failures as f64 / records.max(1) as f64;
-        (failures >= MIN_FAILURES && share > MAX_SHARE).then_some((failures, records))
-    }
-
-    pub fn reset(&mut self) {
-        self.batches.clear();
+        let trips = failures >= MIN_FAILURES && share > MAX_SHARE;
+        // After a restart by an operator it counts anew.
+        if trips {
+            self.batches.clear();
+        }
+        trips.then_some((failures, records))
     }
 }
 
@@ -55,5 +56,6 @@ mod tests {
         assert_eq!(breaker.count(start, 19, 19), None);
         assert_eq!(breaker.count(start + Duration::from_secs(61), 1, 1), None);
         assert_eq!(breaker.count(start + Duration::from_secs(62), 19, 19), Some((20, 20)));
+        assert_eq!(breaker.count(start + Duration::from_secs(63), 19, 19), None);
     }
 }

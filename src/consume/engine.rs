@@ -12,6 +12,7 @@ use std::{
 use uuid::Uuid;
 
 use super::{
+    breaker::Breaker,
     buffer::Bounds,
     handler::{Emitted, Handler},
     prepare::{Fault, Preparer},
@@ -53,6 +54,8 @@ pub struct Engine {
     pub on_error: OnError,
     /// How the events of a handler are encoded, by record type.
     pub emitters: HashMap<String, Emitter>,
+    /// Longest record that may be sent, in bytes.
+    pub max_record_bytes: usize,
     /// The log, to compare fences with; none in a trial, whose records come from elsewhere.
     pub reader: Option<Arc<Mutex<Reader>>>,
     pub vitals: Vitals,
@@ -64,6 +67,7 @@ pub struct Vitals {
     superseded: AtomicBool,
     reported: Mutex<Instant>,
     last_error: Mutex<Option<String>>,
+    breaker: Mutex<Breaker>,
 }
 
 impl Default for Vitals {
@@ -73,6 +77,7 @@ impl Default for Vitals {
             superseded: AtomicBool::new(false),
             reported: Mutex::new(Instant::now()),
             last_error: Mutex::default(),
+            breaker: Mutex::default(),
         }
     }
 }
@@ -101,8 +106,9 @@ pub struct Inspected {
 impl Engine {
     pub async fn claim(&self, at: &TopicPartition, owner: Uuid) -> Result<Claimed, store::Error> {
         let mut lease = self.sessions.control().await?;
-        let claimed =
-            fence::claim(&mut lease.connection, self.sessions.url(), &self.projection, self.version, at, owner).await?;
+        let url = self.sessions.url();
+        let claiming = fence::claim(&mut lease.connection, url, &self.projection, self.version, at, owner);
+        let claimed = store::bounded(claiming).await?;
         lease.give_back();
         Ok(claimed)
     }
@@ -143,6 +149,10 @@ impl Engine {
                 first.unwrap_or_default()
             ))
         })?;
+        if payload.len() > self.max_record_bytes {
+            let (have, most) = (payload.len(), self.max_record_bytes);
+            return Err(refuse(format!("emitted a {} of {have} bytes, where {most} are allowed", event.record_type)));
+        }
         Ok(EncodedEvent { topic: emitter.topic.clone(), payload })
     }
 }
@@ -154,6 +164,12 @@ impl Vitals {
 
     pub fn is_paused(&self) -> bool {
         self.paused.load(Ordering::Relaxed)
+    }
+
+    /// Counts a batch of any partition; records and failures of the last minute when the breaker trips.
+    pub fn count(&self, records: usize, failures: usize) -> Option<(usize, usize)> {
+        let mut breaker = self.breaker.lock().unwrap_or_else(PoisonError::into_inner);
+        breaker.count(Instant::now(), records, failures)
     }
 
     /// Says that another version is the live one now, or none.

@@ -115,17 +115,18 @@ impl Assignee for Group {
     }
 
     fn revoked(&self, partitions: Vec<TopicPartition>, lost: bool) {
-        if partitions.is_empty() {
-            return;
-        }
-        info!(consumer = %self.engine.projection, partitions = partitions.len(), lost, "revoked");
-        metrics::REBALANCES
-            .with_label_values(&[self.engine.projection.as_str(), if lost { "lost" } else { "revoked" }])
-            .inc();
         let stopped: Vec<Owned> = {
             let mut owned = self.owned();
             partitions.iter().filter_map(|at| owned.remove(at)).collect()
         };
+        // Leaving the group revokes once more what was given back before.
+        if stopped.is_empty() {
+            return;
+        }
+        info!(consumer = %self.engine.projection, partitions = stopped.len(), lost, "revoked");
+        metrics::REBALANCES
+            .with_label_values(&[self.engine.projection.as_str(), if lost { "lost" } else { "revoked" }])
+            .inc();
         for owned in &stopped {
             owned.partition.stop(if lost { Stop::Abandon } else { Stop::Finish });
         }
@@ -153,6 +154,13 @@ impl Assignee for Group {
     fn sought(&self, partition: &Arc<Partition>, offset: i64) {
         tracing::debug!(consumer = %self.engine.projection, partition = %partition.at, offset, "sought");
         partition.accept(offset);
+    }
+
+    fn lost_place(&self) {
+        // The client names the topic at most: each partition compares for itself.
+        for owned in self.owned().values() {
+            owned.partition.doubt();
+        }
     }
 
     fn failed(&self, error: &str) {

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::Duration,
 };
@@ -32,6 +32,8 @@ pub struct Partition {
     arrived: Notify,
     sought: Notify,
     stop: watch::Sender<Stop>,
+    /// Set when the client says that the partition cannot be read where it stands.
+    doubted: AtomicBool,
     /// First offset that is not applied, as of the last commit; -1 before the claim.
     next_offset: AtomicI64,
 }
@@ -40,6 +42,8 @@ pub struct Partition {
 pub enum Next {
     /// A batch, and whether the poll thread should be told to resume the partition.
     Batch(Chunk, bool),
+    /// The place in the log is in doubt: claim and compare again.
+    Doubt,
     Stop,
 }
 
@@ -51,6 +55,7 @@ impl Partition {
             arrived: Notify::new(),
             sought: Notify::new(),
             stop: watch::Sender::new(Stop::Run),
+            doubted: AtomicBool::new(false),
             next_offset: AtomicI64::new(-1),
         }
     }
@@ -67,6 +72,12 @@ impl Partition {
     pub fn accept(&self, offset: i64) {
         self.buffer().accept(offset);
         self.sought.notify_one();
+    }
+
+    /// Has the worker claim again and compare the log with its fence.
+    pub fn doubt(&self) {
+        self.doubted.store(true, Ordering::Relaxed);
+        self.arrived.notify_one();
     }
 
     pub async fn wait_sought(&self) {
@@ -106,6 +117,9 @@ impl Partition {
         loop {
             if self.stopping() != Stop::Run {
                 return Next::Stop;
+            }
+            if self.doubted.swap(false, Ordering::Relaxed) {
+                return Next::Doubt;
             }
             let mut deadline = None;
             {

@@ -3,9 +3,9 @@
 //! Everything that can be known to be faulty before Postgres sees it is found here, record by record.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     ops::Range,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use super::{
@@ -76,7 +76,8 @@ pub struct Prepared {
     pub rounds: u32,
     pub skipped: usize,
     pub last: Option<LastApplied>,
-    /// Index after the last record that is part of this batch; less than asked for when rounds ran out.
+    /// Index after the last record that is part of this batch; less than asked for when rounds ran out, or before a
+    /// record of an unknown schema.
     pub end: usize,
     /// Filled by a Rust handler.
     pub effects: Effects,
@@ -128,6 +129,8 @@ pub struct Preparer {
     /// Records of types that the projection does not read are dead letters, not passed over.
     strict: bool,
     routes: RwLock<HashMap<i32, Arc<Route>>>,
+    /// Schema ids that were waited for long enough: their records are faulty until the schema turns up.
+    given_up: Mutex<HashSet<i32>>,
 }
 
 impl Preparer {
@@ -135,10 +138,18 @@ impl Preparer {
         let relations = compiled.relations().iter().enumerate();
         let tombstones =
             relations.filter(|(_, r)| r.name == TOMBSTONES).map(|(at, r)| (at, Staged::of(&compiled, r))).next();
-        Self { compiled, inputs, schemas: schemas.into(), tombstones, strict, routes: RwLock::default() }
+        Self {
+            compiled,
+            inputs,
+            schemas: schemas.into(),
+            tombstones,
+            strict,
+            routes: RwLock::default(),
+            given_up: Mutex::default(),
+        }
     }
 
-    /// Decodes `range` of a chunk.
+    /// Decodes `range` of a chunk, or its beginning: see [`Prepared::end`].
     pub fn prepare(
         &self,
         topic: &str,
@@ -163,8 +174,15 @@ impl Preparer {
                 prepared.rounds = prepared.rounds.max(round + 1);
             }
             let meta = Meta { topic, partition, round };
-            if let Err(fault) = self.record(&meta, chunk, record, &mut prepared, &mut scratch)? {
-                prepared.faults.push((index, fault));
+            match self.record(&meta, chunk, record, &mut prepared, &mut scratch) {
+                Ok(Ok(())) => {}
+                Ok(Err(fault)) => prepared.faults.push((index, fault)),
+                // What is before it need not wait with it.
+                Err(_) if index > range.start => {
+                    prepared.end = index;
+                    break;
+                }
+                Err(unknown) => return Err(unknown),
             }
         }
         for (relation, rows) in self.compiled.relations().iter().zip(&mut prepared.relations) {
@@ -174,6 +192,17 @@ impl Preparer {
         }
         prepared.last = chunk.records[range.start..prepared.end].last().map(|record| last_applied(chunk, record));
         Ok(prepared)
+    }
+
+    /// The type of a record that was decoded before.
+    pub fn record_type(&self, chunk: &Chunk, record: &RawRecord) -> Option<String> {
+        let (id, _) = framing::split(chunk.payload(record)?).ok()?;
+        match &*self.route(i32::try_from(id).ok()?).ok()? {
+            Route::Skip(name) => Some(name.clone()),
+            Route::Rows { record_type, .. }
+            | Route::Json { record_type, .. }
+            | Route::Unreadable { record_type, .. } => Some(record_type.clone()),
+        }
     }
 
     fn record(
@@ -261,10 +290,22 @@ impl Preparer {
         if let Some(route) = self.routes.read().unwrap_or_else(PoisonError::into_inner).get(&id) {
             return Ok(Arc::clone(route));
         }
-        let registered = self.schemas.by_id(id).ok_or(UnknownSchema(id))?;
+        let Some(registered) = self.schemas.by_id(id) else {
+            if !self.given_up.lock().unwrap_or_else(PoisonError::into_inner).contains(&id) {
+                return Err(UnknownSchema(id));
+            }
+            let reason =
+                format!("schema id {id} is not in the registry, and did not get there while it was waited for");
+            return Ok(Arc::new(Route::Unreadable { record_type: "unknown".to_owned(), reason }));
+        };
         let route = Arc::new(self.compile_route(&registered.subject, &registered.text));
         self.routes.write().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::clone(&route));
         Ok(route)
+    }
+
+    /// Ends the waiting for a schema: its records are faulty now. Should it be registered later, they no longer are.
+    pub fn give_up(&self, id: i32) {
+        self.given_up.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
     }
 
     fn compile_route(&self, subject: &str, text: &str) -> Route {

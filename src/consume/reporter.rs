@@ -21,11 +21,18 @@ use crate::{
 /// Age is known to about this much.
 const PERIOD: Duration = Duration::from_secs(1);
 
+/// Longest that one report may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Reports until told to stop.
 pub async fn run(group: Arc<Group>, mut stop: watch::Receiver<bool>) {
     let mut connection = None;
     loop {
-        match report(&group, &mut connection).await {
+        let reported = tokio::select! {
+            reported = tokio::time::timeout(PATIENCE, report(&group, &mut connection)) => reported,
+            _ = stop.wait_for(|s| *s) => return,
+        };
+        match reported.unwrap_or_else(|_| Err("no answer".to_owned())) {
             Ok(()) => group.engine.vitals.note_report(),
             Err(error) => {
                 // The workers say that the database is away; here it only means that lag is not known.

@@ -23,6 +23,8 @@ use crate::{
     },
 };
 
+/// What headers add to a mirrored dead letter: the reason above all.
+const MIRROR_OVERHEAD: usize = 16 * 1024;
 /// Namespace of the ids of emitted events (UUIDv5 over version lineage and source).
 const EVENT_NAMESPACE: Uuid = Uuid::from_u128(0x6d69_6c6c_706f_6e64_8f2b_6f75_7462_6f78);
 
@@ -136,7 +138,8 @@ fn flush_sql(engine: &Engine, work: &Work<'_>, emitted: i64, with_rows: &BTreeSe
     }
     if emitted > 0 {
         sql.push_str(&format!(
-            "insert into millpond.outbox select {}, {}, {}, {}, o.* from pg_temp._outbox o;\n",
+            "insert into millpond.outbox (projection, version, topic, partition, out_seq, source_offset, index, event_id,
+               target_topic, record_type, key, payload, headers) select {}, {}, {}, {}, o.* from pg_temp._outbox o;\n",
             literal(&engine.projection),
             engine.version,
             literal(&work.claim.at.topic),
@@ -239,9 +242,17 @@ fn stage_dead_letter(engine: &Engine, work: &Work<'_>, dead: &DeadLetter<'_>, se
         Some(key) => rows.bytes(key),
         None => rows.null(),
     }
-    match work.chunk.payload(dead.record) {
-        Some(payload) => rows.bytes(payload),
-        None => rows.null(),
+    let payload = work.chunk.payload(dead.record);
+    let bytes = payload.map_or(0, <[u8]>::len) + work.chunk.key(dead.record).map_or(0, <[u8]>::len);
+    if bytes + MIRROR_OVERHEAD > engine.max_record_bytes {
+        // The table has the whole record; a mirror that no topic takes would hold up all that follows it.
+        headers.push(json!(["mp-dlq-payload-omitted", base64(format!("{bytes} bytes").as_bytes())]));
+        rows.null();
+    } else {
+        match payload {
+            Some(payload) => rows.bytes(payload),
+            None => rows.null(),
+        }
     }
     rows.jsonb(&json!(headers).to_string());
 }

@@ -4,26 +4,28 @@
 //! the database keeps its batch, backs off and claims again, for only the claim tells what was committed.
 
 use std::{
+    any::Any,
+    panic::AssertUnwindSafe,
     sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
 
 use backon::{BackoffBuilder, ExponentialBuilder};
+use futures_util::FutureExt;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use super::{
-    breaker::Breaker,
     buffer::Chunk,
     engine::{Engine, OnError},
     partition::{Next, Partition, Stop},
-    prepare::{self, Fault, Prepared},
+    prepare::{self, Fault, Prepared, UnknownSchema},
     transaction::{self, DeadLetter, Failure, Work},
 };
 use crate::{
     kafka::subscription::Command,
     store::{
-        Class,
+        self, Class,
         fence::{self, Claim, Claimed, Halt},
     },
     telemetry::metrics::consume as metrics,
@@ -36,7 +38,8 @@ pub struct Worker {
     claim: Option<Claim>,
     /// A batch whose transaction failed for no fault of its own.
     pending: Option<Chunk>,
-    breaker: Breaker,
+    /// Since when which schema id has been waited for.
+    unknown_since: Option<(i32, Instant)>,
     /// Whether the last record before the claim was compared with Kafka's.
     verified: bool,
 }
@@ -60,14 +63,15 @@ impl Worker {
         if let Some(claim) = &claim {
             partition.set_next_offset(claim.next_offset);
         }
-        Self { engine, partition, commands, claim, pending: None, breaker: Breaker::default(), verified: false }
+        Self { engine, partition, commands, claim, pending: None, unknown_since: None, verified: false }
     }
 
     /// Works until the partition is taken away.
     pub async fn run(mut self) {
         let mut waits = backoff();
         while self.partition.stopping() == Stop::Run {
-            match self.turn().await {
+            let turn = AssertUnwindSafe(self.turn()).catch_unwind().await;
+            match turn.unwrap_or_else(|panic| Err(self.panicked(panic.as_ref()))) {
                 Ok(true) => waits = backoff(),
                 Ok(false) => {}
                 Err(Broken::Fenced) => {
@@ -92,6 +96,21 @@ impl Worker {
         }
     }
 
+    /// A panic, most likely in a handler: the partition halts, for the same records would bring it about again.
+    fn panicked(&self, panic: &(dyn Any + Send)) -> Broken {
+        let text = panic.downcast_ref::<&str>().map(|t| (*t).to_owned());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned());
+        let next = self.claim.as_ref().map_or(0, |c| c.next_offset);
+        Broken::Halt(Halt {
+            code: "panicked",
+            reason: format!(
+                "applying {} from offset {next} on panicked: {text}; mend the handler, then run `millpond consumer \
+                 restart {}`",
+                self.partition.at, self.engine.projection
+            ),
+        })
+    }
+
     /// One claim or one batch. True when something was applied.
     async fn turn(&mut self) -> Result<bool, Broken> {
         if self.claim.is_none() && !self.reclaim().await? {
@@ -109,6 +128,11 @@ impl Worker {
             Some(chunk) => chunk,
             None => match self.partition.next_batch(self.engine.bounds, self.engine.max_age).await {
                 Next::Stop => return Ok(false),
+                Next::Doubt => {
+                    self.partition.buffer().refuse();
+                    self.drop_claim();
+                    return Ok(false);
+                }
                 Next::Batch(chunk, resume) => {
                     if resume {
                         self.send(Command::Resume { at: self.partition.at.clone() });
@@ -146,12 +170,11 @@ impl Worker {
             self.engine.claim(&self.partition.at, Uuid::new_v4()).await.map_err(|e| Broken::Retry(e.to_string()))?;
         let claim = match claimed {
             Claimed::Mine(claim) => claim,
-            Claimed::Closed { code, .. } => {
+            Claimed::Closed { .. } => {
                 self.partition.buffer().refuse();
                 self.pending = None;
-                if code != "paused" {
-                    self.partition.sleep(Duration::from_secs(1)).await;
-                }
+                self.send(Command::Pause { at: self.partition.at.clone() });
+                self.partition.sleep(Duration::from_secs(1)).await;
                 return Ok(false);
             }
         };
@@ -217,11 +240,16 @@ impl Worker {
             if range.is_empty() {
                 continue;
             }
+            // What is left stands above the fence: the next owner applies it.
+            if self.partition.stopping() != Stop::Run {
+                return Ok(());
+            }
             let prepared = self
                 .engine
                 .preparer
                 .prepare(&self.partition.at.topic, self.partition.at.partition, chunk, range.clone())
-                .map_err(|e| Broken::Retry(e.to_string()))?;
+                .map_err(|unknown| self.unknown_schema(unknown))?;
+            self.unknown_since = None;
             let done = prepared.end;
             if done < range.end {
                 ranges.push(done..range.end);
@@ -229,13 +257,15 @@ impl Worker {
             let range = range.start..done;
             let faults = prepared.faults.clone();
             if let Some((index, fault)) = faults.first().filter(|_| self.engine.on_error == OnError::Halt) {
-                self.halt_at(chunk, range.start, *index, fault, prepared).await?;
+                // What stands before the fault is applied first, on the ordinary path.
+                self.around(chunk, &mut ranges, range, *index, fault.clone()).await?;
                 continue;
             }
             match self.transact(chunk, &range, prepared, &faults).await {
                 Ok(()) => self.count(range.len(), faults.len())?,
-                Err(Failure::Record(offset, fault)) => {
+                Err(Failure::Record(offset, mut fault)) => {
                     let index = chunk.records.partition_point(|r| r.offset < offset).clamp(range.start, range.end - 1);
+                    fault.record_type = self.engine.preparer.record_type(chunk, &chunk.records[index]);
                     self.around(chunk, &mut ranges, range, index, fault).await?;
                 }
                 Err(Failure::Store(e)) if e.class() == Class::Record || (e.is_timeout() && range.len() > 1) => {
@@ -246,7 +276,8 @@ impl Worker {
                         ranges.push(middle..range.end);
                         ranges.push(range.start..middle);
                     } else {
-                        let fault = Fault { class: "refused_by_postgres", reason: e.to_string(), record_type: None };
+                        let record_type = self.engine.preparer.record_type(chunk, &chunk.records[range.start]);
+                        let fault = Fault { class: "refused_by_postgres", reason: e.to_string(), record_type };
                         self.around(chunk, &mut ranges, range.clone(), range.start, fault).await?;
                     }
                 }
@@ -282,32 +313,6 @@ impl Worker {
             Err(Failure::Store(e)) => Err(self.broken(e)),
             Err(Failure::Record(_, fault)) => Err(Broken::Retry(fault.reason)),
         }
-    }
-
-    /// Under `halt`: applies the records before the fault, then stops at it.
-    async fn halt_at(
-        &mut self,
-        chunk: &Chunk,
-        start: usize,
-        index: usize,
-        fault: &Fault,
-        prepared: Prepared,
-    ) -> Result<(), Broken> {
-        drop(prepared);
-        if start < index {
-            let before = self
-                .engine
-                .preparer
-                .prepare(&self.partition.at.topic, self.partition.at.partition, chunk, start..index)
-                .map_err(|e| Broken::Retry(e.to_string()))?;
-            let end = before.end;
-            match self.transact(chunk, &(start..end), before, &[]).await {
-                Ok(()) => {}
-                Err(Failure::Store(e)) => return Err(self.broken(e)),
-                Err(Failure::Record(offset, fault)) => return Err(Broken::Halt(self.halt_reason(offset, &fault))),
-            }
-        }
-        Err(Broken::Halt(self.halt_reason(chunk.records[index].offset, fault)))
     }
 
     fn halt_reason(&self, offset: i64, fault: &Fault) -> Halt {
@@ -355,7 +360,7 @@ impl Worker {
         };
         let mut lease = self.engine.sessions.batch().await?;
         let work = Work { claim: &claim, chunk, from: claim.next_offset, to, prepared, dead };
-        let result = transaction::run(&self.engine, &mut lease.connection, work).await;
+        let result = store::bounded(transaction::run(&self.engine, &mut lease.connection, work)).await;
         let committed = result?;
         lease.give_back();
         if let Some(claim) = &mut self.claim {
@@ -368,15 +373,26 @@ impl Worker {
         Ok(())
     }
 
+    /// The schema may be on its way: the record waits for it, but not for ever.
+    fn unknown_schema(&mut self, unknown: UnknownSchema) -> Broken {
+        let (id, since) = *self.unknown_since.get_or_insert((unknown.0, Instant::now()));
+        if id != unknown.0 {
+            self.unknown_since = None;
+        } else if since.elapsed() > SCHEMA_PATIENCE {
+            self.unknown_since = None;
+            self.engine.preparer.give_up(unknown.0);
+        }
+        Broken::Retry(unknown.to_string())
+    }
+
     fn count(&mut self, records: usize, failures: usize) -> Result<(), Broken> {
-        let Some((failures, records)) = self.breaker.count(Instant::now(), records, failures) else { return Ok(()) };
-        self.breaker.reset();
+        let Some((failures, records)) = self.engine.vitals.count(records, failures) else { return Ok(()) };
         Err(Broken::Halt(Halt {
             code: "breaker",
             reason: format!(
-                "{failures} of {records} records of {} failed within a minute, which looks like a faulty deploy rather \
-                 than faulty data; see `millpond dlq list {1}`, then run `millpond consumer restart {1}`",
-                self.partition.at, self.engine.projection
+                "{failures} of {records} records of {0} failed within a minute, which looks like a faulty deploy rather \
+                 than faulty data; see `millpond dlq list {0}`, then run `millpond consumer restart {0}`",
+                self.engine.projection
             ),
         }))
     }
@@ -390,7 +406,8 @@ impl Worker {
             self.verified = false;
             let halted = match self.engine.sessions.control().await {
                 Ok(mut lease) => {
-                    fence::halt(&mut lease.connection, &self.engine.projection, self.engine.version, &claim, halt).await
+                    let (name, version) = (&self.engine.projection, self.engine.version);
+                    store::bounded(fence::halt(&mut lease.connection, name, version, &claim, halt)).await
                 }
                 Err(e) => Err(e),
             };
@@ -404,12 +421,15 @@ impl Worker {
     async fn release(&mut self) {
         let Some(claim) = self.claim.take() else { return };
         let Ok(mut lease) = self.engine.sessions.control().await else { return };
-        if fence::release(&mut lease.connection, &self.engine.projection, self.engine.version, &claim).await.is_ok() {
+        let (name, version) = (&self.engine.projection, self.engine.version);
+        if store::bounded(fence::release(&mut lease.connection, name, version, &claim)).await.is_ok() {
             lease.give_back();
         }
     }
 }
 
+/// How long a record waits for its schema to be registered; a registry that lags is caught up within seconds.
+const SCHEMA_PATIENCE: Duration = Duration::from_secs(30);
 /// Longest wait between attempts while the database is away.
 const MAX_WAIT: Duration = Duration::from_secs(5);
 

@@ -128,7 +128,7 @@ impl Reader {
                 self.ended = true;
                 self.decoder
                     .finish(self.limits.allowance(self.wire_bytes, self.json_bytes))
-                    .map_err(|error| self.decode_problem(&error))?;
+                    .map_err(|error| self.decode_problem(self.wire_bytes, &error))?;
                 let rest = self.decoder.take();
                 return self.account(rest.into());
             };
@@ -171,22 +171,26 @@ impl Reader {
             let so_far = begun + index * STEP_BYTES + step.len();
             let json_bytes = self.json_bytes + self.decoder.pending();
             let allowance = self.limits.allowance(so_far, json_bytes);
-            self.decoder.step(step, allowance).map_err(|error| self.decode_problem(&error))?;
+            self.decoder.step(step, allowance).map_err(|error| self.decode_problem(so_far, &error))?;
         }
         Ok(self.decoder.take().into())
     }
 
-    fn decode_problem(&self, error: &io::Error) -> Problem {
+    /// Of an error after so many bytes from the wire.
+    fn decode_problem(&self, wire: usize, error: &io::Error) -> Problem {
         let name = match self.decoder {
             Decoder::Identity => "identity",
             Decoder::Gzip(_) => "gzip",
             Decoder::Zstd(_) => "zstd",
         };
         match error.kind() {
-            io::ErrorKind::FileTooLarge => BODY_TOO_LARGE.problem(format!(
-                "the {name} body grows beyond {} bytes, or beyond {} times its size as sent",
-                self.limits.json, self.limits.ratio
-            )),
+            io::ErrorKind::FileTooLarge => {
+                let limit = match self.limits.reach(wire) {
+                    bytes if bytes < self.limits.json => format!("{} times its size as sent", self.limits.ratio),
+                    bytes => format!("{bytes} bytes"),
+                };
+                BODY_TOO_LARGE.problem(format!("the {name} body grows beyond {limit}"))
+            }
             _ => damaged(name, error),
         }
     }
@@ -237,7 +241,12 @@ impl Reader {
 impl Limits {
     /// How much more may be decompressed after so many bytes from the wire.
     fn allowance(&self, wire: usize, json: usize) -> usize {
-        wire.saturating_mul(self.ratio).max(RATIO_GRACE_BYTES).min(self.json).saturating_sub(json)
+        self.reach(wire).saturating_sub(json)
+    }
+
+    /// How much may be decompressed in all of so many bytes from the wire.
+    fn reach(&self, wire: usize) -> usize {
+        wire.saturating_mul(self.ratio).max(RATIO_GRACE_BYTES).min(self.json)
     }
 }
 
@@ -391,6 +400,7 @@ mod tests {
             let mut reader = reader(Body::from(bomb), encoding, Limits { json: usize::MAX, ..LIMITS }).unwrap();
             let problem = reader.whole().await.unwrap_err();
             assert_eq!((problem.status, problem.code), (413, BODY_TOO_LARGE.code), "{encoding:?}");
+            assert!(problem.detail.ends_with("grows beyond 50 times its size as sent"), "{}", problem.detail);
             assert!(reader.decoder.pending() <= RATIO_GRACE_BYTES.max(STEP_BYTES * LIMITS.ratio), "{encoding:?}");
         }
     }

@@ -330,12 +330,27 @@ pub(super) fn watermarks<C: ClientContext>(
             Err(error) if is_passing(&error) && started.elapsed() < WATERMARK_LIMIT => thread::sleep(PAUSE),
             Err(error) => match error.rdkafka_error_code() {
                 Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) => {
-                    return Err(Error::NoTopic { topic: topic.into() });
+                    if !exists(client, topic, partition)? {
+                        return Err(Error::NoTopic { topic: topic.into() });
+                    }
+                    if started.elapsed() >= WATERMARK_LIMIT {
+                        return Err(Error::request(format!("tell the ends of {topic}/{partition}"))(error));
+                    }
+                    thread::sleep(PAUSE);
                 }
                 _ => return Err(Error::request(format!("tell the ends of {topic}/{partition}"))(error)),
             },
         }
     }
+}
+
+/// Asks the brokers. librdkafka by itself calls a partition unknown for a quarter of an hour once it has seen it without
+/// a leader, as during a broker's restart; the answer to this also takes the place of what it remembers.
+fn exists<C: ClientContext>(client: &Client<C>, topic: &str, partition: i32) -> Result<bool, Error> {
+    let metadata = client.fetch_metadata(Some(topic), WATERMARK_LIMIT);
+    let metadata = metadata.map_err(Error::request(format!("describe topic `{topic}`")))?;
+    let mut topics = metadata.topics().iter().filter(|t| t.name() == topic);
+    Ok(topics.any(|t| t.partitions().iter().any(|p| p.id() == partition)))
 }
 
 /// Writes librdkafka's log lines to ours. What it calls an error is mostly a broker that is away for a moment.

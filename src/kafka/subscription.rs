@@ -64,6 +64,8 @@ pub trait Assignee: Send + Sync + 'static {
     fn record(&self, partition: &Self::Partition, record: Incoming<'_, '_>) -> Flow;
     /// The consumer now stands at `offset`, and nothing from before the seek will come.
     fn sought(&self, partition: &Self::Partition, offset: i64);
+    /// Some partition cannot be read where the consumer stands: its log was cut, or the topic is another.
+    fn lost_place(&self);
     /// An error of the client that it cannot mend by itself.
     fn failed(&self, error: &str);
 }
@@ -76,6 +78,10 @@ pub enum Command {
         offset: i64,
     },
     Resume {
+        at: TopicPartition,
+    },
+    /// Fetch no more of it until a resume or a seek: what comes would be thrown away.
+    Pause {
         at: TopicPartition,
     },
     /// Tell the group how far a partition is; a hint for lag tools, never read back as truth.
@@ -143,6 +149,11 @@ struct Context<A: Assignee> {
 impl<A: Assignee> ClientContext for Context<A> {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         client::log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        // librdkafka logs it, too; while no broker is there it comes many times a second.
+        tracing::debug!(target: "millpond::kafka", %error, "{reason}");
     }
 }
 
@@ -225,6 +236,10 @@ impl<A: Assignee> Context<A> {
     }
 }
 
+/// What Postgres and RFC 3339 can both say, in milliseconds: a producer may have put anything into its timestamps.
+const YEAR_1: i64 = -62_135_596_800_000;
+const YEAR_9999: i64 = 253_402_300_799_999;
+
 /// Longest wait for a record; commands are looked at in between.
 const POLL: Duration = Duration::from_millis(50);
 /// The same while a partition is paused: its worker may ask for more at any moment, and waits for it.
@@ -289,7 +304,7 @@ fn hand_over<A: Assignee>(
     let mut headers = headers.iter().flat_map(|h| h.iter()).map(|h| (h.key, h.value));
     let record = Incoming {
         offset: message.offset(),
-        timestamp: message.timestamp().to_millis().unwrap_or_default(),
+        timestamp: message.timestamp().to_millis().unwrap_or_default().clamp(YEAR_1, YEAR_9999),
         key: message.key(),
         payload: message.payload(),
         headers: &mut headers,
@@ -310,6 +325,7 @@ fn obey<A: Assignee>(consumer: &BaseConsumer<Context<A>>, command: Command) -> O
     match command {
         Command::Stop => return Obeyed::Stop,
         Command::Resume { at } => set_paused(consumer, &at, false),
+        Command::Pause { at } => set_paused(consumer, &at, true),
         Command::Seek { at, offset } => {
             let Some(partition) = consumer.context().partition(&at.topic, at.partition) else { return Obeyed::Done };
             // 1 s: the seek is local; a partition that was just assigned may refuse it until its fetcher runs.
@@ -354,6 +370,9 @@ fn report<A: Assignee>(context: &Context<A>, error: &KafkaError) {
     if error.rdkafka_error_code().is_some_and(|code| passing.contains(&code)) {
         tracing::debug!(%error, "waiting for Kafka");
         return;
+    }
+    if matches!(error.rdkafka_error_code(), Some(Code::AutoOffsetReset | Code::OffsetOutOfRange)) {
+        context.assignee.lost_place();
     }
     context.assignee.failed(&error.to_string());
 }

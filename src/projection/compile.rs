@@ -9,7 +9,7 @@ use super::{
     compiled::{Compiled, Program},
     fingerprint::fingerprint,
     input::Input,
-    judge::judge,
+    judge::{judge, text_as_date},
     names::quoted,
     plan::{self, TablePlan},
     relation::Relation,
@@ -125,6 +125,14 @@ impl Compiler<'_, '_, '_> {
         Ok(())
     }
 
+    /// Refuses a sound statement in which text becomes a date, for it might say `today`.
+    async fn check_clock(&mut self, statement: &SqlStatement) -> Result<(), sqlx::Error> {
+        for name in self.scratch.clock_reading_types(&statement.text).await? {
+            self.faults.push(statement.fault(text_as_date(&name)));
+        }
+        Ok(())
+    }
+
     async fn check_roles(&mut self) -> Result<(), sqlx::Error> {
         let roles: BTreeSet<String> =
             self.input.spec.tables.values().flat_map(|table| table.grants.iter().cloned()).collect();
@@ -184,6 +192,9 @@ impl Compiler<'_, '_, '_> {
             types::resolve(&mut plan, declared.as_deref(), self.scratch, &mut self.faults).await?;
             if self.faults.len() > before {
                 continue;
+            }
+            for statement in &statements {
+                self.check_clock(statement).await?;
             }
             let made = tables::derived(&plan, &table, declared.is_some());
             if declared.is_some() {
@@ -298,6 +309,9 @@ impl Compiler<'_, '_, '_> {
                 && let Err(refusal) = self.scratch.check(&statement.text).await?
             {
                 self.faults.push(types::refused(&statement, &refusal));
+            }
+            if self.faults.len() == before {
+                self.check_clock(&statement).await?;
             }
             statements.push(read);
         }

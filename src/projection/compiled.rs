@@ -109,6 +109,11 @@ impl Compiled {
                 quoted(&table.info.name)
             ));
             sql.push(format!("comment on view {view} is {mark}"));
+            // A view over one table takes writes, unless a trigger stands in their place.
+            sql.push(format!(
+                "create trigger read_only instead of insert or update or delete on {view} for each row \
+                 execute function millpond.refuse_write()"
+            ));
             for role in &table.grants {
                 sql.push(format!("grant usage on schema {LIVE_SCHEMA} to {}", quoted(role)));
                 sql.push(format!("grant select on {view} to {}", quoted(role)));

@@ -29,7 +29,6 @@ const PINNED_BY_SESSION: &[&str] = &[
     "json_build_array",
     "json_build_object",
     "json_object_agg",
-    "json_populate_record",
     "json_to_record",
     "json_to_recordset",
     "jsonb_agg",
@@ -41,8 +40,6 @@ const PINNED_BY_SESSION: &[&str] = &[
     "jsonb_path_query_array_tz",
     "jsonb_path_query_first_tz",
     "jsonb_path_query_tz",
-    "jsonb_populate_record",
-    "jsonb_populate_recordset",
     "jsonb_to_record",
     "jsonb_to_recordset",
     "make_timestamptz",
@@ -111,6 +108,9 @@ pub(super) fn judge(statement: &SqlStatement, uses: &Uses, functions: &Functions
     if uses.sampled {
         faults.push("`tablesample` gives other rows each time; remove it".into());
     }
+    if uses.table_commands {
+        faults.push("`table x` in the place of a select is not read here; write `select * from x`".into());
+    }
     if uses.locking {
         faults.push("`for update` and its kin have no use here: the engine orders writers; remove it".into());
     }
@@ -152,6 +152,14 @@ fn clock_fault(what: &str) -> String {
     )
 }
 
+/// Text that is computed as the record is applied, read as a date of type `name`.
+pub(super) fn text_as_date(name: &str) -> String {
+    format!(
+        "text is read as `{name}`, and text such as 'now' or 'today' reads the clock; use a field of a time type, or \
+         to_timestamp(text, format) or to_date(text, format)"
+    )
+}
+
 fn call_fault(call: &Call, functions: &Functions) -> Option<String> {
     let name = &call.name;
     if let Some(schema) = call.schema.as_ref().filter(|schema| *schema != "pg_catalog") {
@@ -169,6 +177,11 @@ fn call_fault(call: &Call, functions: &Functions) -> Option<String> {
     if matches!(name.as_str(), "nextval" | "currval" | "lastval" | "setval") {
         return Some(format!(
             "`{name}` counts batches, not records: a rebuild would give other numbers; use `_offset` or a key"
+        ));
+    }
+    if name.starts_with("json") && name.contains("_populate_record") {
+        return Some(format!(
+            "`{name}` may read dates from text, and text such as 'now' reads the clock; name the fields, as in x ->> 'field'"
         ));
     }
     let traits = functions.get(name)?;

@@ -33,6 +33,28 @@ pub(super) struct Described {
     pub not_null: bool,
 }
 
+/// Text is read by casts (a COERCEVIAIO node) and for the columns that `as x(a date)` gives the records of a function.
+const CLOCK_READING_TYPES: &str = "
+    with recursive tree as (select prosqlbody::text as nodes from pg_proc where oid = $1::regprocedure),
+    read(type) as (
+        select found[1]::oid from tree, regexp_matches(nodes, ':resulttype (\\d+) :resultcollid \\d+ :coerceformat', 'g') found
+        union
+        select type::oid from tree, regexp_matches(nodes, ':funccoltypes \\(o ([\\d ]+)\\)', 'g') found,
+                              regexp_split_to_table(found[1], ' ') type
+    ),
+    parts(type, part) as (
+        select type, type from read
+        union
+        select parts.type, more.part from parts join pg_type t on t.oid = parts.part, lateral (
+            select t.typelem union all select t.typbasetype
+            union all select rngsubtype from pg_range where t.oid in (rngtypid, rngmultitypid)
+            union all select atttypid from pg_attribute
+                       where attrelid = t.typrelid and t.typrelid <> 0 and attnum > 0 and not attisdropped
+        ) more(part) where more.part <> 0
+    )
+    select distinct format_type(parts.type, null) from parts join pg_type t on t.oid = parts.part
+     where t.typcategory = 'D' order by 1";
+
 pub(super) struct Scratch<'c> {
     tx: Transaction<'c, Postgres>,
     pub schema: String,
@@ -96,6 +118,22 @@ impl<'c> Scratch<'c> {
             let position = refusal.position.map(|at| at.saturating_sub(PREFIX.len()));
             Refusal { position, ..refusal }
         }))
+    }
+
+    /// The types for whose values a sound statement has Postgres read text as it runs, where that text may read the
+    /// clock: dates and times, and what is made of them. Literals are not among them: they are read with the statement.
+    ///
+    /// Postgres tells the types only in the tree that it keeps of the body of a function.
+    pub async fn clock_reading_types(&mut self, statement: &str) -> Result<Vec<String>, sqlx::Error> {
+        let probe = format!("{}._probe", quoted(&self.schema));
+        let body = format!("create function {probe}() returns void begin atomic\n{statement}\n; end");
+        if self.run(&body).await?.is_err() {
+            // What cannot be a body, such as `table x`, is refused for itself.
+            return Ok(Vec::new());
+        }
+        let found = sqlx::query_scalar(CLOCK_READING_TYPES).bind(format!("{probe}()")).fetch_all(&mut *self.tx).await?;
+        self.execute(&format!("drop function {probe}()")).await?;
+        Ok(found)
     }
 
     /// Names and types of what a SELECT gives, without running it.

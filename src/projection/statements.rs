@@ -31,6 +31,14 @@ impl SqlStatement {
         self.line + u32::try_from(newlines).unwrap_or(0)
     }
 
+    /// Name of the table that the statement makes, if it makes one.
+    pub fn made_table(&self) -> Option<String> {
+        match &self.ast {
+            Statement::CreateTable(create) => super::uses::last_part(&create.name),
+            _ => None,
+        }
+    }
+
     pub fn fault(&self, message: impl Into<String>) -> SpecFault {
         SpecFault::new(&self.path, Some(self.line), message)
     }

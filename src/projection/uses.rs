@@ -1,11 +1,14 @@
 //! What a statement uses: tables, functions, and whatever would make it depend on more than its rows. Pure.
 
-use std::{collections::BTreeSet, ops::ControlFlow};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    ops::ControlFlow,
+};
 
 use sqlparser::ast::{
     DataType, Expr, FromTable, Function, FunctionArg, FunctionArgExpr, FunctionArgumentClause, FunctionArguments,
-    Ident, ObjectName, Query, Select, SelectItem, SelectItemQualifiedWildcardKind, Statement, TableFactor, TableObject,
-    TableWithJoins, ValueWithSpan, Visit as _, Visitor,
+    Ident, ObjectName, Query, Select, SelectItem, SelectItemQualifiedWildcardKind, SetExpr, Statement, TableFactor,
+    TableObject, TableWithJoins, ValueWithSpan, Visit as _, Visitor,
 };
 
 /// Columns that Postgres gives every table; they tell where a row lies, which no record decides.
@@ -27,6 +30,54 @@ pub(super) const AMBIENT_KEYWORDS: &[&str] = &[
 ];
 /// Words that date and time types read from the clock.
 const CLOCK_WORDS: &[&str] = &["now", "today", "tomorrow", "yesterday"];
+
+/// Words that may stand beside them in a date: zones, halves of the day, days of the week.
+const BESIDE_CLOCK_WORDS: &[&str] = &[
+    "ad",
+    "allballs",
+    "am",
+    "at",
+    "bc",
+    "bst",
+    "cdt",
+    "cest",
+    "cet",
+    "cst",
+    "edt",
+    "eest",
+    "eet",
+    "est",
+    "fri",
+    "friday",
+    "gmt",
+    "hst",
+    "ist",
+    "jst",
+    "mdt",
+    "mon",
+    "monday",
+    "msk",
+    "mst",
+    "on",
+    "pdt",
+    "pm",
+    "pst",
+    "sat",
+    "saturday",
+    "sun",
+    "sunday",
+    "t",
+    "thu",
+    "thursday",
+    "tue",
+    "tuesday",
+    "ut",
+    "utc",
+    "wed",
+    "wednesday",
+    "z",
+    "zulu",
+];
 
 /// One call of a function.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,28 +117,37 @@ pub(super) struct Uses {
     pub others: Vec<String>,
     /// Statements inside the statement, such as an INSERT in a CTE.
     pub statements: usize,
+    /// Whether `table x` stands in the place of a SELECT.
+    pub table_commands: bool,
+    /// One for each query that is open, the innermost last.
+    scopes: Vec<Scope>,
     skipped_relations: usize,
     plain_text_literals: usize,
+}
+
+/// The CTEs of one query's WITH.
+#[derive(Debug, Default)]
+struct Scope {
+    visible: Vec<String>,
+    /// Those whose own queries are still to be left, in order: the queries of a WITH come before all others within.
+    coming: VecDeque<String>,
 }
 
 impl Uses {
     pub fn of_statement(statement: &Statement) -> Self {
         let mut uses = Self::default();
         let _ = statement.visit(&mut uses);
-        uses.finish()
+        uses
     }
 
     pub fn of_expr(expr: &Expr) -> Self {
         let mut uses = Self::default();
         let _ = expr.visit(&mut uses);
-        uses.finish()
+        uses
     }
 
-    fn finish(mut self) -> Self {
-        let ctes = std::mem::take(&mut self.ctes);
-        self.tables.retain(|table| !ctes.contains(table));
-        self.ctes = ctes;
-        self
+    fn is_cte(&self, name: &str) -> bool {
+        self.scopes.iter().any(|scope| scope.visible.iter().any(|cte| cte == name))
     }
 
     fn call(&mut self, name: &ObjectName, arguments: usize, windowed: bool) {
@@ -111,7 +171,12 @@ impl Uses {
 
     fn cast(&mut self, expr: &Expr, data_type: &DataType) {
         let name = data_type.to_string().to_lowercase();
-        if matches!(expr, Expr::Value(_)) && matches!(name.as_str(), "text" | "varchar" | "character varying") {
+        let literal = match expr {
+            Expr::Value(value) => value.clone().into_string(),
+            _ => None,
+        };
+        let no_date = matches!(name.as_str(), "text" | "varchar" | "character varying" | "json" | "jsonb");
+        if no_date && literal.is_some_and(|text| reads_clock(&text)) {
             self.plain_text_literals += 1;
         }
         if name.starts_with("reg") {
@@ -162,8 +227,26 @@ impl Visitor for Uses {
 
     fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<()> {
         self.locking |= !query.locks.is_empty();
+        self.table_commands |= has_table_command(&query.body);
+        let mut scope = Scope::default();
         if let Some(with) = &query.with {
-            self.ctes.extend(with.cte_tables.iter().map(|cte| folded(&cte.alias.name)));
+            let names = with.cte_tables.iter().map(|cte| folded(&cte.alias.name));
+            // Of WITH RECURSIVE all see each other; else each sees those before it.
+            if with.recursive {
+                scope.visible = names.collect()
+            } else {
+                scope.coming = names.collect()
+            }
+            self.ctes.extend(scope.visible.iter().chain(&scope.coming).cloned());
+        }
+        self.scopes.push(scope);
+        ControlFlow::Continue(())
+    }
+
+    fn post_visit_query(&mut self, _: &Query) -> ControlFlow<()> {
+        self.scopes.pop();
+        if let Some(around) = self.scopes.last_mut() {
+            around.visible.extend(around.coming.pop_front());
         }
         ControlFlow::Continue(())
     }
@@ -197,7 +280,7 @@ impl Visitor for Uses {
         } else if relation.0.len() > 1 {
             self.qualified.push(relation.to_string());
         } else {
-            self.tables.extend(last_part(relation));
+            self.tables.extend(last_part(relation).filter(|name| !self.is_cte(name)));
         }
         ControlFlow::Continue(())
     }
@@ -237,11 +320,31 @@ impl Visitor for Uses {
     }
 }
 
-/// Whether a date type would read the clock for this text: `now`, ` Today 12:00`.
+/// Whether a date type, or an array or range of one, would read the clock for this text: `now`, ` Today 12:00`,
+/// `[today,)`.
 fn reads_clock(text: &str) -> bool {
     let lower = text.trim().to_lowercase();
-    let word = lower.split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or_default();
-    CLOCK_WORDS.contains(&word) && lower[word.len()..].chars().all(|c| !c.is_alphabetic() || "utcz".contains(c))
+    if lower.starts_with(['{', '[', '(']) {
+        return lower.split(['{', '}', '[', ']', '(', ')', ',', '"']).any(is_clock_date);
+    }
+    is_clock_date(&lower)
+}
+
+/// A clock word, among nothing that no date has beside it.
+fn is_clock_date(text: &str) -> bool {
+    let zones = |word: &&str| !word.contains('/');
+    let letters = text.split_whitespace().filter(zones).flat_map(|word| word.split(|c: char| !c.is_alphabetic()));
+    let (clock, others): (Vec<&str>, Vec<&str>) =
+        letters.filter(|word| !word.is_empty()).partition(|word| CLOCK_WORDS.contains(word));
+    !clock.is_empty() && others.iter().all(|word| BESIDE_CLOCK_WORDS.contains(word))
+}
+
+fn has_table_command(body: &SetExpr) -> bool {
+    match body {
+        SetExpr::Table(_) => true,
+        SetExpr::SetOperation { left, right, .. } => has_table_command(left) || has_table_command(right),
+        _ => false,
+    }
 }
 
 fn factor_name(factor: &TableFactor) -> Option<String> {
@@ -288,16 +391,53 @@ mod tests {
     }
 
     #[test]
+    fn ctes_are_seen_in_their_own_query_and_by_later_ones_only() {
+        let cases: &[(&str, &[&str])] = &[
+            ("with c as (select 1) select * from c, (select * from c) x", &[]),
+            ("with a as (select 1), b as (select * from a) select * from b", &[]),
+            ("with a as (select * from b), b as (select 1) select * from a", &["b"]),
+            ("with c as (select * from c) select * from c", &["c"]),
+            ("with recursive c as (select 1 union all select * from c) select * from c", &[]),
+            ("select (select 1 from c) from r, lateral (with c as (select 1) select * from c) x", &["c", "r"]),
+            ("select * from (with c as (select 1) select * from c) x, c", &["c"]),
+            ("with a as (with c as (select 1) select * from c), b as (select * from c) select * from b", &["c"]),
+            ("with c as (select 1) insert into f select * from c", &["f"]),
+        ];
+        for (sql, tables) in cases {
+            assert_eq!(uses(sql).tables, *tables, "{sql}");
+        }
+        assert!(uses("select 1 union table pg_class").table_commands);
+    }
+
+    #[test]
     fn clock_and_session_are_found_in_all_their_spellings() {
         for sql in ["current_date", "CURRENT_TIMESTAMP", "localtime", "current_role", "user", "current_schema"] {
             assert_eq!(uses(&format!("select {sql} as x from r")).ambient.len(), 1, "{sql}");
         }
-        for sql in
-            ["'now'::timestamptz", "date ' Today'", "a > 'yesterday 12:00'", "cast('now' as timestamp)", "E'now'"]
-        {
+        for sql in [
+            "'now'::timestamptz",
+            "date ' Today'",
+            "a > 'yesterday 12:00'",
+            "cast('now' as timestamp)",
+            "E'now'",
+            "$$toMORROW$$",
+            "'12:00 today est'",
+            "'monday today America/New_York'",
+            "'[today,)'::daterange",
+            "'{2013-01-01, NOW}'::date[]",
+            "row('x'::text, 'now'::date)",
+        ] {
             assert_eq!(uses(&format!("select {sql} as x from r")).clock_literals.len(), 1, "{sql}");
         }
-        for sql in ["'now'::text", "'not now'", "'today we fly'", "\"user\"", "r.ambient"] {
+        for sql in [
+            "'now'::text",
+            "'{\"at\": \"now\"}'::jsonb",
+            "'not now'",
+            "'today we fly'",
+            "'epoch'",
+            "\"user\"",
+            "r.ambient",
+        ] {
             let found = uses(&format!("select {sql} as x from r"));
             assert_eq!(found.clock_literals.len() + found.ambient.len(), 0, "{sql}");
         }

@@ -92,6 +92,20 @@ pub fn problem(error: &Error, statement: Option<&Statement>) -> Problem {
     }
 }
 
+/// Says which grant would have let the read pass, as far as Postgres tells: `permission denied for schema live`.
+fn missing_grant(message: &str) -> String {
+    let grant = match message.strip_prefix("permission denied for ").and_then(|what| what.split_once(' ')) {
+        Some(("schema", schema)) => {
+            format!("grant usage on schema {schema} and grant select on all tables in schema {schema}")
+        }
+        Some((_, name)) => format!("grant usage on the schema of {name} and grant select on all tables in it"),
+        None => "grant usage on the schema and grant select on all tables in it".to_owned(),
+    };
+    format!(
+        "postgres says `{message}`: the database account of serve lacks a grant; as the account of consume, {grant}"
+    )
+}
+
 fn by_code(code: &SqlState, error: &Error, cause: &tokio_postgres::Error, statement: Option<&Statement>) -> Problem {
     let message = cause.as_db_error().map(tokio_postgres::error::DbError::message).unwrap_or_default();
     let operator = [
@@ -111,6 +125,10 @@ fn by_code(code: &SqlState, error: &Error, cause: &tokio_postgres::Error, statem
         let detail =
             "the platform's tables are not in this database: start `millpond consume` or `millpond dev` on it once";
         return UNAVAILABLE.problem(detail).retry_after(5);
+    }
+    if *code == SqlState::INSUFFICIENT_PRIVILEGE {
+        tracing::error!(error = message, "read refused: serve's database account lacks a grant");
+        return UNAVAILABLE.problem(missing_grant(message)).retry_after(5);
     }
     let passing = matches!(&code.code()[..2], "08" | "40" | "53" | "55" | "57" | "58");
     if passing {

@@ -58,7 +58,7 @@ impl Format {
             return cells.join("||','||");
         }
         let columns: Vec<String> = columns.iter().map(|(sql, name)| format!("{sql} as {}", quoted(name))).collect();
-        format!("(select row_to_json(shown)::text from (select {}) shown)", columns.join(", "))
+        format!("(select row_to_json(_shown)::text from (select {}) _shown)", columns.join(", "))
     }
 
     /// The rows, joined by the separator, as a body.

@@ -58,8 +58,9 @@ pub struct Entry {
     pub consumer: String,
     pub topic: String,
     pub partition: i32,
-    /// The record asked about: the one just below the position.
-    pub offset: i64,
+    /// The record asked about: the one just below the position; absent at the start of a partition, which has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offset: Option<i64>,
     pub outcome: Fate,
     /// First offset not applied yet; absent before the projection has begun on the partition.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -100,7 +101,8 @@ fn entry(row: &Row) -> Result<Entry, tokio_postgres::Error> {
     let halted = row.try_get::<_, Option<bool>>(5)?.unwrap_or(false);
     let (reason_class, dead_reason): (Option<String>, Option<String>) = (row.try_get(8)?, row.try_get(9)?);
     let (code, refused_reason): (Option<String>, Option<String>) = (row.try_get(10)?, row.try_get(11)?);
-    let reached = next_offset.is_some_and(|next| next >= wanted);
+    // The start of a partition covers nothing: that is applied before anything is.
+    let reached = wanted == 0 || next_offset.is_some_and(|next| next >= wanted);
     let outcome = match () {
         () if !reached && halted => Fate::Halted,
         () if !reached => Fate::Waiting,
@@ -116,7 +118,7 @@ fn entry(row: &Row) -> Result<Entry, tokio_postgres::Error> {
         consumer: row.try_get(0)?,
         topic: row.try_get(1)?,
         partition: row.try_get(2)?,
-        offset: wanted - 1,
+        offset: (wanted > 0).then(|| wanted - 1),
         outcome,
         next_offset,
         lag: (!reached).then_some(wanted - next_offset.unwrap_or(0)),
@@ -134,7 +136,9 @@ fn entry(row: &Row) -> Result<Entry, tokio_postgres::Error> {
 impl Entry {
     fn next_command(&self) -> Option<String> {
         match self.outcome {
-            Fate::DeadLettered => Some(show_command(&self.consumer, &self.topic, self.partition, self.offset)),
+            Fate::DeadLettered => {
+                self.offset.map(|offset| show_command(&self.consumer, &self.topic, self.partition, offset))
+            }
             Fate::Halted => Some(format!("millpond consumer restart {}", self.consumer)),
             Fate::Waiting if self.paused => Some(format!("millpond consumer resume {}", self.consumer)),
             Fate::Waiting | Fate::Applied | Fate::Refused => None,

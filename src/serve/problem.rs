@@ -62,8 +62,8 @@ kinds! {
         "Postgres stopped the query at its time limit.",
         "Filter or order by the key or by an indexed column, ask for fewer rows, or index the column in the consumer.";
     UNAVAILABLE = "MP6016", 503, "the database cannot be reached",
-        "There is no connection to Postgres, or it refused the query for a reason that passes.",
-        "Ask again after the time in Retry-After. Operators: see /readyz and `millpond doctor`.";
+        "There is no connection to Postgres, or it refused the query for a reason that passes, or for want of a grant.",
+        "Ask again after the time in Retry-After. Operators: see /readyz and `millpond doctor`; a missing grant is named.";
     BUSY = "MP6017", 503, "too many requests at once",
         "As many reads as allowed are running, or waiting for a position, on this node.",
         "Ask again after the time in Retry-After, or ask another node.";

@@ -110,8 +110,11 @@ impl CopyBuffer {
     }
 }
 
-/// One field, the whole first row, and what follows it; none at the end.
-fn split_row(bytes: &[u8], field: usize) -> Option<(Option<&[u8]>, &[u8], &[u8])> {
+/// One field of a row, the whole row, and what follows it.
+type SplitRow<'a> = (Option<&'a [u8]>, &'a [u8], &'a [u8]);
+
+/// Cuts the first row off; none at the end.
+fn split_row(bytes: &[u8], field: usize) -> Option<SplitRow<'_>> {
     let (columns, mut rest) = bytes.split_first_chunk::<2>()?;
     let mut found = None;
     for column in 0..u16::from_be_bytes(*columns) {

@@ -21,16 +21,31 @@ pub enum Error {
     Url(String),
     #[error("Postgres accepted the connection but did not answer within 5 s")]
     ConnectTimeout,
+    #[error("Postgres did not answer within {0:?}")]
+    NoAnswer(std::time::Duration),
     #[error("{}", describe(.0))]
-    Sql(#[from] sqlx::Error),
+    Sql(sqlx::Error),
     #[error("{}", describe_session(.0))]
-    Session(#[from] tokio_postgres::Error),
+    Session(tokio_postgres::Error),
     #[error(transparent)]
     Address(#[from] super::address::Error),
     #[error("the platform tables cannot be migrated: {0}")]
-    Migrate(#[source] sqlx::migrate::MigrateError),
+    Migrate(sqlx::migrate::MigrateError),
     #[error("{0}")]
     Refused(String),
+}
+
+// Not `#[from]`, which makes a cause of what the text says already: it would be printed twice.
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Sql(error)
+    }
+}
+
+impl From<tokio_postgres::Error> for Error {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Session(error)
+    }
 }
 
 impl Error {
@@ -71,8 +86,10 @@ impl Error {
 }
 
 fn describe(error: &sqlx::Error) -> String {
-    let sqlx::Error::Database(e) = error else {
-        return format!("Postgres cannot be reached or broke off: {error}");
+    let e = match error {
+        sqlx::Error::Database(e) => e,
+        sqlx::Error::Io(e) => return format!("Postgres cannot be reached or broke off: {e}"),
+        other => return format!("Postgres cannot be reached or broke off: {other}"),
     };
     let e = e.downcast_ref::<PgDatabaseError>();
     sentence(
@@ -112,6 +129,12 @@ fn sentence(message: &str, code: &str, parts: [(&str, Option<&str>); 5]) -> Stri
         if let Some(value) = value {
             text.push_str(&format!("; {name}: {value}"));
         }
+    }
+    if matches!(code, "42P01" | "3F000") && message.contains("millpond.") {
+        text.push_str(
+            "; this database has no tables of Millpond yet: start a process with the role consume (`millpond consume`, \
+             or `millpond dev`), or check postgres.url with `millpond config`",
+        );
     }
     text
 }

@@ -97,10 +97,9 @@ async fn try_claim(
     run(connection, "set lock_timeout = '8s'").await?;
     let row = sqlx::query(
         "update millpond.fences
-            set epoch = epoch + case when state = 'running' then 1 else 0 end,
-                owner = case when state = 'running' then $5 else owner end
-          where projection = $1 and version = $2 and topic = $3 and partition = $4
-        returning state, halt_code, halt_reason, epoch, next_offset, out_seq, last_offset,
+            set epoch = epoch + 1, owner = $5
+          where projection = $1 and version = $2 and topic = $3 and partition = $4 and state = 'running'
+        returning epoch, next_offset, out_seq, last_offset,
                   (extract(epoch from last_timestamp) * 1000)::int8 as last_timestamp, last_checksum",
     )
     .bind(projection)
@@ -108,18 +107,10 @@ async fn try_claim(
     .bind(&*at.topic)
     .bind(at.partition)
     .bind(owner)
-    .fetch_one(&mut *connection)
+    .fetch_optional(&mut *connection)
     .await;
     run(connection, "set lock_timeout = '5s'").await?;
-    let row = row?;
-    let state: String = row.try_get("state")?;
-    if state != "running" {
-        return Ok(Claimed::Closed {
-            state,
-            code: row.try_get::<Option<String>, _>("halt_code")?.unwrap_or_default(),
-            reason: row.try_get::<Option<String>, _>("halt_reason")?.unwrap_or_default(),
-        });
-    }
+    let Some(row) = row? else { return closed(connection, projection, version, at).await };
     let last = match row.try_get::<Option<i64>, _>("last_offset")? {
         None => None,
         Some(offset) => Some(LastApplied {
@@ -136,6 +127,26 @@ async fn try_claim(
         out_seq: row.try_get("out_seq")?,
         last,
     }))
+}
+
+/// Why a fence cannot be claimed.
+async fn closed(
+    connection: &mut PgConnection,
+    projection: &str,
+    version: i32,
+    at: &TopicPartition,
+) -> Result<Claimed, Error> {
+    let row = sqlx::query(
+        "select state, coalesce(halt_code, '') as code, coalesce(halt_reason, '') as reason from millpond.fences
+          where projection = $1 and version = $2 and topic = $3 and partition = $4",
+    )
+    .bind(projection)
+    .bind(version)
+    .bind(&*at.topic)
+    .bind(at.partition)
+    .fetch_one(connection)
+    .await?;
+    Ok(Claimed::Closed { state: row.try_get("state")?, code: row.try_get("code")?, reason: row.try_get("reason")? })
 }
 
 async fn terminate_blockers(url: &str, pid: i32) -> Result<(), Error> {

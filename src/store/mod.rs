@@ -16,7 +16,7 @@ pub mod status;
 pub mod trial;
 pub mod versions;
 
-use std::str::FromStr;
+use std::{str::FromStr, time::Duration};
 
 pub use binary_copy::CopyBuffer;
 pub use error::{Class, Error};
@@ -53,10 +53,19 @@ pub async fn connect(url: &str, application: &str) -> Result<PgConnection, Error
         .disable_statement_logging();
     let connecting = PgConnection::connect_with(&options);
     // A server that is being stopped can accept and never answer: 5 s is above any healthy start-up of a backend.
-    match tokio::time::timeout(std::time::Duration::from_secs(5), connecting).await {
+    match tokio::time::timeout(Duration::from_secs(5), connecting).await {
         Ok(connection) => Ok(connection?),
         Err(_) => Err(Error::ConnectTimeout),
     }
+}
+
+/// Longest wait for an answer: the statement timeout and what the network may add. A server that vanished without a
+/// word would otherwise be waited for until TCP gives up.
+pub const ANSWER: Duration = Duration::from_secs(25);
+
+/// Bounds work on a connection, which must not be used again when this fails.
+pub async fn bounded<T, E: From<Error>>(work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    tokio::time::timeout(ANSWER, work).await.unwrap_or_else(|_| Err(Error::NoAnswer(ANSWER).into()))
 }
 
 /// Runs text that this crate composed (never a client's) over the simple protocol, several statements at once.

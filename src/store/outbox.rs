@@ -28,14 +28,20 @@ pub async fn try_lead(connection: &mut PgConnection) -> Result<bool, Error> {
         .await?)
 }
 
-/// The oldest rows of every live version, in order per source partition; at most `limit`.
+/// The oldest rows of every source partition of the live versions, in order; at most `limit` of each, so that none
+/// keeps the others from leaving.
 pub async fn pending(connection: &mut PgConnection, limit: i64) -> Result<Vec<OutboxRow>, Error> {
     let rows = sqlx::query(
         "select o.projection, o.version, o.topic, o.partition, o.out_seq, o.event_id, o.target_topic, o.key,
                 o.payload, o.headers
-           from millpond.outbox o
-           join millpond.projections p on p.projection = o.projection and p.live_version = o.version
-          order by o.projection, o.version, o.topic, o.partition, o.out_seq limit $1",
+           from millpond.fences f
+           join millpond.projections p on p.projection = f.projection and p.live_version = f.version
+          cross join lateral (
+               select * from millpond.outbox o
+                where o.projection = f.projection and o.version = f.version and o.topic = f.topic
+                  and o.partition = f.partition
+                order by o.out_seq limit $1) o
+          order by o.projection, o.version, o.topic, o.partition, o.out_seq",
     )
     .bind(limit)
     .fetch_all(connection)

@@ -32,6 +32,10 @@ pub struct ProjectionStatus {
     pub version: Option<i32>,
     pub paused: bool,
     pub dead_letters: i64,
+    /// Downstream events and mirrors of dead letters that wait to be sent.
+    pub outbox: i64,
+    /// Seconds for which the oldest of them has waited.
+    pub outbox_seconds: Option<f64>,
     pub partitions: Vec<PartitionStatus>,
 }
 
@@ -41,6 +45,7 @@ pub async fn projections(connection: &mut PgConnection) -> Result<Vec<Projection
         "select p.projection, p.live_version, p.paused,
                 (select count(*) from millpond.dead_letters d
                   where d.projection = p.projection and d.version = p.live_version) as dead_letters,
+                o.rows as outbox, o.seconds as outbox_seconds,
                 f.topic, f.partition, f.next_offset, f.state, f.halt_code, f.halt_reason, f.owner is not null as owned,
                 e.end_offset, e.last_error,
                 extract(epoch from now() - e.observed_at)::float8 as seen,
@@ -49,6 +54,8 @@ pub async fn projections(connection: &mut PgConnection) -> Result<Vec<Projection
                      when f.last_timestamp is null then null
                      else extract(epoch from now() - f.last_timestamp)::float8 end as age
            from millpond.projections p
+           cross join lateral (select count(*) as rows, extract(epoch from now() - min(created_at))::float8 as seconds
+                from millpond.outbox o where o.projection = p.projection and o.version = p.live_version) o
            left join millpond.fences f on f.projection = p.projection and f.version = p.live_version
            left join millpond.ends e on e.projection = f.projection and e.version = f.version
                 and e.topic = f.topic and e.partition = f.partition
@@ -65,6 +72,8 @@ pub async fn projections(connection: &mut PgConnection) -> Result<Vec<Projection
                 version: row.try_get("live_version")?,
                 paused: row.try_get("paused")?,
                 dead_letters: row.try_get("dead_letters")?,
+                outbox: row.try_get("outbox")?,
+                outbox_seconds: row.try_get("outbox_seconds")?,
                 partitions: Vec::new(),
             });
         }
@@ -148,7 +157,7 @@ pub async fn note_ends(
            from unnest($3::text[], $4::int4[], $5::int8[]) as s(topic, partition, end_offset)
           order by s.topic, s.partition
          on conflict (projection, version, topic, partition) do update
-            set end_offset = greatest(ends.end_offset, excluded.end_offset), observed_at = excluded.observed_at,
+            set end_offset = excluded.end_offset, observed_at = excluded.observed_at,
                 last_error = case when excluded.last_error is not null then excluded.last_error
                                   when ends.last_error_at > now() - interval '1 minute' then ends.last_error end,
                 last_error_at = coalesce(excluded.last_error_at, ends.last_error_at)",

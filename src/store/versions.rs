@@ -172,3 +172,29 @@ pub async fn start_over(connection: &mut PgConnection, projection: &str) -> Resu
     tx.commit().await?;
     Ok(true)
 }
+
+/// Removes a projection and everything of it in this database; false when there is none of that name.
+pub async fn drop_projection(connection: &mut PgConnection, projection: &str) -> Result<bool, Error> {
+    let mut tx = connection.begin().await?;
+    sqlx::query("select pg_advisory_xact_lock(hashtextextended('millpond.version.' || $1, 0))")
+        .bind(projection)
+        .execute(&mut *tx)
+        .await?;
+    let versions: Vec<i32> = sqlx::query_scalar("select version from millpond.versions where projection = $1")
+        .bind(projection)
+        .fetch_all(&mut *tx)
+        .await?;
+    for version in versions {
+        run(&mut tx, format!("drop schema if exists {} cascade", ident(&schema_name(projection, version)))).await?;
+    }
+    for table in ["outbox", "ends", "dead_letters", "refusals", "fences", "versions"] {
+        run(&mut tx, format!("delete from millpond.{table} where projection = {}", literal(projection))).await?;
+    }
+    let dropped = sqlx::query("delete from millpond.projections where projection = $1")
+        .bind(projection)
+        .execute(&mut *tx)
+        .await?
+        .rows_affected();
+    tx.commit().await?;
+    Ok(dropped > 0)
+}

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test says no")]
 
 mod architecture;
+mod clients;
 mod cluster;
+mod command_line;
 mod compose;
 mod consumers;
 mod dev_servers;

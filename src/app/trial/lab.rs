@@ -1,6 +1,10 @@
 //! One consumer at work in a scratch database: the engine's own worker, fence and transaction, records from elsewhere.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 use uuid::Uuid;
@@ -117,6 +121,7 @@ impl<'a> Lab<'a> {
             // A record that cannot be applied shall be seen, and those after it too.
             on_error: OnError::Skip,
             emitters: self.codec.emitters(project, spec)?,
+            max_record_bytes: usize::MAX,
             reader: None,
         })
     }
@@ -154,11 +159,12 @@ impl<'a> Lab<'a> {
         let mut workers: HashMap<usize, (Trial, i64, Vec<usize>)> = HashMap::new();
         for batch in &plan.batches {
             let slot = slots[batch[0]];
-            if !workers.contains_key(&slot) {
-                let worker = self.worker(version, &case.partitions[slot], 0).await?;
-                workers.insert(slot, (worker, 0, Vec::new()));
-            }
-            let (worker, next, done) = workers.get_mut(&slot).context("invariant: it was just put there")?;
+            let (worker, next, done) = match workers.entry(slot) {
+                Entry::Occupied(at_work) => at_work.into_mut(),
+                Entry::Vacant(place) => {
+                    place.insert((self.worker(version, &case.partitions[slot], 0).await?, 0, Vec::new()))
+                }
+            };
             done.extend(batch);
             let chunk = if plan.redeliver { case.chunk(0, done) } else { case.chunk(*next, batch) };
             if let Err(stopped) = apply(worker, &chunk).await {

@@ -29,6 +29,7 @@ use self::{
 };
 use super::{Project, roles};
 use crate::{
+    cli::say::say,
     config::Config,
     consume::{Handlers, WriterSchemas},
     spec::{ConsumerSpec, SpecFault},
@@ -73,7 +74,7 @@ pub async fn show(
     let spec = project.consumer(name)?;
     let read = show::read(config, spec, records).await?;
     if read.records.is_empty() {
-        println!("{}", read.nothing());
+        say!("{}", read.nothing());
         return Ok(ExitCode::SUCCESS);
     }
     with_postgres(config, async |scratch| {

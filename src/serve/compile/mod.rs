@@ -138,7 +138,8 @@ fn template(query: &Query, table: &Table, cursor: Option<&Cursor>, frame: Frame)
     Ok(Template { sql, slots: compiler.slots, point, shown })
 }
 
-/// One row more than asked is fetched, to know whether there is a next page; it is never printed.
+/// One row more than asked is fetched, to know whether there is a next page; it is never printed. Names of our own
+/// begin with `_`, which no column that people see does.
 fn page_sql(
     row: &str,
     shown: &[(String, String)],
@@ -156,9 +157,9 @@ fn page_sql(
     let order: Vec<String> = terms.iter().map(Term::order_sql).collect();
     let next: Vec<String> = terms.iter().map(|term| format!("{}::text", term.expression())).collect();
     format!(
-        "select string_agg(r.body, {separator} order by r.n) filter (where r.n <= {limit}) as body, count(*) as rows, \
-         max(r.next) as next from (select t.n, {row} as body, case when t.n = {limit} then array[{next}]::text[] end as next \
-         from (select row_number() over () as n, {columns} from (select {columns} from {relation} t{filter} \
+        "select string_agg(r.body, {separator} order by r._n) filter (where r._n <= {limit}) as body, count(*) as rows, \
+         max(r.next) as next from (select t._n, {row} as body, case when t._n = {limit} then array[{next}]::text[] end as next \
+         from (select row_number() over () as _n, {columns} from (select {columns} from {relation} t{filter} \
          order by {order} limit {fetched}) t) t) r",
         separator = newline_literal(frame.format.separator()),
         limit = frame.limit,

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millpond::dev::Folder;
-use millpond::kafka::{self, Admin, TopicSpec};
+use millpond::kafka::{self, Admin};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
@@ -94,8 +94,10 @@ impl Cluster {
 
     /// Runs a command of the command line to its end.
     pub fn run(&self, args: &[&str]) -> Output {
+        // What the test sets itself comes last and wins.
+        let (words, settings) = args.split_at(args.iter().position(|arg| *arg == "--set").unwrap_or(args.len()));
         let mut command = Command::new(env!("CARGO_BIN_EXE_millpond"));
-        command.args(args).args(self.flags()).args(["--set", "log.level=warn"]);
+        command.args(words).args(self.flags()).args(["--set", "log.level=warn"]).args(settings);
         command.current_dir(&self.project.dir).stdin(Stdio::null()).output().unwrap()
     }
 
@@ -136,11 +138,6 @@ impl Cluster {
 
     pub fn kafka(&self) -> kafka::Options {
         kafka::Options { brokers: self.servers.brokers(), ..kafka::Options::default() }
-    }
-
-    /// Creates a topic that no folder declares.
-    pub async fn create_topic(&self, spec: TopicSpec) {
-        Admin::connect(&self.kafka()).unwrap().ensure_topics(&[spec]).await.unwrap();
     }
 
     /// Waits until every consumer has applied all that is in the topic now, and all that they emitted has left.

@@ -14,8 +14,8 @@ const ZOMBIES: usize = 3;
 #[tokio::test(flavor = "multi_thread")]
 async fn members_that_join_leave_die_and_return_apply_everything_once() {
     let cluster = Cluster::flights("rebalance").await;
-    let (ingest, serve) = (cluster.start("ingest", &[]), cluster.start("serve", &[]));
-    let _publish = cluster.start("publish", &[]);
+    let (ingest, _publish) = (cluster.start("ingest", &[]), cluster.start("publish", &[]));
+    let serve = cluster.start("serve", &[]);
     let member = || cluster.start("consume", &[SMALL_BATCHES, FAST_REBALANCE[0], FAST_REBALANCE[1]]);
     let commands = days(&[1, 2, 3]);
     let total = commands.len();

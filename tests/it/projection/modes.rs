@@ -194,7 +194,7 @@ async fn live_views_show_the_version_without_the_engines_columns() {
         ("g.sql", "select flight_id as id from schedule_flight"),
     ];
     let mut lab = Lab::new(&files, &[schedule(), departure()]).await;
-    lab.run("create schema if not exists live").await;
+    millpond::store::migrate(&mut lab.conn).await.expect("the platform's tables");
     let name = lab.compiled.schema_name(0).trim_start_matches("p_").trim_end_matches("_v0").to_owned();
     for version in [1, 1] {
         let sql = format!("begin; {}; commit", lab.compiled.live_views_sql(version).join("; "));
@@ -206,13 +206,17 @@ async fn live_views_show_the_version_without_the_engines_columns() {
     );
     let found: String = sqlx::query(AssertSqlSafe(sql)).fetch_one(&mut lab.conn).await.unwrap().get(0);
     assert_eq!(found.replace(&name, "N"), "N_f:id N_f:carrier N_f:delay_minutes N_g:id");
+    lab.apply(&[record("schedule_flight", "a", 0, &["'a'", "'UA'", "null"])]).await;
+    let refused = lab.try_run(&format!("update live.{name}_f set carrier = 'AA'")).await.unwrap_err();
+    let code = refused.as_database_error().and_then(|error| error.code().map(|code| code.into_owned()));
+    assert_eq!(code.as_deref(), Some("25006"), "{refused}");
     lab.run(&format!("drop view live.{name}_f, live.{name}_g")).await;
     lab.drop_version().await;
 }
 
 #[tokio::test]
 async fn types_named_like_a_relation_keep_their_meaning() {
-    let relation = relation("text", "Text", &["id"], &[("id", "text"), ("date", "text")]);
+    let relation = relation("text", "Text", &["id"], &[("id", "text"), ("date", "timestamptz")]);
     let files = [
         ("consumer.toml", "topics = [\"t\"]\n[tables.date]\nkey = [\"id\"]\n"),
         ("date.sql", "select id, date::date as day, _offset::text as at from text"),

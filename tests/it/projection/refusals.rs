@@ -116,9 +116,51 @@ async fn clocks_chance_and_the_session_are_refused() {
             merging("key = [\"flight_id\"]", &format!("select flight_id, {expression} as x from departure")).await;
         assert!(found.iter().any(|fault| fault.contains(reason)), "{expression}\nwanted {reason}\nfound {found:#?}");
     }
+    let hidden = "select flight_id, x.a, (select count(*) from pg_stat_activity) as n from departure
+                  cross join lateral (with pg_stat_activity as (select 1 as a) select a from pg_stat_activity) x";
+    let found = merging("key = [\"flight_id\"]", hidden).await;
+    assert!(found.iter().any(|fault| fault.contains("`pg_stat_activity` is not an input relation")), "{found:#?}");
     let sound = "select flight_id, age(seen_at, seen_at) as a, date_trunc('day', seen_at) as b, to_char(seen_at, 'YYYY') as c,
                  seen_at::date as d, coalesce(carrier, 'now'::text) as e, to_jsonb(tags) as f, extract(hour from seen_at) as g,
                  upper(carrier) || '-' || delay as h, cost::numeric(10,2) as i, md5(carrier) as j from departure";
+    assert_eq!(merging("key = [\"flight_id\"]", sound).await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn computed_text_read_as_a_date_is_refused() {
+    let cases = [
+        ("carrier::date", "text is read as `date`"),
+        ("date('today'::text || '')", "text is read as `date`"),
+        ("('tod' || 'ay')::date", "text is read as `date`"),
+        ("cast(carrier as varchar(9))::timestamptz", "text is read as `timestamp with time zone`"),
+        ("timestamptz(carrier)", "text is read as `timestamp with time zone`"),
+        ("'now'::text::timetz", "text is read as `time with time zone`"),
+        ("tags::date[]", "text is read as `date`"),
+        ("carrier::date[]", "text is read as `date[]`"),
+        ("carrier::daterange", "text is read as `daterange`"),
+        ("(select d from jsonb_to_record(to_jsonb(carrier)) as x(a int, d time))", "text is read as `time without"),
+        ("(jsonb_populate_record(null::f, to_jsonb(carrier))).x", "name the fields"),
+        ("to_char(seen_at - carrier::timestamptz, 'SS')", "text is read as `timestamp with time zone`"),
+    ];
+    for (expression, reason) in cases {
+        let sql = format!("select flight_id, {expression} as x from departure");
+        let found = merging("key = [\"flight_id\"]", &sql).await;
+        assert!(found.iter().any(|fault| fault.contains(reason)), "{expression}\nwanted {reason}\nfound {found:#?}");
+    }
+    let files = [
+        ("consumer.toml", "topics = [\"t\"]\n"),
+        ("tables.sql", "create table f (id text primary key, d date)"),
+        (
+            "apply.sql",
+            "merge into f using departure r on id = flight_id when not matched then insert values (flight_id, carrier::date)",
+        ),
+    ];
+    let found = faults(&files, &relations()).await;
+    assert!(found.iter().any(|fault| fault.contains("text is read as `date`")), "{found:#?}");
+    let sound = "select flight_id, to_date(carrier, 'YYYY') as a, to_timestamp(carrier, 'YYYY-MM-DD') as b, '2013-01-01'::date as c,
+                 seen_at::date as d, date(seen_at) as e, seen_at::text as f, carrier::interval as g, timestamp '2013-01-01' as h,
+                 (select n from jsonb_to_record(to_jsonb(carrier)) as x(n int)) as i, 'epoch'::timestamptz as j -- as far as here
+                 from departure -- and here";
     assert_eq!(merging("key = [\"flight_id\"]", sound).await, Vec::<String>::new());
 }
 
@@ -287,6 +329,7 @@ async fn apply_files_may_only_change_their_own_tables() {
         (tables, "delete from public.f using departure d where d.flight_id = id", "names a schema"),
         (tables, "insert into f select flight_id, random() * 3 from departure", "`random` is volatile"),
         (tables, "insert into f select flight_id, _round from departure", "`_round` is the engine's own"),
+        (tables, "insert into f select flight_id, 1 from departure union table pg_class", "write `select * from x`"),
         (tables, "insert into f\nselect flight_id, nope from departure", "apply.sql:2: column \"nope\" does not exist"),
         (
             "create table f (id text, n int)",

@@ -159,6 +159,13 @@ async fn a_dead_letter_is_never_a_silent_success() {
     assert_eq!(entries[2]["lag"], 1);
     let applied = served.get("/v1/positions/flights.commands.v1%2F0%4050").await.json();
     assert_eq!(applied["outcome"], "applied");
+    // The start of a partition covers no record, on a partition that has begun and on one that has not.
+    for start in ["flights.commands.v1/0@0", "flights.commands.v1%2F4@0"] {
+        let told = served.get(&format!("/v1/positions/{start}")).await.json();
+        let entry = &told["projections"][0]["entries"][0];
+        assert_eq!((&told["outcome"], &entry["outcome"]), (&json!("applied"), &json!("applied")), "{told}");
+        assert_eq!((entry.get("offset"), entry.get("lag")), (None, None), "{told}");
+    }
     served.get("/v1/positions/other/0@3").await.is_problem(404, "MP6012");
     served.get("/v1/positions/oops").await.is_problem(400, "MP6007");
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 mod consistency;
+mod grants;
 mod paging;
 mod reads;
 
@@ -21,6 +22,8 @@ pub const TOPIC: &str = "flights.commands.v1";
 
 /// What the engine writes for a projection, done by hand, and the role that serves it.
 pub struct Served {
+    /// Of the database, with an account that may do everything.
+    pub url: String,
     pub postgres: Client,
     pub state: ServeState,
     app: Router,
@@ -80,7 +83,7 @@ impl Served {
         change(&mut options);
         let state = ServeState::start(options).unwrap();
         let app = router(state.clone());
-        let served = Served { postgres, state, app };
+        let served = Served { url: database.url, postgres, state, app };
         eventually_async(Duration::from_secs(10), || async { served.state.health().ready }).await;
         served
     }
@@ -134,12 +137,16 @@ impl Served {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let response = self.app.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
-        let (parts, body) = response.into_parts();
-        let bytes = body.collect().await.unwrap().to_bytes();
-        let text = String::from_utf8(bytes.to_vec()).unwrap();
-        Answer { status: parts.status.as_u16(), headers: parts.headers, text }
+        answer(&self.app, request.body(Body::empty()).unwrap()).await
     }
+}
+
+async fn answer(app: &Router, request: Request<Body>) -> Answer {
+    let response = app.clone().oneshot(request).await.unwrap();
+    let (parts, body) = response.into_parts();
+    let bytes = body.collect().await.unwrap().to_bytes();
+    let text = String::from_utf8(bytes.to_vec()).unwrap();
+    Answer { status: parts.status.as_u16(), headers: parts.headers, text }
 }
 
 /// `marker` is what the rows of a version can be told apart by.
