@@ -2,10 +2,6 @@
 
 use std::process::ExitCode;
 
-/// A tenth of the CPU time of an event went into glibc's allocator; with `override` librdkafka's C code has this one, too.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 #[path = "../consumers/flight_rules/handler.rs"]
 mod flight_rules;
 
