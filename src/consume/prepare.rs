@@ -149,7 +149,7 @@ impl Preparer {
         }
     }
 
-    /// Decodes `range` of a chunk, or its beginning: see [`Prepared::end`].
+    /// Decodes `range` of a chunk, or its beginning: see `Prepared::end`.
     pub fn prepare(
         &self,
         topic: &str,

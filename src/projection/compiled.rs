@@ -136,7 +136,7 @@ impl Compiled {
         Some(relation.copy_sql(self.needs_rounds(), self.staged_metadata(relation)))
     }
 
-    /// Those of [`METADATA_COLUMNS`] that a relation's rows are staged with, in their order. The others stay null, since
+    /// Those of `METADATA_COLUMNS` that a relation's rows are staged with, in their order. The others stay null, since
     /// nothing reads them: half of the bytes that a consumer without SQL would stage.
     pub fn staged_metadata(&self, relation: &Relation) -> &'static [&'static str] {
         match (self.latest, relation.key_fields.len()) {
