@@ -74,6 +74,9 @@ impl Preferences {
 /// The body's format; no Content-Type at all is taken as JSON, for that is what a curl user means.
 pub(super) fn format(headers: &HeaderMap) -> Result<Format, Problem> {
     let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(Format::Json) };
+    if value == "application/json" {
+        return Ok(Format::Json);
+    }
     let text = value.to_str().unwrap_or_default();
     let essence = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     match essence.as_str() {

@@ -29,6 +29,13 @@ impl Format {
 
     /// The best form that `Accept` allows; `None` when it allows none.
     pub fn negotiate(headers: &HeaderMap) -> Option<Format> {
+        // What most programs send needs no weighing.
+        let mut lines = headers.get_all(header::ACCEPT).iter();
+        if let (Some(line), None) = (lines.next(), lines.next())
+            && matches!(line.as_bytes(), b"application/json" | b"*/*")
+        {
+            return Some(Format::Json);
+        }
         let types: Vec<&str> = Self::OFFERED.iter().map(|(media, _)| *media).collect();
         negotiate(headers, &types).map(|index| Self::OFFERED[index].1)
     }

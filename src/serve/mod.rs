@@ -277,6 +277,9 @@ async fn keep_ends(catalog: Arc<Catalog>) {
 
 /// Header values come from names and reasons that may hold anything.
 fn header_value(text: &str) -> HeaderValue {
+    if text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+        return HeaderValue::from_str(text).expect("invariant: visible ASCII is a legal header value");
+    }
     let visible: String = text.chars().map(|c| if c.is_ascii() && !c.is_ascii_control() { c } else { '?' }).collect();
     HeaderValue::try_from(visible).expect("invariant: visible ASCII is a legal header value")
 }

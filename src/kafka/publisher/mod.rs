@@ -355,11 +355,13 @@ impl Shared {
     /// Hands the records to librdkafka in order. The first it does not take ends the batch: later ones of the same
     /// key must not overtake it.
     fn queue(&self, producer: &BaseProducer<Context>, batch: &EncodedBatch, flight: &InFlight, number: u32) {
+        // Copied for each record rather than built anew.
+        let common = common_headers(batch);
         for (index, record) in batch.records.iter().enumerate() {
             let ticket = Ticket { batch: number, index: index as u32 };
             let mut outgoing = BaseRecord::<[u8], [u8], usize>::with_opaque_to(&batch.topic, ticket.to_opaque())
                 .partition(flight.partition(index))
-                .headers(headers(batch, record));
+                .headers(headers(batch, record, &common));
             outgoing.key = record.key.as_ref().and_then(|range| slice(&batch.bytes, range));
             outgoing.payload = record.payload.as_ref().and_then(|range| slice(&batch.bytes, range));
             if let Err((error, _)) = producer.send(outgoing) {
@@ -398,12 +400,24 @@ fn place(batch: &EncodedBatch, topic: &Topic) -> Result<Vec<i32>, NotSent> {
     }
 }
 
-fn headers(batch: &EncodedBatch, record: &EncodedRecord) -> OwnedHeaders {
-    let mut headers = OwnedHeaders::new_with_capacity(batch.headers.len() + 1);
-    if !record.event_id.is_empty() {
-        headers = headers.insert(Header { key: HEADER_EVENT_ID, value: slice(&batch.bytes, &record.event_id) });
-    }
+/// The headers that all records of a batch share; none for a single record, which has them built in place.
+fn common_headers(batch: &EncodedBatch) -> Option<OwnedHeaders> {
+    (batch.records.len() > 1).then(|| add_common(batch, OwnedHeaders::new_with_capacity(batch.headers.len() + 1)))
+}
+
+fn add_common(batch: &EncodedBatch, headers: OwnedHeaders) -> OwnedHeaders {
     batch.headers.iter().fold(headers, |headers, (key, value)| headers.insert(Header { key, value: Some(value) }))
+}
+
+fn headers(batch: &EncodedBatch, record: &EncodedRecord, common: &Option<OwnedHeaders>) -> OwnedHeaders {
+    let headers = match common {
+        Some(common) => common.clone(),
+        None => add_common(batch, OwnedHeaders::new_with_capacity(batch.headers.len() + 1)),
+    };
+    if record.event_id.is_empty() {
+        return headers;
+    }
+    headers.insert(Header { key: HEADER_EVENT_ID, value: slice(&batch.bytes, &record.event_id) })
 }
 
 fn slice<'a>(bytes: &'a [u8], range: &Range<u32>) -> Option<&'a [u8]> {
