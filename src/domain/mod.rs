@@ -5,7 +5,7 @@
 mod position;
 mod table;
 
-pub use position::{MAX_PLAIN_POSITION_BYTES, Position, PositionError, TopicPartition};
+pub use position::{MAX_PLAIN_POSITION_BYTES, Position, PositionError, Span, TopicPartition};
 pub use table::{ColumnInfo, TableInfo};
 
 /// Name of the record header that carries the id of an event or command (UTF-8 text).

@@ -31,9 +31,40 @@ impl fmt::Display for TopicPartition {
 
 /// A point in the log: for each partition named, everything below an offset.
 ///
-/// Written as `topic/partition@N`, joined by commas. The record written at offset 1841 is covered by `@1842`.
+/// Written as `topic/partition@N`, joined by commas. The record written at offset 1841 is covered by `@1842`. The position
+/// of a write of several records also says where they begin, `@1342..1842`, so that the outcome of each can be told.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Position(BTreeMap<TopicPartition, i64>);
+pub struct Position(BTreeMap<TopicPartition, Span>);
+
+/// Offsets of one partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// Where the records begin that the position was given for; without more knowledge the last one below `next`.
+    /// -1 at the start of a partition, which has no record below it.
+    pub first: i64,
+    /// Everything below is covered.
+    pub next: i64,
+}
+
+impl Span {
+    fn below(next: i64) -> Self {
+        Self { first: next - 1, next }
+    }
+
+    fn union(self, other: Span) -> Self {
+        Self { first: self.first.min(other.first), next: self.next.max(other.next) }
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.first == self.next - 1 {
+            write!(f, "{}", self.next)
+        } else {
+            write!(f, "{}..{}", self.first, self.next)
+        }
+    }
+}
 
 /// Why a text is not a position.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -49,36 +80,48 @@ impl Position {
 
     /// Raises the offset of one partition; a lower one changes nothing.
     pub fn advance(&mut self, at: TopicPartition, next_offset: i64) {
-        let entry = self.0.entry(at).or_insert(next_offset);
-        *entry = (*entry).max(next_offset);
-    }
-
-    /// The least position that covers both.
-    pub fn merge(&mut self, other: &Position) {
-        for (at, next) in &other.0 {
-            self.advance(at.clone(), *next);
+        let span = self.0.entry(at).or_insert(Span::below(next_offset));
+        if span.next < next_offset {
+            *span = Span::below(next_offset);
         }
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&TopicPartition, i64)> {
-        self.0.iter().map(|(at, next)| (at, *next))
+    /// Covers one more record of a write, besides those before it.
+    pub fn include(&mut self, at: TopicPartition, offset: i64) {
+        self.unite(at, Span::below(offset + 1));
     }
 
+    /// The least position that covers both, and all records that either was given for.
+    pub fn merge(&mut self, other: &Position) {
+        for (at, span) in &other.0 {
+            self.unite(at.clone(), *span);
+        }
+    }
+
+    fn unite(&mut self, at: TopicPartition, span: Span) {
+        self.0.entry(at).and_modify(|entry| *entry = entry.union(span)).or_insert(span);
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&TopicPartition, Span)> {
+        self.0.iter().map(|(at, span)| (at, *span))
+    }
+
+    /// First offset of the partition that is not covered.
     pub fn get(&self, at: &TopicPartition) -> Option<i64> {
-        self.0.get(at).copied()
+        self.0.get(at).map(|span| span.next)
     }
 
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether a reader that stands at `self` has seen everything that `wanted` covers.
+    /// Whether a reader that stands at `self` has seen everything that `wanted` covers; nothing is below offset 0.
     pub fn covers(&self, wanted: &Position) -> bool {
-        wanted.0.iter().all(|(at, next)| self.get(at).is_some_and(|have| have >= *next))
+        wanted.0.iter().all(|(at, span)| span.next == 0 || self.get(at).is_some_and(|have| have >= span.next))
     }
 
     fn plain(&self) -> String {
-        let parts: Vec<String> = self.0.iter().map(|(at, next)| format!("{at}@{next}")).collect();
+        let parts: Vec<String> = self.0.iter().map(|(at, span)| format!("{at}@{span}")).collect();
         parts.join(",")
     }
 }
@@ -107,25 +150,30 @@ impl FromStr for Position {
         };
         let mut position = Position::new();
         for part in plain.split(',') {
-            let (at, next) = parse_entry(part.trim()).ok_or_else(|| refuse(part))?;
-            position.advance(at, next);
+            let (at, span) = parse_entry(part.trim()).ok_or_else(|| refuse(part))?;
+            position.unite(at, span);
         }
         Ok(position)
     }
 }
 
-fn parse_entry(part: &str) -> Option<(TopicPartition, i64)> {
-    let (at, next) = part.rsplit_once('@')?;
+fn parse_entry(part: &str) -> Option<(TopicPartition, Span)> {
+    let (at, span) = part.rsplit_once('@')?;
     let (topic, partition) = at.rsplit_once('/')?;
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if topic.is_empty() || topic.len() > MAX_TOPIC_BYTES || !topic.chars().all(legal) {
         return None;
     }
     let digits = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
-    if !digits(partition) || !digits(next) {
+    let offset = |s: &str| if digits(s) { s.parse::<i64>().ok() } else { None };
+    let span = match span.split_once("..") {
+        None => Span::below(offset(span)?),
+        Some((first, next)) => Span { first: offset(first)?, next: offset(next)? },
+    };
+    if !digits(partition) || span.first >= span.next {
         return None;
     }
-    Some((TopicPartition::new(topic, partition.parse().ok()?), next.parse().ok()?))
+    Some((TopicPartition::new(topic, partition.parse().ok()?), span))
 }
 
 fn deflate(plain: &[u8]) -> Vec<u8> {
@@ -161,22 +209,56 @@ mod tests {
 
     #[test]
     fn faulty_texts_are_refused_with_the_part() {
-        for text in
-            ["", "a", "a/0", "a/0@", "a/-1@2", "a/0@-2", "/0@1", "a b/0@1", "a/0@99999999999999999999", "mp1.!!"]
-        {
+        for text in [
+            "",
+            "a",
+            "a/0",
+            "a/0@",
+            "a/-1@2",
+            "a/0@-2",
+            "/0@1",
+            "a b/0@1",
+            "a/0@99999999999999999999",
+            "mp1.!!",
+            "a/0@5..5",
+            "a/0@6..5",
+            "a/0@..5",
+            "a/0@5..",
+            "a/0@1..2..3",
+        ] {
             assert!(text.parse::<Position>().is_err(), "{text}");
         }
         let error = "a/0@1,oops".parse::<Position>().unwrap_err();
         assert_eq!(error.part, "oops");
     }
 
+    #[test]
+    fn position_of_several_records_says_where_they_begin() {
+        let at = || TopicPartition::new("a", 0);
+        let mut written = Position::new();
+        written.include(at(), 7);
+        assert_eq!(written.to_string(), "a/0@8");
+        written.include(at(), 9);
+        written.include(at(), 8);
+        assert_eq!(written.to_string(), "a/0@7..10");
+        written.merge(&"a/0@12,b/0@3".parse().unwrap());
+        assert_eq!(written.to_string(), "a/0@7..12,b/0@3");
+    }
+
+    #[test]
+    fn start_of_a_partition_is_covered_by_whoever_has_not_begun() {
+        assert!(Position::new().covers(&"a/0@0".parse().unwrap()));
+        assert!(!Position::new().covers(&"a/0@1".parse().unwrap()));
+    }
+
     proptest! {
         #[test]
         fn what_is_printed_is_parsed(entries in prop::collection::btree_map(
-            ("[a-z][a-z0-9._-]{0,40}", 0..200_i32), 0..i64::MAX, 1..300)) {
+            ("[a-z][a-z0-9._-]{0,40}", 0..200_i32), (0..i64::MAX - 9, 0..9_i64), 1..300)) {
             let mut position = Position::new();
-            for ((topic, partition), next) in entries {
-                position.advance(TopicPartition::new(topic, partition), next);
+            for ((topic, partition), (first, more)) in entries {
+                position.include(TopicPartition::new(topic.as_str(), partition), first);
+                position.include(TopicPartition::new(topic, partition), first + more);
             }
             prop_assert_eq!(position.to_string().parse::<Position>().unwrap(), position);
         }

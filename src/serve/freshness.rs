@@ -91,9 +91,12 @@ fn summary(
     (texts.join(","), age)
 }
 
+/// Dead letters, and refusals, that one answer tells of one partition.
+pub const MAX_OUTCOMES: usize = 20;
+
 /// Parameters of a statement that come before the query's own: projection, version, and the wanted position.
 pub fn parameters(wanted: bool) -> usize {
-    if wanted { 5 } else { 2 }
+    if wanted { 6 } else { 2 }
 }
 
 /// No order and no join: these cost more than the row itself in a read by key, and are as easily done here.
@@ -102,14 +105,16 @@ const FENCES: &str = "\
            array_agg(f.last_timestamp) as last \
       from millpond.fences f where f.projection = $1 and f.version = $2";
 
-/// The record just below each wanted offset, if it was set aside or refused.
+/// The wanted records that were set aside or refused, the first `MAX_OUTCOMES` of each partition.
 fn outcomes(table: &str, code: &str) -> String {
     format!(
-        "select json_agg(json_build_object('topic', l.topic, 'partition', l.partition, 'offset', l.\"offset\", \
-                                           'code', l.{code}, 'reason', left(l.reason, 2000)))::text \
-           from unnest($3::text[], $4::int4[], $5::int8[]) as w(topic, partition, next_offset) \
-           join millpond.{table} l on l.projection = $1 and l.version = $2 and l.topic = w.topic \
-                                  and l.partition = w.partition and l.\"offset\" = w.next_offset - 1"
+        "select json_agg(json_build_object('topic', w.topic, 'partition', w.partition, 'offset', l.\"offset\", \
+                                           'code', l.code, 'reason', left(l.reason, 2000)))::text \
+           from unnest($3::text[], $4::int4[], $5::int8[], $6::int8[]) as w(topic, partition, first, next) \
+          cross join lateral (select o.\"offset\", o.{code} as code, o.reason from millpond.{table} o \
+                               where o.projection = $1 and o.version = $2 and o.topic = w.topic \
+                                 and o.partition = w.partition and o.\"offset\" >= w.first and o.\"offset\" < w.next \
+                               order by o.\"offset\" limit {MAX_OUTCOMES}) l"
     )
 }
 
@@ -133,7 +138,7 @@ pub fn statement(wanted: bool, rows: Option<&str>) -> String {
 pub fn params<'p>(projection: &'p Projection, wanted: Option<&'p Wanted>) -> Vec<&'p (dyn ToSql + Sync)> {
     let mut params: Vec<&(dyn ToSql + Sync)> = vec![&projection.shared_name, &projection.version];
     if let Some(wanted) = wanted {
-        params.extend([&wanted.topics as &(dyn ToSql + Sync), &wanted.partitions, &wanted.offsets]);
+        params.extend([&wanted.topics as &(dyn ToSql + Sync), &wanted.partitions, &wanted.first, &wanted.next]);
     }
     params
 }

@@ -1,38 +1,47 @@
-//! What became of the records below a position, projection by projection.
+//! What became of the records that a position was given for, projection by projection.
 
 use std::sync::LazyLock;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio_postgres::Row;
+use tokio_postgres::{Row, types::ToSql};
 
 use super::{
     ServeState,
     connections::{self, Lane, Sql},
     failure,
+    freshness::MAX_OUTCOMES,
     problem::UNREAD_TOPIC,
     wait::{self, Wanted},
 };
 use crate::http::Problem;
 
 static LOOK_UP: LazyLock<Sql> = LazyLock::new(|| {
-    Sql::new(
+    Sql::new(format!(
         "\
-    select p.projection, w.topic, w.partition, w.next_offset, f.next_offset, \
-           f.state = 'halted', f.halt_code, f.halt_reason, \
-           l.reason_class, left(l.reason, 2000), r.code, left(r.reason, 2000), p.paused \
-      from unnest($1::text[], $2::int4[], $3::int8[]) as w(topic, partition, next_offset) \
+    select p.projection, w.topic, w.partition, w.first, w.next, f.next_offset, \
+           f.state = 'halted', f.halt_code, f.halt_reason, p.paused, ({dead})::text, ({refused})::text \
+      from unnest($1::text[], $2::int4[], $3::int8[], $4::int8[]) as w(topic, partition, first, next) \
       cross join millpond.projections p \
       join millpond.versions v on v.projection = p.projection and v.version = p.live_version and w.topic = any(v.topics) \
       left join millpond.fences f on f.projection = v.projection and f.version = v.version \
                                  and f.topic = w.topic and f.partition = w.partition \
-      left join millpond.dead_letters l on l.projection = v.projection and l.version = v.version \
-                                 and l.topic = w.topic and l.partition = w.partition and l.\"offset\" = w.next_offset - 1 \
-      left join millpond.refusals r on r.projection = v.projection and r.version = v.version \
-                                 and r.topic = w.topic and r.partition = w.partition and r.\"offset\" = w.next_offset - 1 \
      order by p.projection, w.topic, w.partition",
-    )
+        dead = of_record("dead_letters", "reason_class"),
+        refused = of_record("refusals", "code"),
+    ))
 });
+
+/// The records of `w` in one of the two tables of outcomes, as JSON, the first of them.
+fn of_record(table: &str, code: &str) -> String {
+    format!(
+        "select json_agg(json_build_object('offset', l.\"offset\", 'code', l.code, 'reason', left(l.reason, 2000))) \
+           from (select o.\"offset\", o.{code} as code, o.reason from millpond.{table} o \
+                  where o.projection = v.projection and o.version = v.version and o.topic = w.topic \
+                    and o.partition = w.partition and o.\"offset\" >= w.first and o.\"offset\" < w.next \
+                  order by o.\"offset\" limit {MAX_OUTCOMES}) l"
+    )
+}
 
 /// Ordered from best to worst: the worst of its entries is that of the whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -51,6 +60,14 @@ pub struct Halt {
     pub reason: String,
 }
 
+/// A record that was set aside or refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub offset: i64,
+    pub code: String,
+    pub reason: String,
+}
+
 /// One projection on one partition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Entry {
@@ -58,7 +75,8 @@ pub struct Entry {
     pub consumer: String,
     pub topic: String,
     pub partition: i32,
-    /// The record asked about: the one just below the position; absent at the start of a partition, which has none.
+    /// The record that decides `outcome`: the first one set aside or refused, else the last one below the position;
+    /// absent at the start of a partition, which has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub offset: Option<i64>,
     pub outcome: Fate,
@@ -74,6 +92,12 @@ pub struct Entry {
     pub code: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Of a position of several records: those that were set aside, and those that were refused, at most
+    /// `MAX_OUTCOMES` of each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub dead_letters: Vec<Record>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub refusals: Vec<Record>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub halt: Option<Halt>,
     #[serde(skip)]
@@ -89,48 +113,55 @@ pub fn show_command(consumer: &str, topic: &str, partition: i32, offset: i64) ->
 
 /// Looks a position up in every live projection that reads its topics.
 pub async fn look_up(state: &ServeState, wanted: &Wanted) -> Result<Vec<Entry>, connections::Error> {
-    let rows =
-        state.connections().rows(Lane::Point, &LOOK_UP, &[&wanted.topics, &wanted.partitions, &wanted.offsets]).await?;
+    let params: [&(dyn ToSql + Sync); 4] = [&wanted.topics, &wanted.partitions, &wanted.first, &wanted.next];
+    let rows = state.connections().rows(Lane::Point, &LOOK_UP, &params).await?;
     let entries: Result<Vec<Entry>, tokio_postgres::Error> = rows.iter().map(entry).collect();
     Ok(entries?)
 }
 
 fn entry(row: &Row) -> Result<Entry, tokio_postgres::Error> {
-    let wanted: i64 = row.try_get(3)?;
-    let next_offset: Option<i64> = row.try_get(4)?;
-    let halted = row.try_get::<_, Option<bool>>(5)?.unwrap_or(false);
-    let (reason_class, dead_reason): (Option<String>, Option<String>) = (row.try_get(8)?, row.try_get(9)?);
-    let (code, refused_reason): (Option<String>, Option<String>) = (row.try_get(10)?, row.try_get(11)?);
+    let (first, wanted): (i64, i64) = (row.try_get(3)?, row.try_get(4)?);
+    let next_offset: Option<i64> = row.try_get(5)?;
+    let halted = row.try_get::<_, Option<bool>>(6)?.unwrap_or(false);
+    let (dead, refused) = (records(row.try_get(10)?), records(row.try_get(11)?));
     // The start of a partition covers nothing: that is applied before anything is.
     let reached = wanted == 0 || next_offset.is_some_and(|next| next >= wanted);
     let outcome = match () {
         () if !reached && halted => Fate::Halted,
+        () if !dead.is_empty() => Fate::DeadLettered,
         () if !reached => Fate::Waiting,
-        () if reason_class.is_some() => Fate::DeadLettered,
-        () if code.is_some() => Fate::Refused,
+        () if !refused.is_empty() => Fate::Refused,
         () => Fate::Applied,
     };
     let halt = (outcome == Fate::Halted).then_some(Halt {
-        code: row.try_get::<_, Option<String>>(6)?.unwrap_or_default(),
-        reason: row.try_get::<_, Option<String>>(7)?.unwrap_or_default(),
+        code: row.try_get::<_, Option<String>>(7)?.unwrap_or_default(),
+        reason: row.try_get::<_, Option<String>>(8)?.unwrap_or_default(),
     });
+    let told = dead.first().or(refused.first());
     let mut entry = Entry {
         consumer: row.try_get(0)?,
         topic: row.try_get(1)?,
         partition: row.try_get(2)?,
-        offset: (wanted > 0).then(|| wanted - 1),
+        offset: told.map(|record| record.offset).or((wanted > 0).then(|| wanted - 1)),
         outcome,
         next_offset,
         lag: (!reached).then_some(wanted - next_offset.unwrap_or(0)),
-        reason_class,
-        code,
-        reason: dead_reason.or(refused_reason),
+        reason_class: dead.first().map(|record| record.code.clone()),
+        code: refused.first().filter(|_| dead.is_empty()).map(|record| record.code.clone()),
+        reason: told.map(|record| record.reason.clone()),
+        dead_letters: if wanted - first > 1 { dead } else { Vec::new() },
+        refusals: if wanted - first > 1 { refused } else { Vec::new() },
         halt,
-        paused: row.try_get(12)?,
+        paused: row.try_get(9)?,
         next: None,
     };
     entry.next = entry.next_command();
     Ok(entry)
+}
+
+fn records(json: Option<&str>) -> Vec<Record> {
+    json.map(|json| serde_json::from_str(json).expect("invariant: json_agg of these objects parses"))
+        .unwrap_or_default()
 }
 
 impl Entry {

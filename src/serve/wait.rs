@@ -44,7 +44,10 @@ pub struct Wanted {
     pub position: Position,
     pub topics: Vec<String>,
     pub partitions: Vec<i32>,
-    pub offsets: Vec<i64>,
+    /// Where the records begin whose outcomes are told.
+    pub first: Vec<i64>,
+    /// Everything below is waited for.
+    pub next: Vec<i64>,
     /// How long to wait; the client's wish within the server's bound.
     pub wait: Duration,
     /// Whether `wait` was the client's wish.
@@ -72,8 +75,8 @@ impl Wanted {
     pub fn new(position: Position, wait: Duration, preferred: bool) -> Wanted {
         let (topics, partitions) =
             position.iter().map(|(at, _)| (at.topic.to_string(), at.partition)).unzip::<_, _, Vec<_>, Vec<_>>();
-        let offsets = position.iter().map(|(_, next)| next).collect();
-        Wanted { position, topics, partitions, offsets, wait, preferred }
+        let (first, next) = position.iter().map(|(_, span)| (span.first, span.next)).unzip();
+        Wanted { position, topics, partitions, first, next, wait, preferred }
     }
 }
 
@@ -212,8 +215,8 @@ mod tests {
         let second = Duration::from_secs(1);
         let both = headers(&[("millpond-min-position", "a/0@1"), ("millpond-min-position", "a/0@3,b/1@2")]);
         let wanted = Wanted::from_headers(&both, second, second).unwrap().unwrap();
-        assert_eq!(wanted.position.to_string(), "a/0@3,b/1@2");
-        assert_eq!((wanted.partitions, wanted.offsets), (vec![0, 1], vec![3, 2]));
+        assert_eq!(wanted.position.to_string(), "a/0@0..3,b/1@2");
+        assert_eq!((wanted.partitions, wanted.first, wanted.next), (vec![0, 1], vec![0, 1], vec![3, 2]));
         assert!(Wanted::from_headers(&headers(&[("millpond-min-position", "oops")]), second, second).is_err());
         assert!(Wanted::from_headers(&headers(&[("millpond-min-position", "")]), second, second).unwrap().is_none());
         assert!(Wanted::from_headers(&HeaderMap::new(), second, second).unwrap().is_none());

@@ -126,7 +126,7 @@ impl Receipt {
         let mut position = Position::new();
         for delivery in &self.deliveries {
             if let Delivery::Written { partition, offset: Some(offset) } = delivery {
-                position.advance(TopicPartition::new(self.topic.clone(), *partition), offset + 1);
+                position.include(TopicPartition::new(self.topic.clone(), *partition), *offset);
             }
         }
         position

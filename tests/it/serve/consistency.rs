@@ -157,6 +157,7 @@ async fn a_dead_letter_is_never_a_silent_success() {
     assert_eq!(outcomes, ["dead_lettered", "refused", "waiting"]);
     assert_eq!(entries[1]["code"], "already_departed");
     assert_eq!(entries[2]["lag"], 1);
+    assert_eq!((entries[0].get("dead_letters"), entries[1].get("refusals")), (None, None), "one record each: {told}");
     let applied = served.get("/v1/positions/flights.commands.v1%2F0%4050").await.json();
     assert_eq!(applied["outcome"], "applied");
     // The start of a partition covers no record, on a partition that has begun and on one that has not.
@@ -168,6 +169,42 @@ async fn a_dead_letter_is_never_a_silent_success() {
     }
     served.get("/v1/positions/other/0@3").await.is_problem(404, "MP6012");
     served.get("/v1/positions/oops").await.is_problem(400, "MP6007");
+}
+
+/// Each record of a bulk write is looked at, not the last alone.
+#[tokio::test]
+async fn a_dead_letter_amid_a_bulk_write_is_never_a_silent_success() {
+    let served = one_flight().await;
+    served
+        .sql(&format!(
+            "insert into millpond.dead_letters (projection, version, topic, partition, \"offset\", recorded_at, reason_class, reason)
+             select 'flights', 1, '{TOPIC}', 0, o, now(), 'decode', 'not a number' from generate_series(20, 60) o where o <> 40;
+             insert into millpond.refusals (projection, version, topic, partition, \"offset\", code, reason)
+             values ('flights', 1, '{TOPIC}', 1, 10, 'already_departed', 'too late')"
+        ))
+        .await;
+    let min = |span: &'static str| [("millpond-min-position", span)];
+    let problem = served.get_with(POINT, &min("flights.commands.v1/0@58..90")).await.is_problem(409, "MP6010");
+    let offsets: Vec<i64> =
+        problem["outcomes"].as_array().unwrap().iter().map(|o| o["offset"].as_i64().unwrap()).collect();
+    assert_eq!(offsets, [58, 59, 60]);
+    let many = served.get_with(POINT, &min("flights.commands.v1/0@0..90")).await.is_problem(409, "MP6010");
+    assert_eq!(many["outcomes"].as_array().unwrap().len(), 20);
+    for beside in ["flights.commands.v1/0@40..41", "flights.commands.v1/0@61..90", "flights.commands.v1/0@0..20"] {
+        assert_eq!(served.get_with(POINT, &[("millpond-min-position", beside)]).await.status, 200, "{beside}");
+    }
+    let refused = served.get_with(POINT, &min("flights.commands.v1/1@0..30")).await;
+    assert_eq!((refused.status, refused.header("millpond-outcome")), (200, Some("refused")));
+
+    let told = served.get("/v1/positions/flights.commands.v1/0@59..90,flights.commands.v1/1@0..30").await.json();
+    let entries = told["projections"][0]["entries"].as_array().unwrap();
+    assert_eq!((&entries[0]["outcome"], &entries[0]["offset"]), (&json!("dead_lettered"), &json!(59)), "{told}");
+    assert_eq!(entries[0]["dead_letters"].as_array().unwrap().len(), 2);
+    assert_eq!(
+        (&entries[1]["outcome"], &entries[1]["refusals"][0]["offset"]),
+        (&json!("refused"), &json!(10)),
+        "{told}"
+    );
 }
 
 /// Each answer is of one version: its rows, its position, its cursor. None fails while versions are swapped and dropped.
