@@ -450,11 +450,11 @@ mod tests {
     }
 
     #[test]
-    fn position_covers_the_last_record_of_each_partition() {
+    fn position_names_first_and_last_record_of_each_partition() {
         let written = |partition, offset| Delivery::Written { partition, offset: Some(offset) };
         let deliveries = vec![written(0, 5), written(1, 9), written(0, 6), Delivery::Unknown(Reason::TimedOut)];
         let receipt = Receipt { topic: "t".into(), deliveries };
-        assert_eq!(receipt.position().to_string(), "t/0@7,t/1@10");
+        assert_eq!(receipt.position().to_string(), "t/0@5..7,t/1@10");
         assert!(!receipt.all_written());
     }
 }
