@@ -104,15 +104,13 @@ fn send(
     headers: Headers,
 ) -> anyhow::Result<()> {
     let id = [b'0'; 36];
-    let trace = [b'0'; 55];
     for (key, payload) in records.iter().cycle().take(count) {
         let mut record = BaseRecord::to(LIMIT_TOPIC).key(key).payload(payload);
         if headers == Headers::AsIngest {
             record = record.headers(
-                OwnedHeaders::new_with_capacity(3)
+                OwnedHeaders::new_with_capacity(2)
                     .insert(Header { key: "mp-event-id", value: Some(&id) })
-                    .insert(Header { key: "mp-producer", value: Some("airline") })
-                    .insert(Header { key: "traceparent", value: Some(&trace) }),
+                    .insert(Header { key: "mp-producer", value: Some("airline") }),
             );
         }
         loop {

@@ -121,8 +121,18 @@ impl Position {
     }
 
     fn plain(&self) -> String {
-        let parts: Vec<String> = self.0.iter().map(|(at, span)| format!("{at}@{span}")).collect();
-        parts.join(",")
+        use std::fmt::Write as _;
+        const ENTRY_BYTES: usize = 64;
+        let mut text = String::with_capacity(self.0.len() * ENTRY_BYTES);
+        for (at, span) in &self.0 {
+            if !text.is_empty() {
+                text.push(',');
+            }
+            // In parts rather than by `{at}@{span}`: one is written into every answer.
+            text.push_str(&at.topic);
+            write!(text, "/{}@{span}", at.partition).expect("invariant: writing to memory cannot fail");
+        }
+        text
     }
 }
 

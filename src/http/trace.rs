@@ -46,6 +46,7 @@ pub struct TraceContext {
     span_id: u64,
     flags: u8,
     state: Option<HeaderValue>,
+    from_caller: bool,
 }
 
 impl TraceContext {
@@ -56,15 +57,21 @@ impl TraceContext {
             // `tracestate` counts only beside a valid `traceparent`.
             Some((trace_id, flags)) => {
                 let state = headers.get(TRACESTATE).filter(|state| state.len() <= MAX_TRACESTATE_BYTES).cloned();
-                Self { trace_id, span_id: random_nonzero(), flags, state }
+                Self { trace_id, span_id: random_nonzero(), flags, state, from_caller: true }
             }
             None => Self {
                 trace_id: TraceId((u128::from(random_nonzero()) << 64) | u128::from(random_nonzero())),
                 span_id: random_nonzero(),
                 flags: FLAG_SAMPLED,
                 state: None,
+                from_caller: false,
             },
         }
+    }
+
+    /// Whether the caller's trace goes on here, rather than a new one that nobody else knows.
+    pub fn is_from_caller(&self) -> bool {
+        self.from_caller
     }
 
     /// Our span as the parent of what follows, in the form of the `traceparent` header (55 bytes).

@@ -52,7 +52,8 @@ fn is_zero(number: &usize) -> bool {
 
 /// The answer to records that were written: 202, or 207 where others of the request were refused.
 pub(super) fn accepted(status: StatusCode, body: &Accepted<'_>, position: &Position) -> Response {
-    let text = serde_json::to_string(body).expect("invariant: the answer is plain data");
+    let mut text = Vec::with_capacity(256);
+    serde_json::to_writer(&mut text, body).expect("invariant: the answer is plain data");
     let mut response = json(status, text);
     if !position.is_empty() {
         let headers = response.headers_mut();
@@ -60,16 +61,29 @@ pub(super) fn accepted(status: StatusCode, body: &Accepted<'_>, position: &Posit
         if let Ok(value) = HeaderValue::from_str(&body.position) {
             headers.insert(MILLPOND_POSITION, value);
         }
-        let location = format!("/v1/positions/{}", body.position.replace('/', "%2F"));
-        if let Ok(value) = HeaderValue::try_from(location) {
+        if let Ok(value) = HeaderValue::try_from(location(&body.position)) {
             headers.insert(header::LOCATION, value);
         }
     }
     response
 }
 
-pub(super) fn json(status: StatusCode, text: String) -> Response {
-    let mut response = Response::new(Body::from(text));
+/// Where the outcome of what was written can be read.
+fn location(position: &str) -> String {
+    const PATH: &str = "/v1/positions/";
+    let mut location = String::with_capacity(PATH.len() + position.len() + 16);
+    location.push_str(PATH);
+    for (at, part) in position.split('/').enumerate() {
+        if at > 0 {
+            location.push_str("%2F");
+        }
+        location.push_str(part);
+    }
+    location
+}
+
+pub(super) fn json(status: StatusCode, text: impl Into<Body>) -> Response {
+    let mut response = Response::new(text.into());
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response

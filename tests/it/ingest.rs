@@ -110,6 +110,11 @@ async fn single_record_is_in_the_log_as_answered() {
     assert_eq!((header(record, "mp-event-id"), header(record, "mp-producer")), ("id-1".into(), "sensors".into()));
     assert!(header(record, "traceparent").starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-"));
     assert_eq!(header(record, "tracestate"), "a=1");
+
+    assert_eq!(app.post(&[], r#"{"sensor": "s2", "value": 3}"#).await.status, 202);
+    let [_, without] = &app.log().await[..] else { panic!("two records") };
+    let names: Vec<&str> = without.headers.iter().map(|header| &*header.name).collect();
+    assert_eq!(names, ["mp-producer", "mp-event-id"], "a trace that nobody knows is not written");
 }
 
 #[tokio::test(flavor = "multi_thread")]
