@@ -33,7 +33,7 @@ pub struct ProjectionStatus {
     pub version: Option<i32>,
     pub paused: bool,
     pub dead_letters: i64,
-    /// Downstream events and mirrors of dead letters that wait to be sent.
+    /// Downstream events and mirrors of dead letters that wait to be sent, those of retired versions among them.
     pub outbox: i64,
     /// Seconds for which the oldest of them has waited.
     pub outbox_seconds: Option<f64>,
@@ -56,7 +56,8 @@ pub async fn projections(connection: &mut PgConnection) -> Result<Vec<Projection
                      else extract(epoch from now() - f.last_timestamp)::float8 end as age
            from millpond.projections p
            cross join lateral (select count(*) as rows, extract(epoch from now() - min(created_at))::float8 as seconds
-                from millpond.outbox o where o.projection = p.projection and o.version = p.live_version) o
+                from millpond.outbox o join millpond.versions v on v.projection = o.projection and v.version = o.version
+               where o.projection = p.projection and v.state <> 'building') o
            left join millpond.fences f on f.projection = p.projection and f.version = p.live_version
            left join millpond.ends e on e.projection = f.projection and e.version = f.version
                 and e.topic = f.topic and e.partition = f.partition
