@@ -1,80 +1,180 @@
 //! ROLE publish: the relay from the outbox to Kafka.
 //!
-//! Downstream events leave in the order of `out_seq` per source partition, at least once, with ids that a repetition
-//! shares. One relay at a time (a session lock in Postgres) keeps the order; the others stand by.
+//! Downstream events leave in the order in which they were committed per source partition, over all versions of the
+//! projection, at least once, with ids that a repetition shares. Of one source partition a row is under way only when
+//! the one before it is in the log: what was sent behind a row that fails could not be taken back. One relay at a time
+//! (a session lock in Postgres) does this; the others stand by.
 
-use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use base64::Engine as _;
-use tokio::sync::watch;
+use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
+use tokio::{sync::watch, time::Instant};
 use tracing::{info, warn};
 
 use crate::{
     domain::HEADER_EVENT_ID,
-    kafka::{Delivery, EncodedBatch, EncodedRecord, Publisher},
+    kafka::{Delivery, EncodedBatch, EncodedRecord, Health, Publisher},
     store::{
         self, PgConnection,
-        outbox::{self, OutboxRow},
+        outbox::{self, Lane, OutboxRow},
     },
     telemetry::metrics::publish as metrics,
 };
 
-/// Rows per pass and source partition: enough for full produce requests, few enough to hold in memory.
-const ROWS: i64 = 500;
+/// How long one source partition sends before what it sent is removed: what a crash makes the next relay repeat.
+const STRETCH: Duration = Duration::from_millis(200);
 /// How often an empty outbox is looked at; what a downstream event waits at most when nothing else is going on.
 const IDLE: Duration = Duration::from_millis(200);
-/// Pause after a failure, and how often a standby asks for the lead.
+/// Pause after a failure, of the source partition that it holds up; and how often a standby asks for the lead.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often the rows that wait are counted.
+const COUNT: Duration = Duration::from_secs(5);
 
-/// Relays until told to stop.
+/// Relays until told to stop; then ends what is under way.
 pub async fn run(url: String, publisher: Arc<Publisher>, mut stop: watch::Receiver<bool>) {
-    loop {
-        let relaying = relay(&url, &publisher);
-        tokio::select! {
-            result = relaying => {
-                metrics::LEADING.set(0);
-                if let Err(error) = result {
-                    warn!(%error, "the relay of downstream events was interrupted; trying again");
-                }
-            }
-            _ = stop.wait_for(|s| *s) => return,
+    while !*stop.borrow() {
+        let relayed = lead(&url, &publisher, &mut stop).await;
+        metrics::LEADING.set(0);
+        if let Err(error) = relayed {
+            warn!(%error, "the relay of downstream events was interrupted; trying again");
         }
-        tokio::select! {
-            () = tokio::time::sleep(RETRY) => {}
-            _ = stop.wait_for(|s| *s) => return,
-        }
+        pause(&mut stop, RETRY).await;
     }
 }
 
-/// Leads until an error; waits for the lead as long as another process has it.
-async fn relay(url: &str, publisher: &Publisher) -> Result<(), store::Error> {
-    let mut connection = store::connect(url, "millpond publish").await?;
-    while !outbox::try_lead(&mut connection).await? {
-        tokio::time::sleep(RETRY).await;
+/// Ends early when the relay is told to stop.
+async fn pause(stop: &mut watch::Receiver<bool>, duration: Duration) {
+    let _ = tokio::time::timeout(duration, stop.wait_for(|stop| *stop)).await;
+}
+
+/// Leads until an error, or until Kafka takes no records from here; waits for the lead as long as another process has it.
+async fn lead(url: &str, publisher: &Publisher, stop: &mut watch::Receiver<bool>) -> Result<(), store::Error> {
+    // Without Kafka it would only keep others from relaying.
+    tokio::select! {
+        () = publisher.wait_ready() => {}
+        _ = stop.wait_for(|stop| *stop) => return Ok(()),
     }
-    publisher.wait_ready().await;
+    let mut connection = outbox::connect(url).await?;
+    while !store::bounded(outbox::try_lead(&mut connection)).await? {
+        pause(stop, RETRY).await;
+        if *stop.borrow() {
+            return Ok(());
+        }
+    }
     info!("relaying downstream events");
     metrics::LEADING.set(1);
-    let mut said = None;
+    relay(&mut connection, publisher, stop).await
+}
+
+async fn relay(
+    connection: &mut PgConnection,
+    publisher: &Publisher,
+    stop: &mut watch::Receiver<bool>,
+) -> Result<(), store::Error> {
+    let mut under_way = FuturesUnordered::new();
+    let mut lanes = Lanes::default();
+    let mut counted: Option<Instant> = None;
     loop {
-        let rows = store::bounded(outbox::pending(&mut connection, ROWS)).await?;
-        if rows.is_empty() {
-            metrics::PENDING.set(0);
-            tokio::time::sleep(IDLE).await;
+        let leaving = *stop.borrow() || publisher.health() != Health::Ready;
+        if !leaving {
+            for rows in store::bounded(outbox::pending(connection, &lanes.taken())).await? {
+                lanes.busy.insert(rows[0].lane.clone());
+                under_way.push(send(publisher, rows, stop.clone()));
+            }
+            if counted.is_none_or(|at| at.elapsed() > COUNT) {
+                metrics::PENDING.set(store::bounded(outbox::depth(connection)).await?);
+                counted = Some(Instant::now());
+            }
+        }
+        if under_way.is_empty() {
+            if leaving {
+                return Ok(());
+            }
+            pause(stop, IDLE).await;
             continue;
         }
-        metrics::PENDING.set(outbox::depth(&mut connection).await?);
-        know_topics(publisher, &rows).await;
-        let failure = pass(&mut connection, publisher, &rows).await?;
-        if let Some(why) = &failure {
-            // Said once, not with every try.
-            if said.as_ref() != Some(why) {
-                warn!(why, "downstream events wait");
-            }
-            tokio::time::sleep(RETRY).await;
+        let mut ended = Vec::new();
+        tokio::select! {
+            first = under_way.next() => ended.extend(first),
+            // Meanwhile others may have something to send.
+            () = tokio::time::sleep(IDLE) => {}
         }
-        said = failure;
+        while let Some(Some(next)) = under_way.next().now_or_never() {
+            ended.push(next);
+        }
+        let sent: Vec<&OutboxRow> = ended.iter().flat_map(|sent| &sent.rows).collect();
+        if !sent.is_empty() {
+            store::bounded(outbox::remove(connection, &sent)).await?;
+        }
+        ended.into_iter().for_each(|sent| lanes.note(sent));
     }
+}
+
+/// Source partitions that are not to be looked at now.
+#[derive(Default)]
+struct Lanes {
+    busy: BTreeSet<Lane>,
+    /// Those with a row that could not be sent: until when they rest, and why.
+    held: BTreeMap<Lane, (Instant, String)>,
+}
+
+impl Lanes {
+    fn taken(&self) -> Vec<&Lane> {
+        let now = Instant::now();
+        let resting = self.held.iter().filter(|(_, (until, _))| *until > now).map(|(lane, _)| lane);
+        self.busy.iter().chain(resting).collect()
+    }
+
+    fn note(&mut self, sent: Sent) {
+        self.busy.remove(&sent.lane);
+        let Some(why) = sent.failure else {
+            self.held.remove(&sent.lane);
+            return;
+        };
+        let Lane { projection, topic, partition } = &sent.lane;
+        // Said once, not with every try.
+        if self.held.get(&sent.lane).is_none_or(|(_, said)| *said != why) {
+            warn!(consumer = projection, topic, partition, why, "downstream events wait");
+        }
+        self.held.insert(sent.lane, (Instant::now() + RETRY, why));
+    }
+}
+
+/// What was sent of one source partition: the first of its rows, all acknowledged.
+struct Sent {
+    lane: Lane,
+    rows: Vec<OutboxRow>,
+    /// Why the next one could not be.
+    failure: Option<String>,
+}
+
+/// Sends rows of one source partition one after the other, for a while, or until one fails. A row that cannot be sent
+/// holds up those behind it, and no other partition.
+async fn send(publisher: &Publisher, mut rows: Vec<OutboxRow>, stop: watch::Receiver<bool>) -> Sent {
+    let until = Instant::now() + STRETCH;
+    let lane = rows[0].lane.clone();
+    know_topics(publisher, &rows).await;
+    let (mut written, mut failure) = (0, None);
+    for row in &rows {
+        if Instant::now() >= until || *stop.borrow() {
+            break;
+        }
+        failure = send_one(publisher, row).await.err();
+        let outcome = if failure.is_some() { "failed" } else { "written" };
+        metrics::SENT.with_label_values(&[row.target_topic.as_str(), outcome]).inc();
+        if failure.is_some() {
+            break;
+        }
+        written += 1;
+    }
+    rows.truncate(written);
+    Sent { lane, rows, failure }
 }
 
 /// A topic may be younger than the publisher, as that of a consumer whose folder was just taken in.
@@ -86,64 +186,15 @@ async fn know_topics(publisher: &Publisher, rows: &[OutboxRow]) {
     }
 }
 
-/// Sends rows; of each source partition those before the first that failed are removed. Says why one did.
-///
-/// A row that cannot be sent holds up its own source partition, whose order it would break, and no other.
-async fn pass(
-    connection: &mut PgConnection,
-    publisher: &Publisher,
-    rows: &[OutboxRow],
-) -> Result<Option<String>, store::Error> {
-    let mut failure = None;
-    let mut under_way = Vec::new();
-    for lane in rows.chunk_by(same_lane) {
-        let mut receipts = Vec::new();
-        for run in lane.chunk_by(same_batch) {
-            match publisher.publish(batch(run)) {
-                Ok(receipt) => receipts.push((run, receipt)),
-                Err(error) => {
-                    failure = Some(format!("{} of {}: {error}", run[0].target_topic, run[0].projection));
-                    count(&run[0].target_topic, "failed", run.len());
-                    break;
-                }
-            }
+async fn send_one(publisher: &Publisher, row: &OutboxRow) -> Result<(), String> {
+    let receipt = publisher.publish(batch(row)).map_err(|error| format!("{}: {error}", row.target_topic))?;
+    match receipt.await.deliveries[..] {
+        [Delivery::Written { .. }] => Ok(()),
+        [Delivery::NotWritten(reason) | Delivery::Unknown(reason)] => {
+            Err(format!("{}: {}", row.target_topic, reason.as_str()))
         }
-        under_way.push((lane, receipts));
+        _ => Err(format!("{}: kafka told nothing of the record", row.target_topic)),
     }
-    let mut sent = Vec::new();
-    for (lane, receipts) in under_way {
-        let mut written = 0;
-        for (run, receipt) in receipts {
-            let deliveries = receipt.await.deliveries;
-            let good = deliveries.iter().take_while(|d| matches!(d, Delivery::Written { .. })).count();
-            count(&run[0].target_topic, "written", good);
-            written += good;
-            if let Some(bad) = deliveries.get(good) {
-                failure = Some(format!("not acknowledged on {}: {bad:?}", run[0].target_topic));
-                count(&run[0].target_topic, "failed", deliveries.len() - good);
-                break;
-            }
-        }
-        sent.extend_from_slice(&lane[..written]);
-    }
-    if !sent.is_empty() {
-        store::bounded(outbox::remove(connection, &sent)).await?;
-    }
-    Ok(failure)
-}
-
-fn count(topic: &str, outcome: &str, rows: usize) {
-    metrics::SENT.with_label_values(&[topic, outcome]).inc_by(rows as u64);
-}
-
-/// Rows of one lane come from one source partition, and leave in its order.
-fn same_lane(a: &OutboxRow, b: &OutboxRow) -> bool {
-    (&a.projection, a.version, &a.topic, a.partition) == (&b.projection, b.version, &b.topic, b.partition)
-}
-
-/// Rows go into one batch when they share topic and headers, but for the event's id.
-fn same_batch(a: &OutboxRow, b: &OutboxRow) -> bool {
-    a.target_topic == b.target_topic && headers(a) == headers(b)
 }
 
 fn headers(row: &OutboxRow) -> Vec<(Cow<'static, str>, Vec<u8>)> {
@@ -157,20 +208,17 @@ fn headers(row: &OutboxRow) -> Vec<(Cow<'static, str>, Vec<u8>)> {
         .collect()
 }
 
-fn batch(rows: &[OutboxRow]) -> EncodedBatch {
+fn batch(row: &OutboxRow) -> EncodedBatch {
     let mut bytes = Vec::new();
     let mut append = |value: &[u8]| {
-        let start = u32::try_from(bytes.len()).expect("invariant: 500 rows are below 4 GiB");
+        let start = u32::try_from(bytes.len()).expect("invariant: a row is below 4 GiB");
         bytes.extend_from_slice(value);
-        start..u32::try_from(bytes.len()).expect("invariant: 500 rows are below 4 GiB")
+        start..u32::try_from(bytes.len()).expect("invariant: a row is below 4 GiB")
     };
-    let records = rows
-        .iter()
-        .map(|row| EncodedRecord {
-            key: row.key.as_deref().map(&mut append),
-            payload: row.payload.as_deref().map(&mut append),
-            event_id: append(row.event_id.to_string().as_bytes()),
-        })
-        .collect();
-    EncodedBatch { topic: rows[0].target_topic.as_str().into(), bytes, records, headers: headers(&rows[0]) }
+    let record = EncodedRecord {
+        key: row.key.as_deref().map(&mut append),
+        payload: row.payload.as_deref().map(&mut append),
+        event_id: append(row.event_id.to_string().as_bytes()),
+    };
+    EncodedBatch { topic: row.target_topic.as_str().into(), bytes, records: vec![record], headers: headers(row) }
 }

@@ -1,6 +1,12 @@
 //! What an operator looks at: `status`, `topic`, `dlq`, `explain`.
 
-use std::{collections::HashMap, ops::ControlFlow, path::Path, process::ExitCode, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::ControlFlow,
+    path::Path,
+    process::ExitCode,
+    sync::Arc,
+};
 
 use anyhow::{Context, bail};
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -45,9 +51,8 @@ fn judge(projection: &ProjectionStatus, project: &Path) -> Verdict {
     if projection.version.is_none() {
         return bad("empty", format!("start a process with the role consume; it reads the log again for {name}"));
     }
-    if let Some(halted) = projection.partitions.iter().find(|p| p.state == "halted") {
-        let reason = halted.halt_reason.clone().unwrap_or_default();
-        return bad("halted", format!("{} ({})", reason, halted.halt_code.as_deref().unwrap_or("unknown")));
+    if let Some(advice) = halts(projection) {
+        return bad("halted", advice);
     }
     if projection.paused {
         return bad("paused", format!("millpond consumer resume {name}"));
@@ -112,10 +117,8 @@ pub async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> 
                 age(projection).map_or("?".to_owned(), |a| format!("{a:.1} s")),
                 projection.dead_letters,
             );
-            if let Some(error) =
-                projection.partitions.iter().find_map(|p| p.last_error.as_ref()).filter(|_| !verdict.healthy)
-            {
-                say!("    last error: {error}");
+            for (error, of) in last_errors(projection) {
+                say!("    last error of {of}: {error}");
             }
             if let Some(advice) = verdict.advice {
                 say!("    next: {advice}");
@@ -123,6 +126,37 @@ pub async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> 
         }
     }
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Why partitions have halted and what ends it, once for each code; none when none has.
+fn halts(projection: &ProjectionStatus) -> Option<String> {
+    let mut by_code: BTreeMap<&str, Vec<&PartitionStatus>> = BTreeMap::new();
+    for halted in projection.partitions.iter().filter(|p| p.state == "halted") {
+        by_code.entry(halted.halt_code.as_deref().unwrap_or("unknown")).or_default().push(halted);
+    }
+    let told = by_code.into_iter().map(|(code, halted)| {
+        let reason = halted[0].halt_reason.as_deref().unwrap_or_default();
+        match halted.len() {
+            1 => format!("{reason} ({code})"),
+            n => format!("{reason} ({code}; {n} partitions)"),
+        }
+    });
+    let told: Vec<String> = told.collect();
+    (!told.is_empty()).then(|| told.join("; besides: "))
+}
+
+/// Errors of the last minute, each with the partitions that have it.
+fn last_errors(projection: &ProjectionStatus) -> Vec<(&str, String)> {
+    let mut errors: Vec<(&str, String)> = Vec::new();
+    for partition in &projection.partitions {
+        let Some(error) = partition.last_error.as_deref() else { continue };
+        let at = format!("{}/{}", partition.topic, partition.partition);
+        match errors.iter_mut().find(|(known, _)| *known == error) {
+            Some((_, of)) => *of = format!("{of}, {at}"),
+            None => errors.push((error, at)),
+        }
+    }
+    errors
 }
 
 fn lag(projection: &ProjectionStatus) -> Option<i64> {

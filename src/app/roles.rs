@@ -5,7 +5,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use anyhow::Context;
 use axum::Router;
 use futures_util::FutureExt;
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::Instant};
 use tracing::{info, warn};
 
 use super::{
@@ -90,11 +90,35 @@ pub struct Running {
     pub address: std::net::SocketAddr,
     stop_http: watch::Sender<bool>,
     http: JoinHandle<std::io::Result<()>>,
-    stop_parts: watch::Sender<bool>,
+    /// Parts that may be ended at any moment.
     parts: Vec<JoinHandle<()>>,
+    relay: Option<Relay>,
     pub members: Option<Arc<Members>>,
     publisher: Option<Arc<Publisher>>,
     drain: Duration,
+}
+
+/// The relay, which ends what it has under way.
+struct Relay {
+    stop: watch::Sender<bool>,
+    ended: JoinHandle<()>,
+}
+
+impl Relay {
+    fn start(config: &Config, publisher: &Arc<Publisher>) -> Self {
+        let (stop, stopped) = watch::channel(false);
+        let relay = publish::run(config.postgres.url.clone(), Arc::clone(publisher), stopped);
+        Self { stop, ended: essential("relay", relay) }
+    }
+
+    /// What is not acknowledged by the deadline is sent again by the next relay.
+    async fn stop(mut self, deadline: Instant) {
+        self.stop.send_replace(true);
+        if tokio::time::timeout_at(deadline, &mut self.ended).await.is_err() {
+            warn!("the relay did not end within the drain; events under way may be sent again");
+            self.ended.abort();
+        }
+    }
 }
 
 impl Running {
@@ -107,13 +131,12 @@ impl Running {
     ) -> anyhow::Result<Self> {
         let address = listener.local_addr()?;
         let project = Project::load(&config.project.dir)?;
-        let (stop_parts, stopped) = watch::channel(false);
         let mut parts = Vec::new();
         let mut health = Health::new();
         let mut router = Router::new();
 
         let registry = if roles.needs_registry() { Some(schemas::connect(config).await?) } else { None };
-        let publisher = if roles.needs_publisher() { Some(start_publisher(config, &project)?) } else { None };
+        let publisher = if roles.needs_publisher() { Some(start_publisher(config, roles, &project)?) } else { None };
         if let (true, Some(registry), Some(publisher)) = (roles.ingest, &registry, &publisher) {
             let state = ingest_state(config, &project, registry, publisher, address)?;
             let follow = follow_schema_ids(state.clone(), project.schemas.clone(), Arc::clone(registry));
@@ -133,10 +156,7 @@ impl Running {
             health = health.with("consumers", move || checked.check());
             members = Some(started);
         }
-        if let (true, Some(publisher)) = (roles.publish, &publisher) {
-            let url = config.postgres.url.clone();
-            parts.push(essential("relay", publish::run(url, Arc::clone(publisher), stopped.clone())));
-        }
+        let relay = publisher.as_ref().filter(|_| roles.publish).map(|publisher| Relay::start(config, publisher));
         if roles.serve {
             let state = ServeState::start(wiring::serve_options(config))?;
             let reads = state.clone();
@@ -149,7 +169,7 @@ impl Running {
         }
         let app = http::app(router.merge(http::health::router(health)));
         let (stop_http, http) = serve_http(config, app, listener);
-        Ok(Self { address, stop_http, http, stop_parts, parts, members, publisher, drain: config.http.drain })
+        Ok(Self { address, stop_http, http, parts, relay, members, publisher, drain: config.http.drain })
     }
 
     /// Stops in the order of an event's path, so that nothing new comes while what came is finished: HTTP, consumers,
@@ -157,7 +177,6 @@ impl Running {
     pub async fn stop(self) {
         self.stop_http.send_replace(true);
         let _ = self.http.await;
-        self.stop_parts.send_replace(true);
         for part in self.parts {
             part.abort();
             let _ = part.await;
@@ -165,8 +184,12 @@ impl Running {
         if let Some(members) = self.members {
             members.stop().await;
         }
+        let deadline = Instant::now() + self.drain;
+        if let Some(relay) = self.relay {
+            relay.stop(deadline).await;
+        }
         if let Some(publisher) = self.publisher {
-            let unknown = publisher.close(self.drain).await;
+            let unknown = publisher.close(deadline - Instant::now()).await;
             if unknown > 0 {
                 warn!(records = unknown, "records were still unacknowledged at the end of the drain");
             }
@@ -198,10 +221,15 @@ fn serve_http(
     (stop, tokio::spawn(http::serve(vec![listener], app, shutdown, options)))
 }
 
-fn start_publisher(config: &Config, project: &Project) -> anyhow::Result<Arc<Publisher>> {
+fn start_publisher(config: &Config, roles: Roles, project: &Project) -> anyhow::Result<Arc<Publisher>> {
     let topics = project.topics();
     let names = topics.iter().map(|t| t.name.as_str());
-    Ok(Arc::new(Publisher::start(&wiring::kafka_options(config), names)?))
+    let mut options = wiring::kafka_options(config);
+    if !roles.ingest && !config.kafka.client.contains_key("linger.ms") {
+        // The relay waits for each row: nothing would join it in its batch.
+        options.client.insert("linger.ms".to_owned(), "0".to_owned());
+    }
+    Ok(Arc::new(Publisher::start(&options, names)?))
 }
 
 fn ingest_state(

@@ -66,7 +66,6 @@ pub struct Vitals {
     paused: AtomicBool,
     superseded: AtomicBool,
     reported: Mutex<Instant>,
-    last_error: Mutex<Option<String>>,
     breaker: Mutex<Breaker>,
 }
 
@@ -76,7 +75,6 @@ impl Default for Vitals {
             paused: AtomicBool::new(false),
             superseded: AtomicBool::new(false),
             reported: Mutex::new(Instant::now()),
-            last_error: Mutex::default(),
             breaker: Mutex::default(),
         }
     }
@@ -189,14 +187,5 @@ impl Vitals {
     /// Whether both servers have answered lately.
     pub fn has_reported(&self) -> bool {
         self.reported.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < SILENCE
-    }
-
-    pub fn note_error(&self, error: &str) {
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_owned());
-    }
-
-    /// The last error since it was asked for.
-    pub fn take_error(&self) -> Option<String> {
-        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }

@@ -52,9 +52,9 @@ impl Group {
         self.owned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What this member holds, and how far each is.
-    pub fn positions(&self) -> Vec<(TopicPartition, Option<i64>)> {
-        self.owned().values().map(|o| (o.partition.at.clone(), o.partition.next_offset())).collect()
+    /// What this member holds.
+    pub fn partitions(&self) -> Vec<Arc<Partition>> {
+        self.owned().values().map(|owned| Arc::clone(&owned.partition)).collect()
     }
 
     async fn claim(&self, at: &TopicPartition) -> Option<Claim> {
@@ -91,7 +91,7 @@ impl Group {
 impl Assignee for Group {
     type Partition = Arc<Partition>;
 
-    fn assigned(&self, partitions: Vec<TopicPartition>) -> Vec<Assigned<Arc<Partition>>> {
+    fn assigned(&self, partitions: Vec<TopicPartition>, assignment: u64) -> Vec<Assigned<Arc<Partition>>> {
         if partitions.is_empty() {
             return Vec::new();
         }
@@ -101,14 +101,19 @@ impl Assignee for Group {
         let mut assigned = Vec::with_capacity(partitions.len());
         for (at, claim) in partitions.into_iter().zip(claims) {
             info!(consumer = %self.engine.projection, partition = %at, next_offset = ?claim.as_ref().map(|c| c.next_offset), "assigned");
-            let partition = Arc::new(Partition::new(at.clone()));
+            let partition = Arc::new(Partition::new(at.clone(), assignment));
             let start = claim.as_ref().map(|c| c.next_offset);
             if let Some(start) = start {
                 partition.buffer().accept(start);
             }
             let worker = Worker::new(Arc::clone(&self.engine), Arc::clone(&partition), commands.clone(), claim);
             let worker = self.runtime.spawn(worker.run());
-            self.owned().insert(at.clone(), Owned { partition: Arc::clone(&partition), worker });
+            let before = self.owned().insert(at.clone(), Owned { partition: Arc::clone(&partition), worker });
+            if let Some(before) = before {
+                // Never seen: the group took it without a word. Two workers would fence each other for ever.
+                before.partition.stop(Stop::Abandon);
+                before.worker.abort();
+            }
             assigned.push(Assigned { at, partition, start });
         }
         assigned
@@ -157,14 +162,16 @@ impl Assignee for Group {
     }
 
     fn lost_place(&self) {
-        // The client names the topic at most: each partition compares for itself.
+        // The client names the topic at most: each partition compares for itself, and the one at fault says so.
+        warn!(consumer = %self.engine.projection, "a partition cannot be read where it stands; comparing all with the log");
         for owned in self.owned().values() {
             owned.partition.doubt();
         }
     }
 
     fn failed(&self, error: &str) {
-        self.engine.vitals.note_error(error);
+        // It is the member's: nobody says of which partition.
+        self.owned().values().for_each(|owned| owned.partition.note_error(error));
         warn!(consumer = %self.engine.projection, error, "Kafka consumer reports an error");
     }
 }

@@ -28,6 +28,8 @@ pub enum Stop {
 
 pub struct Partition {
     pub at: TopicPartition,
+    /// Which of the times that this member was given it.
+    pub assignment: u64,
     buffer: Mutex<Buffer>,
     arrived: Notify,
     sought: Notify,
@@ -36,6 +38,7 @@ pub struct Partition {
     doubted: AtomicBool,
     /// First offset that is not applied, as of the last commit; -1 before the claim.
     next_offset: AtomicI64,
+    last_error: Mutex<Option<String>>,
 }
 
 /// What a worker got when it asked for a batch.
@@ -48,15 +51,17 @@ pub enum Next {
 }
 
 impl Partition {
-    pub fn new(at: TopicPartition) -> Self {
+    pub fn new(at: TopicPartition, assignment: u64) -> Self {
         Self {
             at,
+            assignment,
             buffer: Mutex::default(),
             arrived: Notify::new(),
             sought: Notify::new(),
             stop: watch::Sender::new(Stop::Run),
             doubted: AtomicBool::new(false),
             next_offset: AtomicI64::new(-1),
+            last_error: Mutex::default(),
         }
     }
 
@@ -101,6 +106,16 @@ impl Partition {
             () = tokio::time::sleep(duration) => {}
             _ = stop.wait_for(|s| *s != Stop::Run) => {}
         }
+    }
+
+    /// Keeps an error for `millpond status`.
+    pub fn note_error(&self, error: &str) {
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_owned());
+    }
+
+    /// The last error since it was asked for.
+    pub fn take_error(&self) -> Option<String> {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     pub fn set_next_offset(&self, offset: i64) {

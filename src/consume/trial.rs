@@ -30,7 +30,7 @@ pub struct Stopped {
 impl Trial {
     /// A worker that holds `claim` and stands at its offset.
     pub fn new(engine: Arc<Engine>, claim: Claim) -> Self {
-        let partition = Arc::new(Partition::new(claim.at.clone()));
+        let partition = Arc::new(Partition::new(claim.at.clone(), 0));
         let (commands, receiver) = mpsc::channel();
         Self { worker: Worker::new(engine, partition, commands, Some(claim)), _commands: receiver }
     }

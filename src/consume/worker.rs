@@ -23,7 +23,7 @@ use super::{
     transaction::{self, DeadLetter, Failure, Work},
 };
 use crate::{
-    kafka::subscription::Command,
+    kafka::subscription::{Ask, Command},
     store::{
         self, Class,
         fence::{self, Claim, Claimed, Halt},
@@ -81,7 +81,7 @@ impl Worker {
                     self.partition.sleep(waits.next().unwrap_or(MAX_WAIT)).await;
                 }
                 Err(Broken::Retry(reason)) => {
-                    self.engine.vitals.note_error(&reason);
+                    self.partition.note_error(&reason);
                     warn!(consumer = %self.engine.projection, partition = %self.partition.at, error = %reason, "batch not applied; trying again");
                     metrics::BATCHES.with_label_values(&[self.engine.projection.as_str(), "transient_error"]).inc();
                     self.engine.sessions.drop_idle();
@@ -135,7 +135,7 @@ impl Worker {
                 }
                 Next::Batch(chunk, resume) => {
                     if resume {
-                        self.send(Command::Resume { at: self.partition.at.clone() });
+                        self.ask(Ask::Resume);
                     }
                     chunk
                 }
@@ -153,9 +153,10 @@ impl Worker {
         result.map(|()| true)
     }
 
-    fn send(&self, command: Command) {
+    fn ask(&self, ask: Ask) {
+        let (at, assignment) = (self.partition.at.clone(), self.partition.assignment);
         // The poll thread ends only when every partition is being taken away.
-        let _ = self.commands.send(command);
+        let _ = self.commands.send(Command::Ask { at, assignment, ask });
     }
 
     /// Keeps where the buffer continues, so that a new claim can tell whether it still fits.
@@ -173,7 +174,7 @@ impl Worker {
             Claimed::Closed { .. } => {
                 self.partition.buffer().refuse();
                 self.pending = None;
-                self.send(Command::Pause { at: self.partition.at.clone() });
+                self.ask(Ask::Pause);
                 self.partition.sleep(Duration::from_secs(1)).await;
                 return Ok(false);
             }
@@ -183,7 +184,7 @@ impl Worker {
         if !continues {
             self.pending = None;
             self.partition.buffer().refuse();
-            self.send(Command::Seek { at: self.partition.at.clone(), offset: claim.next_offset });
+            self.ask(Ask::Seek(claim.next_offset));
             self.partition.wait_sought().await;
             if self.partition.stopping() != Stop::Run {
                 self.claim = Some(claim);
@@ -368,7 +369,7 @@ impl Worker {
             claim.out_seq = committed.out_seq;
         }
         self.partition.set_next_offset(to);
-        self.send(Command::Commit { at: self.partition.at.clone(), offset: to });
+        self.ask(Ask::Commit(to));
         tally.report(&self.engine.projection, committed.refused, started);
         Ok(())
     }
@@ -399,7 +400,7 @@ impl Worker {
 
     async fn halt(&mut self, halt: &Halt) {
         error!(consumer = %self.engine.projection, partition = %self.partition.at, code = halt.code, reason = %halt.reason, "halted");
-        self.engine.vitals.note_error(&halt.reason);
+        self.partition.note_error(&halt.reason);
         self.pending = None;
         self.partition.buffer().refuse();
         if let Some(claim) = self.claim.take() {

@@ -323,17 +323,27 @@ pub(super) fn watermarks<C: ClientContext>(
     topic: &str,
     partition: i32,
 ) -> Result<(i64, i64), Error> {
+    watermarks_within(client, topic, partition, WATERMARK_LIMIT)
+}
+
+/// [`watermarks`], tried for `limit`.
+pub(super) fn watermarks_within<C: ClientContext>(
+    client: &Client<C>,
+    topic: &str,
+    partition: i32,
+    limit: Duration,
+) -> Result<(i64, i64), Error> {
     let started = Instant::now();
     loop {
-        match client.fetch_watermarks(topic, partition, WATERMARK_LIMIT) {
+        match client.fetch_watermarks(topic, partition, limit) {
             Ok(watermarks) => return Ok(watermarks),
-            Err(error) if is_passing(&error) && started.elapsed() < WATERMARK_LIMIT => thread::sleep(PAUSE),
+            Err(error) if is_passing(&error) && started.elapsed() < limit => thread::sleep(PAUSE),
             Err(error) => match error.rdkafka_error_code() {
                 Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) => {
                     if !exists(client, topic, partition)? {
                         return Err(Error::NoTopic { topic: topic.into() });
                     }
-                    if started.elapsed() >= WATERMARK_LIMIT {
+                    if started.elapsed() >= limit {
                         return Err(Error::request(format!("tell the ends of {topic}/{partition}"))(error));
                     }
                     thread::sleep(PAUSE);

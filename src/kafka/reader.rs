@@ -119,6 +119,11 @@ impl Reader {
         client::watermarks(self.consumer.client(), topic, partition)
     }
 
+    /// [`Self::watermarks`] for those who do not wait long for a leader to be elected.
+    pub fn watermarks_within(&self, topic: &str, partition: i32, limit: Duration) -> Result<(i64, i64), Error> {
+        client::watermarks_within(self.consumer.client(), topic, partition, limit)
+    }
+
     /// Number of partitions of a topic.
     pub fn partitions_of(&self, topic: &str) -> Result<usize, Error> {
         let metadata = self.consumer.fetch_metadata(Some(topic), SILENCE);

@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
     thread,
@@ -58,7 +58,8 @@ pub trait Assignee: Send + Sync + 'static {
     /// Handle of one assigned partition.
     type Partition: Clone + Send + Sync;
 
-    fn assigned(&self, partitions: Vec<TopicPartition>) -> Vec<Assigned<Self::Partition>>;
+    /// `assignment` is what [`Command::Ask`] has to name for these partitions.
+    fn assigned(&self, partitions: Vec<TopicPartition>, assignment: u64) -> Vec<Assigned<Self::Partition>>;
     /// `lost`: the group has given them to someone else already; there is nothing to finish.
     fn revoked(&self, partitions: Vec<TopicPartition>, lost: bool);
     fn record(&self, partition: &Self::Partition, record: Incoming<'_, '_>) -> Flow;
@@ -70,27 +71,26 @@ pub trait Assignee: Send + Sync + 'static {
     fn failed(&self, error: &str);
 }
 
-/// What a worker asks of the poll thread.
+/// What the poll thread is told.
 #[derive(Debug)]
 pub enum Command {
-    Seek {
-        at: TopicPartition,
-        offset: i64,
-    },
-    Resume {
-        at: TopicPartition,
-    },
-    /// Fetch no more of it until a resume or a seek: what comes would be thrown away.
-    Pause {
-        at: TopicPartition,
-    },
-    /// Tell the group how far a partition is; a hint for lag tools, never read back as truth.
-    Commit {
-        at: TopicPartition,
-        offset: i64,
-    },
+    /// What a worker asks for its partition. It is not obeyed once the partition has been taken away, even if it has been
+    /// given back since: then another worker has it, which knows nothing of this.
+    Ask { at: TopicPartition, assignment: u64, ask: Ask },
     /// Leave the group and end the thread.
     Stop,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub enum Ask {
+    /// Go on from this offset, paused before or not.
+    Seek(i64),
+    /// There is room again: see [`Flow::Pause`].
+    Resume,
+    /// Fetch no more of it until a seek: what comes would be thrown away.
+    Pause,
+    /// Tell the group how far a partition is; a hint for lag tools, never read back as truth.
+    Commit(i64),
 }
 
 /// Handle on the poll thread.
@@ -111,7 +111,12 @@ impl Subscription {
     ) -> Result<Self, Error> {
         let config = options.member(group)?;
         let failed = |e: KafkaError| Error::Create { what: "consumer", why: e.to_string() };
-        let context = Context { assignee, partitions: Mutex::default(), changes: AtomicU64::new(0) };
+        let context = Context {
+            assignee,
+            partitions: Mutex::default(),
+            changes: AtomicU64::new(0),
+            leaving: AtomicBool::new(false),
+        };
         let consumer: BaseConsumer<Context<A>> = config.create_with_context(context).map_err(failed)?;
         let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
         consumer.subscribe(&topics).map_err(failed)?;
@@ -133,17 +138,31 @@ impl Subscription {
     }
 }
 
-/// Partitions of this member and whether they wait for their first seek.
+/// A partition of this member.
 struct Owned<P> {
     partition: P,
-    paused: bool,
+    assignment: u64,
+    fetching: Fetching,
+}
+
+/// Whether a partition is fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fetching {
+    On,
+    /// Its buffer is full. The worker may ask for more at any moment.
+    Full,
+    /// Nobody takes its records: it is not claimed, or has halted.
+    Closed,
 }
 
 struct Context<A: Assignee> {
     assignee: Arc<A>,
     partitions: Mutex<HashMap<TopicPartition, Owned<A::Partition>>>,
-    /// Counts assignments, so that the poll loop knows when what it remembers is stale.
+    /// Counts assignments and revocations: the number of an assignment, and how the poll loop knows when what it
+    /// remembers is stale.
     changes: AtomicU64,
+    /// Set when the member leaves: whatever the group still gives is not taken up.
+    leaving: AtomicBool,
 }
 
 impl<A: Assignee> ClientContext for Context<A> {
@@ -164,6 +183,13 @@ impl<A: Assignee> ConsumerContext for Context<A> {
         let partitions: Vec<TopicPartition> =
             tpl.elements().iter().map(|e| TopicPartition::new(e.topic(), e.partition())).collect();
         let result = match err {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS if self.leaving.load(Ordering::Relaxed) => {
+                if cooperative {
+                    consumer.incremental_assign(tpl)
+                } else {
+                    consumer.assign(tpl)
+                }
+            }
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => self.assign(consumer, partitions, cooperative),
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => {
                 let lost = consumer.assignment_lost();
@@ -173,6 +199,9 @@ impl<A: Assignee> ConsumerContext for Context<A> {
             }
             other => {
                 self.assignee.failed(&format!("rebalance failed: {}", RDKafkaErrorCode::from(other)));
+                let all: Vec<TopicPartition> = self.lock().keys().cloned().collect();
+                self.forget(&all);
+                self.assignee.revoked(all, true);
                 consumer.unassign()
             }
         };
@@ -193,7 +222,8 @@ impl<A: Assignee> Context<A> {
         partitions: Vec<TopicPartition>,
         cooperative: bool,
     ) -> Result<(), KafkaError> {
-        let assigned = self.assignee.assigned(partitions);
+        let assignment = self.changes.fetch_add(1, Ordering::Relaxed) + 1;
+        let assigned = self.assignee.assigned(partitions, assignment);
         let mut list = TopicPartitionList::new();
         let mut waiting = TopicPartitionList::new();
         let mut owned = self.lock();
@@ -204,10 +234,10 @@ impl<A: Assignee> Context<A> {
             if start.is_none() {
                 waiting.add_partition(&at.topic, at.partition);
             }
-            owned.insert(at, Owned { partition, paused: start.is_none() });
+            let fetching = if start.is_some() { Fetching::On } else { Fetching::Closed };
+            owned.insert(at, Owned { partition, assignment, fetching });
         }
         drop(owned);
-        self.changes.fetch_add(1, Ordering::Relaxed);
         if cooperative {
             consumer.incremental_assign(&list)?
         } else {
@@ -227,8 +257,13 @@ impl<A: Assignee> Context<A> {
         self.changes.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn is_any_paused(&self) -> bool {
-        self.lock().values().any(|owned| owned.paused)
+    fn is_any_full(&self) -> bool {
+        self.lock().values().any(|owned| owned.fetching == Fetching::Full)
+    }
+
+    /// The partition, if it is still that of the assignment.
+    fn asking(&self, at: &TopicPartition, assignment: u64) -> Option<A::Partition> {
+        self.lock().get(at).filter(|o| o.assignment == assignment).map(|o| o.partition.clone())
     }
 
     fn partition(&self, topic: &str, partition: i32) -> Option<A::Partition> {
@@ -242,8 +277,8 @@ const YEAR_9999: i64 = 253_402_300_799_999;
 
 /// Longest wait for a record; commands are looked at in between.
 const POLL: Duration = Duration::from_millis(50);
-/// The same while a partition is paused: its worker may ask for more at any moment, and waits for it.
-const POLL_PAUSED: Duration = Duration::from_millis(2);
+/// The same while a buffer is full: its worker may ask for more at any moment, and waits for it.
+const POLL_FULL: Duration = Duration::from_millis(2);
 
 fn poll<A: Assignee>(consumer: &BaseConsumer<Context<A>>, inbox: &mpsc::Receiver<Command>) {
     let mut recent: Option<Recent<A::Partition>> = None;
@@ -257,7 +292,7 @@ fn poll<A: Assignee>(consumer: &BaseConsumer<Context<A>>, inbox: &mpsc::Receiver
                 Obeyed::Stop => return leave(consumer),
             }
         }
-        let longest = if consumer.context().is_any_paused() { POLL_PAUSED } else { POLL };
+        let longest = if consumer.context().is_any_full() { POLL_FULL } else { POLL };
         // Drain what is there before looking at commands again, but not for ever.
         for turn in 0..1000 {
             let wait = if turn == 0 { longest } else { Duration::ZERO };
@@ -271,6 +306,7 @@ fn poll<A: Assignee>(consumer: &BaseConsumer<Context<A>>, inbox: &mpsc::Receiver
 }
 
 fn leave<A: Assignee>(consumer: &BaseConsumer<Context<A>>) {
+    consumer.context().leaving.store(true, Ordering::Relaxed);
     let partitions: Vec<TopicPartition> = consumer.context().lock().keys().cloned().collect();
     consumer.context().forget(&partitions);
     consumer.context().assignee.revoked(partitions, false);
@@ -311,7 +347,7 @@ fn hand_over<A: Assignee>(
     };
     if context.assignee.record(&recent.partition, record) == Flow::Pause {
         let at = TopicPartition::new(message.topic(), message.partition());
-        set_paused(consumer, &at, true);
+        fetch(consumer, &at, Fetching::Full);
     }
 }
 
@@ -322,23 +358,24 @@ enum Obeyed {
 }
 
 fn obey<A: Assignee>(consumer: &BaseConsumer<Context<A>>, command: Command) -> Obeyed {
-    match command {
-        Command::Stop => return Obeyed::Stop,
-        Command::Resume { at } => set_paused(consumer, &at, false),
-        Command::Pause { at } => set_paused(consumer, &at, true),
-        Command::Seek { at, offset } => {
-            let Some(partition) = consumer.context().partition(&at.topic, at.partition) else { return Obeyed::Done };
+    let Command::Ask { at, assignment, ask } = command else { return Obeyed::Stop };
+    let Some(partition) = consumer.context().asking(&at, assignment) else { return Obeyed::Done };
+    match ask {
+        Ask::Resume => fetch(consumer, &at, Fetching::On),
+        Ask::Pause => fetch(consumer, &at, Fetching::Closed),
+        Ask::Seek(offset) => {
             // 1 s: the seek is local; a partition that was just assigned may refuse it until its fetcher runs.
-            if consumer.seek(&at.topic, at.partition, Offset::Offset(offset), Duration::from_secs(1)).is_err() {
-                return Obeyed::Again(Command::Seek { at, offset });
+            let sought = consumer.seek(&at.topic, at.partition, Offset::Offset(offset), Duration::from_secs(1));
+            if let Err(error) = sought {
+                tracing::debug!(partition = %at, offset, %error, "cannot seek yet; trying again");
+                return Obeyed::Again(Command::Ask { at, assignment, ask });
             }
             consumer.context().assignee.sought(&partition, offset);
-            set_paused(consumer, &at, false);
+            fetch(consumer, &at, Fetching::On);
         }
-        Command::Commit { at, offset } => {
+        Ask::Commit(offset) => {
             let mut list = TopicPartitionList::new();
-            let added = list.add_partition_offset(&at.topic, at.partition, Offset::Offset(offset));
-            if added.is_ok() && consumer.context().partition(&at.topic, at.partition).is_some() {
+            if list.add_partition_offset(&at.topic, at.partition, Offset::Offset(offset)).is_ok() {
                 let _ = consumer.commit(&list, CommitMode::Async);
             }
         }
@@ -346,18 +383,19 @@ fn obey<A: Assignee>(consumer: &BaseConsumer<Context<A>>, command: Command) -> O
     Obeyed::Done
 }
 
-fn set_paused<A: Assignee>(consumer: &BaseConsumer<Context<A>>, at: &TopicPartition, paused: bool) {
-    if let Some(owned) = consumer.context().lock().get_mut(at) {
-        if owned.paused == paused {
-            return;
-        }
-        owned.paused = paused;
-    } else {
+/// Begins or ends fetching a partition. While it is paused librdkafka keeps none of its records.
+fn fetch<A: Assignee>(consumer: &BaseConsumer<Context<A>>, at: &TopicPartition, fetching: Fetching) {
+    let before = match consumer.context().lock().get_mut(at) {
+        Some(owned) => std::mem::replace(&mut owned.fetching, fetching),
+        None => return,
+    };
+    if (before == Fetching::On) == (fetching == Fetching::On) {
         return;
     }
+    tracing::debug!(partition = %at, ?fetching, "fetching changes");
     let mut list = TopicPartitionList::new();
     list.add_partition(&at.topic, at.partition);
-    let result = if paused { consumer.pause(&list) } else { consumer.resume(&list) };
+    let result = if fetching == Fetching::On { consumer.resume(&list) } else { consumer.pause(&list) };
     if let Err(error) = result {
         consumer.context().assignee.failed(&format!("cannot pause or resume {at}: {error}"));
     }
@@ -372,7 +410,8 @@ fn report<A: Assignee>(context: &Context<A>, error: &KafkaError) {
         return;
     }
     if matches!(error.rdkafka_error_code(), Some(Code::AutoOffsetReset | Code::OffsetOutOfRange)) {
-        context.assignee.lost_place();
+        tracing::debug!(%error, "a partition cannot be read where it stands");
+        return context.assignee.lost_place();
     }
     context.assignee.failed(&error.to_string());
 }

@@ -22,6 +22,7 @@ pub struct PartitionStatus {
     pub seen_seconds: Option<f64>,
     /// Seconds by which the projection's data is old.
     pub age_seconds: Option<f64>,
+    /// Of this partition, within the last minute.
     pub last_error: Option<String>,
 }
 
@@ -32,7 +33,7 @@ pub struct ProjectionStatus {
     pub version: Option<i32>,
     pub paused: bool,
     pub dead_letters: i64,
-    /// Downstream events and mirrors of dead letters that wait to be sent.
+    /// Downstream events and mirrors of dead letters that wait to be sent, those of retired versions among them.
     pub outbox: i64,
     /// Seconds for which the oldest of them has waited.
     pub outbox_seconds: Option<f64>,
@@ -55,7 +56,8 @@ pub async fn projections(connection: &mut PgConnection) -> Result<Vec<Projection
                      else extract(epoch from now() - f.last_timestamp)::float8 end as age
            from millpond.projections p
            cross join lateral (select count(*) as rows, extract(epoch from now() - min(created_at))::float8 as seconds
-                from millpond.outbox o where o.projection = p.projection and o.version = p.live_version) o
+                from millpond.outbox o join millpond.versions v on v.projection = o.projection and v.version = o.version
+               where o.projection = p.projection and v.state <> 'building') o
            left join millpond.fences f on f.projection = p.projection and f.version = p.live_version
            left join millpond.ends e on e.projection = f.projection and e.version = f.version
                 and e.topic = f.topic and e.partition = f.partition
@@ -141,6 +143,8 @@ pub async fn end_halts(connection: &mut PgConnection, projection: &str) -> Resul
 pub struct End {
     pub at: TopicPartition,
     pub end_offset: i64,
+    /// What its worker has run into since the last time.
+    pub error: Option<String>,
 }
 
 /// Notes the ends of partitions, seen just now.
@@ -149,12 +153,11 @@ pub async fn note_ends(
     projection: &str,
     version: i32,
     ends: &[End],
-    error: Option<&str>,
 ) -> Result<(), Error> {
     sqlx::query(
         "insert into millpond.ends (projection, version, topic, partition, end_offset, observed_at, last_error, last_error_at)
-         select $1, $2, s.topic, s.partition, s.end_offset, now(), $6, case when $6 is null then null else now() end
-           from unnest($3::text[], $4::int4[], $5::int8[]) as s(topic, partition, end_offset)
+         select $1, $2, s.topic, s.partition, s.end_offset, now(), s.error, case when s.error is null then null else now() end
+           from unnest($3::text[], $4::int4[], $5::int8[], $6::text[]) as s(topic, partition, end_offset, error)
           order by s.topic, s.partition
          on conflict (projection, version, topic, partition) do update
             set end_offset = excluded.end_offset, observed_at = excluded.observed_at,
@@ -167,7 +170,7 @@ pub async fn note_ends(
     .bind(ends.iter().map(|e| e.at.topic.to_string()).collect::<Vec<_>>())
     .bind(ends.iter().map(|e| e.at.partition).collect::<Vec<_>>())
     .bind(ends.iter().map(|e| e.end_offset).collect::<Vec<_>>())
-    .bind(error)
+    .bind(ends.iter().map(|e| e.error.as_deref().map(|error| error.replace('\0', ""))).collect::<Vec<_>>())
     .execute(connection)
     .await?;
     Ok(())

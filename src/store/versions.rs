@@ -127,14 +127,14 @@ async fn create(tx: &mut PgConnection, definition: &Definition<'_>, version: i32
     Ok(())
 }
 
-/// Closes a version's fences to its writers and drops its tables.
+/// Closes a version's fences to its writers and drops its tables. What it has put into the outbox stays: an event that
+/// was committed leaves, before those of the next version.
 async fn retire(tx: &mut PgConnection, projection: &str, version: i32) -> Result<(), Error> {
     run(
         tx,
         format!(
             "update millpond.fences set state = 'retired', owner = null where projection = {0} and version = {1};
              update millpond.versions set state = 'retired' where projection = {0} and version = {1};
-             delete from millpond.outbox where projection = {0} and version = {1};
              delete from millpond.ends where projection = {0} and version = {1};
              drop schema if exists {2} cascade;",
             literal(projection),

@@ -19,6 +19,7 @@ mod publisher;
 mod reads;
 mod registry;
 mod registry_routes;
+mod relay;
 mod serve;
 mod topics;
 mod transcode;
