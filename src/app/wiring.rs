@@ -53,5 +53,18 @@ pub fn ingest_options(config: &Config) -> ingest::Options {
 }
 
 pub fn http_options(config: &Config) -> http::Options {
-    http::Options { max_connections: config.http.max_connections, drain: config.http.drain, ..http::Options::default() }
+    let http = &config.http;
+    http::Options {
+        head_timeout: http.head_timeout,
+        idle_timeout: http.idle_timeout,
+        write_timeout: http.write_timeout,
+        max_connections: http.max_connections,
+        max_connections_per_client: http.max_connections_per_client,
+        max_requests: http.max_requests,
+        max_streams: http.http2_streams,
+        max_resets: http.http2_resets,
+        max_head_bytes: http.max_head,
+        http2_ping_interval: http.http2_ping,
+        drain: http.drain,
+    }
 }

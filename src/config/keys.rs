@@ -72,7 +72,72 @@ pub const KEYS: &[Key] = &[
         "http.max_connections",
         Kind::Count,
         "4096",
-        "Connections open at once; further ones wait in the system's queue.",
+        "Connections open at once. At this number the longest idle ones make room for new ones; while none is idle, new \
+         ones are closed. An idle connection costs some 10 KiB, so this many cost 40 MiB; the limit on open files \
+         (`ulimit -n`) has to be above it.",
+    ),
+    key(
+        "http.max_connections_per_client",
+        Kind::Count,
+        "1024",
+        "Connections open at once of one address (of IPv6: one /64 network); further ones are closed. A quarter of all, so \
+         that no address can take them all. Where a proxy stands before Millpond every connection is the proxy's: set it to \
+         `http.max_connections` there.",
+    ),
+    key(
+        "http.max_requests",
+        Kind::Count,
+        "8192",
+        "Requests under way at once; further ones get 503. From half of it on a connection gets one at a time, so that \
+         HTTP/2 clients with many streams do not take the place of others. A head may have `http.max_head`: 256 MiB for \
+         this many at the very worst.",
+    ),
+    key(
+        "http.head_timeout",
+        Kind::Duration,
+        "10s",
+        "Longest wait for the first request of a connection, and for the rest of a head that has begun. A head is one or two \
+         packets; ten seconds let each be lost several times.",
+    ),
+    key(
+        "http.idle_timeout",
+        Kind::Duration,
+        "75s",
+        "How long a connection may stay open without a request. Longer than the 60 s after which most proxies close theirs: \
+         so it is they who close, and no request meets a closing connection.",
+    ),
+    key(
+        "http.write_timeout",
+        Kind::Duration,
+        "20s",
+        "How long a client may take nothing of an answer that waits for it. As long as a network that is away for a moment \
+         needs to be back.",
+    ),
+    key(
+        "http.max_head",
+        Kind::Bytes,
+        "32KiB",
+        "Longest head of a request: four times what common clients and proxies send at most (8 KiB), for long tokens and \
+         traces. Longer ones get 431. At most 100 fields, and 64 KiB of URI, in any case.",
+    ),
+    key(
+        "http.http2_streams",
+        Kind::Count,
+        "100",
+        "Requests at once on one HTTP/2 connection: what RFC 9113 recommends at least.",
+    ),
+    key(
+        "http.http2_resets",
+        Kind::Count,
+        "100",
+        "Requests that a client may give up on one connection; one that gives up more, and more than half of all, loses \
+         the connection (rapid reset).",
+    ),
+    key(
+        "http.http2_ping",
+        Kind::Duration,
+        "20s",
+        "How often an HTTP/2 connection is asked whether its client is still there; it has `http.head_timeout` to answer.",
     ),
     key("http.drain", Kind::Duration, "10s", "How long requests under way may take after SIGTERM."),
     key(

@@ -62,6 +62,15 @@ pub struct Http {
     pub keys_file: Option<PathBuf>,
     pub insecure: bool,
     pub max_connections: usize,
+    pub max_connections_per_client: usize,
+    pub max_requests: usize,
+    pub head_timeout: Duration,
+    pub idle_timeout: Duration,
+    pub write_timeout: Duration,
+    pub max_head: usize,
+    pub http2_streams: u32,
+    pub http2_resets: u32,
+    pub http2_ping: Duration,
     pub drain: Duration,
 }
 
