@@ -204,7 +204,7 @@ impl Intake {
     /// Counts records against the client's limit.
     fn take_rate(&self, records: usize) -> Result<(), (Problem, Limited)> {
         let Some(rate) = &self.producer.rate else { return Ok(()) };
-        let name = &self.principal.name;
+        let name = &self.principal.client.name;
         rate.take(name, records).map_err(|limited| (rate.problem(name, records, limited), limited))
     }
 
