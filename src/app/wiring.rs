@@ -43,11 +43,18 @@ pub fn serve_options(config: &Config) -> serve::Options {
 }
 
 pub fn ingest_options(config: &Config) -> ingest::Options {
+    let ingest = &config.ingest;
     ingest::Options {
-        max_body_bytes: config.ingest.max_body,
-        max_json_bytes: config.ingest.max_body,
-        max_record_bytes: config.ingest.max_record,
-        in_flight_bytes: config.ingest.request_memory,
+        max_body_bytes: ingest.max_body,
+        max_json_bytes: ingest.max_body,
+        max_strict_bytes: ingest.max_strict,
+        max_record_bytes: ingest.max_record,
+        max_ratio: ingest.max_ratio,
+        in_flight_bytes: ingest.request_memory,
+        window_bytes: ingest.window,
+        turn_timeout: ingest.turn_timeout,
+        body_patience: ingest.body_patience,
+        least_body_rate: ingest.body_rate,
         ..ingest::Options::default()
     }
 }

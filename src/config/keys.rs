@@ -144,7 +144,21 @@ pub const KEYS: &[Key] = &[
         "ingest.max_body",
         Kind::Bytes,
         "64MiB",
-        "Longest body of one request, compressed as it comes and again when decompressed.",
+        "Longest body of one request, compressed as it comes and again when decompressed. Lenient handling streams, and has \
+         no such limit.",
+    ),
+    key(
+        "ingest.max_strict",
+        Kind::Bytes,
+        "8MiB",
+        "Longest request as Avro in strict handling, which holds all of it before the first record is sent.",
+    ),
+    key(
+        "ingest.max_ratio",
+        Kind::Count,
+        "100",
+        "Decompressed bytes for each compressed one, beyond the first MiB. The flights' commands reach 11 with gzip, \
+         records that differ in one number 31; bombs have 1,000 and more.",
     ),
     key(
         "ingest.max_record",
@@ -153,16 +167,47 @@ pub const KEYS: &[Key] = &[
         "Longest record, encoded; must not exceed the topic's `max.message.bytes`.",
     ),
     key(
-        "ingest.in_flight",
+        "ingest.body_patience",
+        Kind::Duration,
+        "10s",
+        "How long a client may let its body be waited for, beyond what `ingest.body_rate` allows for the bytes that it has \
+         sent; then 408.",
+    ),
+    key(
+        "ingest.body_rate",
         Kind::Bytes,
-        "64MiB",
-        "Bytes that may wait for Kafka's acknowledgement in this process; above it requests get 503.",
+        "1KiB",
+        "Bytes a second that a body brings at least, over the time in which it is waited for. The slowest mobile networks \
+         bring ten times as much.",
     ),
     key(
         "ingest.request_memory",
         Kind::Bytes,
         "256MiB",
-        "Bytes of requests that the process holds at once; above it requests get 503.",
+        "Bytes of requests that the process holds at once; above it requests get 503. Of its second half a client holds at \
+         most as much as is free, and gets 429 above that.",
+    ),
+    key(
+        "ingest.window",
+        Kind::Bytes,
+        "4MiB",
+        "JSON that is encoded, or waits for Kafka's acknowledgement, at once; above it requests wait, and clients take turns. \
+         Requests up to 16 KiB have a window of the same size to themselves. Whoever comes next waits behind one window at \
+         most, 50 ms at 80 MB/s; with acknowledgements after 30 ms it lets 140 MB/s through. Raise it where Kafka is far \
+         away.",
+    ),
+    key(
+        "ingest.turn_timeout",
+        Kind::Duration,
+        "10s",
+        "Longest wait for a turn; then 503, since what is sent is more than Kafka takes.",
+    ),
+    key(
+        "ingest.in_flight",
+        Kind::Bytes,
+        "64MiB",
+        "Bytes that may wait for Kafka's acknowledgement in this process, with what each record costs beside its bytes; above \
+         it requests get 503. Requests over HTTP meet `ingest.window` first.",
     ),
     key(
         "ingest.linger",

@@ -80,6 +80,12 @@ pub struct Ingest {
     pub max_record: usize,
     pub in_flight: usize,
     pub request_memory: usize,
+    pub window: usize,
+    pub turn_timeout: Duration,
+    pub max_strict: usize,
+    pub max_ratio: usize,
+    pub body_patience: Duration,
+    pub body_rate: usize,
     pub linger: Duration,
 }
 
