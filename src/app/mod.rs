@@ -6,6 +6,7 @@ mod demo;
 mod dev;
 mod doctor;
 mod look;
+mod open_files;
 mod project;
 mod roles;
 mod running_dev;

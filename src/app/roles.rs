@@ -10,6 +10,7 @@ use tracing::{info, warn};
 
 use super::{
     consumers::{self, Members},
+    open_files,
     project::Project,
     schemas, wiring,
 };
@@ -129,6 +130,7 @@ impl Running {
         on_change: OnChange,
         listener: TcpListener,
     ) -> anyhow::Result<Self> {
+        open_files::raise_limit(config.http.max_connections);
         let address = listener.local_addr()?;
         let project = Project::load(&config.project.dir)?;
         let mut parts = Vec::new();

@@ -43,15 +43,35 @@ pub fn serve_options(config: &Config) -> serve::Options {
 }
 
 pub fn ingest_options(config: &Config) -> ingest::Options {
+    let ingest = &config.ingest;
     ingest::Options {
-        max_body_bytes: config.ingest.max_body,
-        max_json_bytes: config.ingest.max_body,
-        max_record_bytes: config.ingest.max_record,
-        in_flight_bytes: config.ingest.request_memory,
+        max_body_bytes: ingest.max_body,
+        max_json_bytes: ingest.max_body,
+        max_strict_bytes: ingest.max_strict,
+        max_record_bytes: ingest.max_record,
+        max_ratio: ingest.max_ratio,
+        in_flight_bytes: ingest.request_memory,
+        window_bytes: ingest.window,
+        turn_timeout: ingest.turn_timeout,
+        body_patience: ingest.body_patience,
+        least_body_rate: ingest.body_rate,
         ..ingest::Options::default()
     }
 }
 
 pub fn http_options(config: &Config) -> http::Options {
-    http::Options { max_connections: config.http.max_connections, drain: config.http.drain, ..http::Options::default() }
+    let http = &config.http;
+    http::Options {
+        head_timeout: http.head_timeout,
+        idle_timeout: http.idle_timeout,
+        write_timeout: http.write_timeout,
+        max_connections: http.max_connections,
+        max_connections_per_client: http.max_connections_per_client,
+        max_requests: http.max_requests,
+        max_streams: http.http2_streams,
+        max_resets: http.http2_resets,
+        max_head_bytes: http.max_head,
+        http2_ping_interval: http.http2_ping,
+        drain: http.drain,
+    }
 }

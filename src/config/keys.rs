@@ -72,14 +72,93 @@ pub const KEYS: &[Key] = &[
         "http.max_connections",
         Kind::Count,
         "4096",
-        "Connections open at once; further ones wait in the system's queue.",
+        "Connections open at once. At this number the longest idle ones make room for new ones; while none is idle, new \
+         ones are closed. An idle connection costs some 10 KiB, so this many cost 40 MiB; the limit on open files \
+         (`ulimit -n`) has to be above it.",
+    ),
+    key(
+        "http.max_connections_per_client",
+        Kind::Count,
+        "1024",
+        "Connections open at once of one address (of IPv6: one /64 network); further ones are closed. A quarter of all, so \
+         that no address can take them all. Where a proxy stands before Millpond every connection is the proxy's: set it to \
+         `http.max_connections` there.",
+    ),
+    key(
+        "http.max_requests",
+        Kind::Count,
+        "8192",
+        "Requests under way at once; further ones get 503. From half of it on a connection gets one at a time, so that \
+         HTTP/2 clients with many streams do not take the place of others. A head may have `http.max_head`: 256 MiB for \
+         this many at the very worst.",
+    ),
+    key(
+        "http.head_timeout",
+        Kind::Duration,
+        "10s",
+        "Longest wait for the first request of a connection, and for the rest of a head that has begun. A head is one or two \
+         packets; ten seconds let each be lost several times.",
+    ),
+    key(
+        "http.idle_timeout",
+        Kind::Duration,
+        "75s",
+        "How long a connection may stay open without a request. Longer than the 60 s after which most proxies close theirs: \
+         so it is they who close, and no request meets a closing connection.",
+    ),
+    key(
+        "http.write_timeout",
+        Kind::Duration,
+        "20s",
+        "How long a client may take nothing of an answer that waits for it. As long as a network that is away for a moment \
+         needs to be back.",
+    ),
+    key(
+        "http.max_head",
+        Kind::Bytes,
+        "32KiB",
+        "Longest head of a request: four times what common clients and proxies send at most (8 KiB), for long tokens and \
+         traces. Longer ones get 431. At most 100 fields, and 64 KiB of URI, in any case.",
+    ),
+    key(
+        "http.http2_streams",
+        Kind::Count,
+        "100",
+        "Requests at once on one HTTP/2 connection: what RFC 9113 recommends at least.",
+    ),
+    key(
+        "http.http2_resets",
+        Kind::Count,
+        "100",
+        "Requests that a client may give up on one connection; one that gives up more, and more than half of all, loses \
+         the connection (rapid reset).",
+    ),
+    key(
+        "http.http2_ping",
+        Kind::Duration,
+        "20s",
+        "How often an HTTP/2 connection is asked whether its client is still there; it has `http.head_timeout` to answer.",
     ),
     key("http.drain", Kind::Duration, "10s", "How long requests under way may take after SIGTERM."),
     key(
         "ingest.max_body",
         Kind::Bytes,
         "64MiB",
-        "Longest body of one request, compressed as it comes and again when decompressed.",
+        "Longest body of one request, compressed as it comes and again when decompressed. Lenient handling streams, and has \
+         no such limit.",
+    ),
+    key(
+        "ingest.max_strict",
+        Kind::Bytes,
+        "8MiB",
+        "Longest request as Avro in strict handling, which holds all of it before the first record is sent.",
+    ),
+    key(
+        "ingest.max_ratio",
+        Kind::Count,
+        "100",
+        "Decompressed bytes for each compressed one, beyond the first MiB. The flights' commands reach 11 with gzip, \
+         records that differ in one number 31; bombs have 1,000 and more.",
     ),
     key(
         "ingest.max_record",
@@ -88,16 +167,47 @@ pub const KEYS: &[Key] = &[
         "Longest record, encoded; must not exceed the topic's `max.message.bytes`.",
     ),
     key(
-        "ingest.in_flight",
+        "ingest.body_patience",
+        Kind::Duration,
+        "10s",
+        "How long a client may let its body be waited for, beyond what `ingest.body_rate` allows for the bytes that it has \
+         sent; then 408.",
+    ),
+    key(
+        "ingest.body_rate",
         Kind::Bytes,
-        "64MiB",
-        "Bytes that may wait for Kafka's acknowledgement in this process; above it requests get 503.",
+        "1KiB",
+        "Bytes a second that a body brings at least, over the time in which it is waited for. The slowest mobile networks \
+         bring ten times as much.",
     ),
     key(
         "ingest.request_memory",
         Kind::Bytes,
         "256MiB",
-        "Bytes of requests that the process holds at once; above it requests get 503.",
+        "Bytes of requests that the process holds at once; above it requests get 503. Of its second half a client holds at \
+         most as much as is free, and gets 429 above that.",
+    ),
+    key(
+        "ingest.window",
+        Kind::Bytes,
+        "4MiB",
+        "JSON that is encoded, or waits for Kafka's acknowledgement, at once; above it requests wait, and clients take turns. \
+         Requests up to 16 KiB have a window of the same size to themselves. Whoever comes next waits behind one window at \
+         most, 50 ms at 80 MB/s; with acknowledgements after 30 ms it lets 140 MB/s through. Raise it where Kafka is far \
+         away.",
+    ),
+    key(
+        "ingest.turn_timeout",
+        Kind::Duration,
+        "10s",
+        "Longest wait for a turn; then 503, since what is sent is more than Kafka takes.",
+    ),
+    key(
+        "ingest.in_flight",
+        Kind::Bytes,
+        "64MiB",
+        "Bytes that may wait for Kafka's acknowledgement in this process, with what each record costs beside its bytes; above \
+         it requests get 503. Requests over HTTP meet `ingest.window` first.",
     ),
     key(
         "ingest.linger",

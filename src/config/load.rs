@@ -168,6 +168,15 @@ impl Values {
                 keys_file: optional("http.keys_file").map(PathBuf::from),
                 insecure: text("http.insecure") == "true",
                 max_connections: text("http.max_connections").parse().ok()?,
+                max_connections_per_client: text("http.max_connections_per_client").parse().ok()?,
+                max_requests: text("http.max_requests").parse().ok()?,
+                head_timeout: units::duration(&text("http.head_timeout"))?,
+                idle_timeout: units::duration(&text("http.idle_timeout"))?,
+                write_timeout: units::duration(&text("http.write_timeout"))?,
+                max_head: units::bytes(&text("http.max_head"))?,
+                http2_streams: text("http.http2_streams").parse().ok()?,
+                http2_resets: text("http.http2_resets").parse().ok()?,
+                http2_ping: units::duration(&text("http.http2_ping"))?,
                 drain: units::duration(&text("http.drain"))?,
             },
             ingest: Ingest {
@@ -175,6 +184,12 @@ impl Values {
                 max_record: units::bytes(&text("ingest.max_record"))?,
                 in_flight: units::bytes(&text("ingest.in_flight"))?,
                 request_memory: units::bytes(&text("ingest.request_memory"))?,
+                window: units::bytes(&text("ingest.window"))?,
+                turn_timeout: units::duration(&text("ingest.turn_timeout"))?,
+                max_strict: units::bytes(&text("ingest.max_strict"))?,
+                max_ratio: text("ingest.max_ratio").parse().ok()?,
+                body_patience: units::duration(&text("ingest.body_patience"))?,
+                body_rate: units::bytes(&text("ingest.body_rate"))?,
                 linger: units::duration(&text("ingest.linger"))?,
             },
             consume: Consume {
@@ -260,6 +275,11 @@ fn contradictions(config: &Config, faults: &mut Vec<String>) {
     }
     if config.serve.default_limit > config.serve.max_limit {
         faults.push("serve.default_limit is above serve.max_limit".to_owned());
+    }
+    if config.ingest.window > config.ingest.in_flight {
+        faults.push(
+            "ingest.window is above ingest.in_flight: clients would be refused instead of taking turns".to_owned(),
+        );
     }
     if config.ingest.max_record > config.ingest.in_flight {
         faults.push("ingest.max_record is above ingest.in_flight: such a record could never be sent".to_owned());

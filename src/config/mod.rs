@@ -62,6 +62,15 @@ pub struct Http {
     pub keys_file: Option<PathBuf>,
     pub insecure: bool,
     pub max_connections: usize,
+    pub max_connections_per_client: usize,
+    pub max_requests: usize,
+    pub head_timeout: Duration,
+    pub idle_timeout: Duration,
+    pub write_timeout: Duration,
+    pub max_head: usize,
+    pub http2_streams: u32,
+    pub http2_resets: u32,
+    pub http2_ping: Duration,
     pub drain: Duration,
 }
 
@@ -71,6 +80,12 @@ pub struct Ingest {
     pub max_record: usize,
     pub in_flight: usize,
     pub request_memory: usize,
+    pub window: usize,
+    pub turn_timeout: Duration,
+    pub max_strict: usize,
+    pub max_ratio: usize,
+    pub body_patience: Duration,
+    pub body_rate: usize,
     pub linger: Duration,
 }
 

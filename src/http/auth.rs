@@ -6,7 +6,7 @@
 
 use std::{
     fs, io,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, RwLock},
     time::{Duration, Instant, SystemTime},
@@ -16,7 +16,10 @@ use axum::http::{HeaderMap, header};
 use sha2::{Digest as _, Sha256};
 use tracing::{error, info};
 
-use super::problem::{NO_KEY, NOT_ALLOWED, Problem, WRONG_KEY};
+use super::{
+    client::Client,
+    problem::{NO_KEY, NOT_ALLOWED, Problem, WRONG_KEY},
+};
 
 /// How often the keys file is looked at, at most.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -49,10 +52,10 @@ pub enum Auth {
 }
 
 /// Who sends a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Principal {
-    /// Name of the key, or the client's address where keys are not asked for. Limits count per name.
-    pub name: Arc<str>,
+    /// Whom limits count by: the holder of the key, or the client's address where keys are not asked for.
+    pub client: Arc<Client>,
     grant: Grant,
 }
 
@@ -64,9 +67,9 @@ enum Grant {
 }
 
 impl Principal {
-    /// One that may send everything; `name` is what limits count by.
-    pub fn unrestricted(name: impl Into<Arc<str>>) -> Self {
-        Self { name: name.into(), grant: Grant::All }
+    /// One that may send everything.
+    pub fn unrestricted(client: Arc<Client>) -> Self {
+        Self { client, grant: Grant::All }
     }
 
     /// Whether records of the producer folder may be sent.
@@ -81,7 +84,7 @@ impl Principal {
     pub fn refuse(&self, record_type: &str, producers: &[&str]) -> Problem {
         NOT_ALLOWED.problem(format!(
             "key {:?} may not send {record_type:?}: the type belongs to producer {}",
-            self.name,
+            self.client.name,
             producers.join(", ")
         ))
     }
@@ -99,10 +102,10 @@ impl Auth {
         }
     }
 
-    /// Says who sends the request, or the 401 to answer. `peer` names clients where no keys are asked for.
-    pub fn authenticate(&self, headers: &HeaderMap, peer: Option<IpAddr>) -> Result<Principal, Problem> {
+    /// Says who sends the request, or the 401 to answer. Where no keys are asked for, it is whoever opened the connection.
+    pub fn authenticate(&self, headers: &HeaderMap, opened_by: Option<&Arc<Client>>) -> Result<Principal, Problem> {
         let Self::Keys(file) = self else {
-            return Ok(Principal::unrestricted(peer.map_or_else(|| "anonymous".into(), |ip| ip.to_string())));
+            return Ok(Principal::unrestricted(opened_by.map_or_else(|| Client::new("anonymous"), Arc::clone)));
         };
         let key = bearer(headers).ok_or_else(|| NO_KEY.problem("send Authorization: Bearer <key>"))?;
         let known = if key.len() > MAX_KEY_BYTES { None } else { file.keys().find(&hash(key)) };
@@ -183,7 +186,7 @@ fn parse_line(line: &str) -> Result<(Hash, Principal), String> {
     if matches!(&grant, Grant::Producers(none) if none.is_empty()) {
         return Err(format!("key {name:?} names no producer: list some, or * for all"));
     }
-    Ok((bytes, Principal { name: name.into(), grant }))
+    Ok((bytes, Principal { client: Client::new(name), grant }))
 }
 
 /// A keys file and the keys it held when it was last read.
@@ -275,7 +278,7 @@ mod tests {
             .unwrap();
         let auth = Auth::new(&["0.0.0.0:80".parse().unwrap()], Some(&path), false).unwrap();
         let airline = auth.authenticate(&with_key("two"), None).unwrap();
-        assert_eq!(&*airline.name, "airline");
+        assert_eq!(&*airline.client.name, "airline");
         assert!(airline.may_send("bags") && !airline.may_send("crew"));
         assert!(auth.authenticate(&with_key("one"), None).unwrap().may_send("crew"));
         assert_eq!(auth.authenticate(&with_key("three"), None).unwrap_err().code, WRONG_KEY.code);

@@ -16,7 +16,7 @@ use super::{
     problem::{INTERNAL, METHOD, NO_ROUTE, Problem},
     trace::{self, TraceContext},
 };
-use crate::telemetry::metrics::http::{PANICS, REQUEST_SECONDS, REQUESTS_IN_FLIGHT};
+use crate::telemetry::metrics::http::{PANICS, REQUEST_SECONDS};
 
 /// Label of requests whose path no route has; the path itself would make a metric without bound.
 const NO_ROUTE_LABEL: &str = "none";
@@ -42,7 +42,6 @@ fn wrong_method(method: &Method, uri: &Uri) -> Problem {
 /// Gives the request its trace and span, counts and times the answer, and turns a panic into a problem.
 async fn observe(mut request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let _in_flight = InFlight::new();
     let context = TraceContext::of(request.headers());
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map_or(NO_ROUTE_LABEL, MatchedPath::as_str);
@@ -90,22 +89,6 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("not a text")
-}
-
-/// Counts a request until its answer's head is ready, also when the client leaves before.
-struct InFlight;
-
-impl InFlight {
-    fn new() -> Self {
-        REQUESTS_IN_FLIGHT.inc();
-        Self
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        REQUESTS_IN_FLIGHT.dec();
-    }
 }
 
 #[cfg(test)]

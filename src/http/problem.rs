@@ -135,7 +135,7 @@ impl IntoResponse for Problem {
 }
 
 /// The problems that any listener may answer.
-pub const CATALOGUE: &[&Kind] = &[&NO_ROUTE, &METHOD, &NO_KEY, &WRONG_KEY, &NOT_ALLOWED, &INTERNAL];
+pub const CATALOGUE: &[&Kind] = &[&NO_ROUTE, &METHOD, &NO_KEY, &WRONG_KEY, &NOT_ALLOWED, &INTERNAL, &BUSY, &MALFORMED];
 
 /// No route has this path.
 pub const NO_ROUTE: Kind = Kind {
@@ -184,6 +184,22 @@ pub const INTERNAL: Kind = Kind {
     title: "internal error",
     meaning: "Millpond met a fault of its own; the log has the details under the same trace_id",
     remedy: "report it with the log lines of the trace_id; whether a write happened is unknown, so retry with the same event id",
+};
+/// There are too many requests.
+pub const BUSY: Kind = Kind {
+    code: "MP0007",
+    status: 503,
+    title: "too many requests under way",
+    meaning: "the listener has as many requests under way as it takes; from half of that on, an HTTP/2 connection gets one at a time",
+    remedy: "retry after Retry-After seconds, with fewer streams at once; nothing of the request was looked at. If it lasts, add a process or raise http.max_requests",
+};
+/// It is not clear what is asked.
+pub const MALFORMED: Kind = Kind {
+    code: "MP0008",
+    status: 400,
+    title: "the request is malformed",
+    meaning: "the head breaks a rule of HTTP/1.1 that keeps two readers from taking one request for two different ones",
+    remedy: "mend the client, or the proxy before this listener: HTTP/1.1 wants exactly one Host header",
 };
 
 #[cfg(test)]

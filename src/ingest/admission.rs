@@ -15,8 +15,15 @@ use governor::{
     state::keyed::HashMapStateStore,
 };
 
-use super::problems::{OVERLOADED, RATE_LIMIT};
-use crate::{http::Problem, spec::producer::Rate, telemetry::metrics::ingest::IN_FLIGHT_BYTES};
+use super::{
+    problems::{CLIENT_SHARE, OVERLOADED, RATE_LIMIT},
+    turns::Turn,
+};
+use crate::{
+    http::{Client, Problem},
+    spec::producer::Rate,
+    telemetry::metrics::ingest::IN_FLIGHT_BYTES,
+};
 
 /// Seconds after which a request that met a full process should come again.
 const OVERLOAD_RETRY_SECONDS: u32 = 1;
@@ -24,6 +31,10 @@ const OVERLOAD_RETRY_SECONDS: u32 = 1;
 const SWEEP_EVERY: u32 = 4096;
 
 /// The bytes of requests that this process holds at once, as sent, decompressed and encoded together.
+///
+/// Half of them is anybody's, without counting whose. The other half is scarce: of it a client may hold as much as is still
+/// free, so that something is left for whoever comes next, and several clients that want all of it end up with equal
+/// shares.
 #[derive(Debug, Clone)]
 pub(super) struct Budget {
     used: Arc<AtomicUsize>,
@@ -34,7 +45,12 @@ pub(super) struct Budget {
 #[derive(Debug)]
 pub(super) struct Held {
     budget: Budget,
+    client: Arc<Client>,
     bytes: usize,
+    /// Those of them that were taken when they were scarce.
+    scarce: usize,
+    /// The turn in which what is held was sent; it ends with it.
+    turn: Option<Turn>,
 }
 
 impl Budget {
@@ -43,8 +59,8 @@ impl Budget {
     }
 
     /// Holds nothing yet.
-    pub(super) fn hold(&self) -> Held {
-        Held { budget: self.clone(), bytes: 0 }
+    pub(super) fn hold(&self, client: &Arc<Client>) -> Held {
+        Held { budget: self.clone(), client: Arc::clone(client), bytes: 0, scarce: 0, turn: None }
     }
 }
 
@@ -53,7 +69,7 @@ impl Held {
     pub(super) fn grow(&mut self, bytes: usize) -> Result<(), Problem> {
         let Budget { used, limit } = &self.budget;
         let fits = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= *limit);
-        used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map_err(|_| {
+        let before = used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map_err(|_| {
             OVERLOADED
                 .problem(format!("the {limit} bytes that this process may hold of requests are in use"))
                 .with("outcome", "not_written")
@@ -61,7 +77,22 @@ impl Held {
         })?;
         self.bytes += bytes;
         IN_FLIGHT_BYTES.add(bytes as i64);
-        Ok(())
+        if before + bytes > limit / 2 { self.take_scarce(bytes, limit - before) } else { Ok(()) }
+    }
+
+    /// Counts bytes that were scarce when they were taken; `free` is what was left before.
+    fn take_scarce(&mut self, bytes: usize, free: usize) -> Result<(), Problem> {
+        self.scarce += bytes;
+        let has = self.client.scarce_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if has <= free {
+            return Ok(());
+        }
+        self.shrink_to(self.bytes - bytes);
+        let name = &self.client.name;
+        let problem = CLIENT_SHARE.problem(format!(
+            "client {name:?} has the most that one client gets of the memory for requests while others need it, too"
+        ));
+        Err(problem.with("outcome", "not_written").retry_after(OVERLOAD_RETRY_SECONDS))
     }
 
     /// Gives back all but `bytes`.
@@ -70,6 +101,16 @@ impl Held {
         self.bytes -= surplus;
         self.budget.used.fetch_sub(surplus, Ordering::Relaxed);
         IN_FLIGHT_BYTES.sub(surplus as i64);
+        let scarce = self.scarce.min(surplus);
+        if scarce > 0 {
+            self.scarce -= scarce;
+            self.client.scarce_bytes.fetch_sub(scarce, Ordering::Relaxed);
+        }
+    }
+
+    /// Ends the turn when what is held is given back.
+    pub(super) fn keep(&mut self, turn: Turn) {
+        self.turn = Some(turn);
     }
 }
 
@@ -149,21 +190,73 @@ impl ClientRate {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
     fn budget_is_given_back_whatever_becomes_of_the_request() {
-        let budget = Budget::new(10);
-        let mut first = budget.hold();
+        let (budget, a, b) = (Budget::new(12), Client::new("a"), Client::new("b"));
+        let mut first = budget.hold(&a);
         first.grow(6).unwrap();
-        let mut second = budget.hold();
-        assert_eq!(second.grow(5).unwrap_err().status, 503);
-        second.grow(4).unwrap();
+        let mut second = budget.hold(&b);
+        assert_eq!(second.grow(7).unwrap_err().status, 503);
+        second.grow(3).unwrap();
         first.shrink_to(1);
-        second.grow(5).unwrap();
+        second.grow(2).unwrap();
         drop((first, second));
         assert_eq!(budget.used.load(Ordering::Relaxed), 0);
-        assert!(budget.hold().grow(usize::MAX).is_err());
+        assert!(budget.hold(&a).grow(usize::MAX).is_err());
+        assert_eq!(a.scarce_bytes.load(Ordering::Relaxed) + b.scarce_bytes.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn greedy_client_leaves_room_for_another() {
+        let (budget, greedy, modest) = (Budget::new(1000), Client::new("greedy"), Client::new("modest"));
+        let mut taken: Vec<Held> = Vec::new();
+        let problem = loop {
+            let mut held = budget.hold(&greedy);
+            match held.grow(10) {
+                Ok(()) => taken.push(held),
+                Err(problem) => break problem,
+            }
+        };
+        assert_eq!((problem.status, problem.code), (429, CLIENT_SHARE.code));
+        assert_eq!(taken.len(), 75, "half that is anybody's, and half of the scarce half");
+        let mut held = budget.hold(&modest);
+        held.grow(100).unwrap();
+        // With another there, the greedy one's share is smaller still.
+        drop(taken.split_off(70));
+        assert!(budget.hold(&greedy).grow(10).is_err());
+        drop((taken, held));
+        assert_eq!(greedy.scarce_bytes.load(Ordering::Relaxed), 0);
+        budget.hold(&greedy).grow(500).unwrap();
+    }
+
+    proptest! {
+        /// Whoever takes whatever in whatever order: nothing is lost, and the limit holds.
+        #[test]
+        fn budget_and_shares_balance(
+            steps in prop::collection::vec((0_usize..3, 0_usize..400, any::<bool>()), 0..200),
+        ) {
+            let (budget, clients) = (Budget::new(1000), ["a", "b", "c"].map(Client::new));
+            let mut holders: Vec<Held> = Vec::new();
+            for (client, bytes, ends) in steps {
+                if ends {
+                    drop(holders.pop());
+                    continue;
+                }
+                let mut held = budget.hold(&clients[client]);
+                let _ = held.grow(bytes);
+                held.shrink_to(bytes / 2);
+                holders.push(held);
+                prop_assert!(budget.used.load(Ordering::Relaxed) <= 1000);
+                prop_assert_eq!(budget.used.load(Ordering::Relaxed), holders.iter().map(|held| held.bytes).sum::<usize>());
+            }
+            drop(holders);
+            prop_assert_eq!(budget.used.load(Ordering::Relaxed), 0);
+            prop_assert!(clients.iter().all(|client| client.scarce_bytes.load(Ordering::Relaxed) == 0));
+        }
     }
 
     #[test]

@@ -25,6 +25,8 @@ use crate::{http::Problem, telemetry::metrics::ingest::BODY_BYTES};
 const STEP_BYTES: usize = 8 * 1024;
 /// Decompressed bytes that no ratio is asked of, since small bodies of one value compress well and harm nobody.
 const RATIO_GRACE_BYTES: usize = 1 << 20;
+/// JSON after which other requests get their turn on the thread: bombs and large bodies arrive faster than they are read.
+const YIELD_BYTES: usize = 256 << 10;
 /// Largest window of zstd, as a power of two: 8 MiB, what the format asks every decoder to support.
 const ZSTD_WINDOW_LOG: u32 = 23;
 
@@ -134,7 +136,12 @@ impl Reader {
             };
             let json = self.decode(wire)?;
             if !json.is_empty() {
-                return self.account(json);
+                let before = self.json_bytes;
+                let json = self.account(json)?;
+                if self.json_bytes / YIELD_BYTES > before / YIELD_BYTES {
+                    tokio::task::yield_now().await;
+                }
+                return Ok(json);
             }
         }
         Ok(None)
@@ -347,13 +354,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ingest::admission::Budget;
+    use crate::{http::Client, ingest::admission::Budget};
 
     const LIMITS: Limits =
         Limits { wire: 1 << 20, json: 4 << 20, ratio: 50, patience: Duration::from_secs(10), least_rate: 1024 };
 
     fn reader(body: Body, encoding: Encoding, limits: Limits) -> Result<Reader, Problem> {
-        Reader::new(body, encoding, limits, Budget::new(usize::MAX).hold())
+        Reader::new(body, encoding, limits, Budget::new(usize::MAX).hold(&Client::new("a")))
     }
 
     /// A body that arrives in pieces of `size`.
@@ -437,12 +444,12 @@ mod tests {
 
     #[tokio::test]
     async fn budget_covers_what_was_read_until_the_reader_goes() {
-        let budget = Budget::new(10);
-        let mut reader = Reader::new(Body::from("12345678"), Encoding::Identity, LIMITS, budget.hold()).unwrap();
+        let (budget, a, b) = (Budget::new(16), Client::new("a"), Client::new("b"));
+        let mut reader = Reader::new(Body::from("12345678"), Encoding::Identity, LIMITS, budget.hold(&a)).unwrap();
         reader.whole().await.unwrap();
-        assert_eq!(budget.hold().grow(3).unwrap_err().status, 503);
+        assert_eq!(budget.hold(&b).grow(9).unwrap_err().status, 503);
         drop(reader);
-        budget.hold().grow(10).unwrap();
+        budget.hold(&b).grow(16).unwrap();
     }
 
     proptest! {

@@ -18,6 +18,7 @@ use super::{
     publish::{self, Listing, Tally, UnderWay, retry_seconds},
     stream::{Chunk, Cutter},
     strict,
+    turns::Turn,
 };
 use crate::{
     http::Problem,
@@ -182,10 +183,16 @@ impl<'a> Stream<'a> {
             return Ok(());
         }
         self.wait_for_rate(self.encoder.records.len()).await?;
+        // What is known of earlier batches is looked at first: after one that failed nothing more is sent.
+        while self.under_way.front().is_some_and(|(batch, _)| batch.is_settled()) {
+            self.settle_one().await?;
+        }
         let bytes = self.encoder.bytes.len();
         let encoded = self.encoder.take();
         let sent = loop {
-            match self.intake.state.send(self.intake, encoded.clone(), None) {
+            let mut held = self.intake.state.budget.hold(&self.intake.principal.client);
+            held.keep(self.turn(bytes).await?);
+            match self.intake.state.send(self.intake, encoded.clone(), Some(held)) {
                 // Our own batches fill the queue: once one is settled there is room.
                 Err((NotSent::Full { .. }, _)) if !self.under_way.is_empty() => self.settle_one().await?,
                 other => break other,
@@ -199,6 +206,19 @@ impl<'a> Stream<'a> {
             self.settle_one().await?;
         }
         Ok(())
+    }
+
+    /// Whoever waits for a turn has none: others may wait for those of our own batches.
+    async fn turn(&mut self, bytes: usize) -> Result<Turn, End> {
+        loop {
+            if let Some(turn) = self.intake.state.turns.try_take(bytes) {
+                return Ok(turn);
+            }
+            if self.under_way.is_empty() {
+                return self.intake.turn(bytes).await.map_err(End::Stopped);
+            }
+            self.settle_one().await?;
+        }
     }
 
     /// The first records of a request meet the limit as those of any other; later ones wait, and so does the client.

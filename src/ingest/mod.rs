@@ -22,6 +22,7 @@ pub mod registry_routes;
 mod routes;
 mod stream;
 mod strict;
+mod turns;
 
 use std::{
     sync::{Arc, PoisonError, RwLock},
@@ -39,7 +40,9 @@ use self::{
     body::{Limits, Reader},
     contract::Producer,
     negotiate::{Encoding, Format, Preferences},
-    publish::UnderWay,
+    problems::{NO_TURN, NOT_WRITTEN},
+    publish::{UnderWay, retry_seconds},
+    turns::{TooMany, Turn, Turns},
 };
 use crate::{
     http::{Auth, Health, Principal, Problem, TraceContext},
@@ -61,6 +64,11 @@ pub struct Options {
     pub max_ratio: usize,
     /// Bytes of requests that the process holds at once; beyond them requests are refused with 503.
     pub in_flight_bytes: usize,
+    /// Bytes of requests that are encoded, or wait for Kafka's acknowledgement, at once; beyond them clients take turns.
+    /// Requests of a few records have as much again for themselves.
+    pub window_bytes: usize,
+    /// Longest wait for a turn.
+    pub turn_timeout: Duration,
     /// JSON of a lenient request that is encoded and sent together, in bytes.
     pub chunk_bytes: usize,
     /// Chunks of a lenient request that wait for acknowledgement at once.
@@ -84,6 +92,8 @@ impl Default for Options {
             max_record_bytes: 1_000_000,
             max_ratio: 100,
             in_flight_bytes: 256 << 20,
+            window_bytes: 4 << 20,
+            turn_timeout: Duration::from_secs(10),
             chunk_bytes: 256 << 10,
             chunks_in_flight: 4,
             max_listed_records: 100_000,
@@ -103,14 +113,15 @@ struct Shared {
     publisher: Arc<Publisher>,
     auth: Arc<Auth>,
     budget: Budget,
+    turns: Turns,
     options: Options,
 }
 
 impl IngestState {
     /// Takes no record of a type until its schema has an id: see [`Contract::set_schema_id`].
     pub fn new(contracts: Contracts, publisher: Arc<Publisher>, auth: Arc<Auth>, options: Options) -> Self {
-        let budget = Budget::new(options.in_flight_bytes);
-        Self(Arc::new(Shared { contracts: RwLock::new(Arc::new(contracts)), publisher, auth, budget, options }))
+        let (budget, turns) = (Budget::new(options.in_flight_bytes), Turns::new(options.window_bytes));
+        Self(Arc::new(Shared { contracts: RwLock::new(Arc::new(contracts)), publisher, auth, budget, turns, options }))
     }
 
     /// The contracts in force.
@@ -194,7 +205,34 @@ impl Intake {
             patience: options.body_patience,
             least_rate: options.least_body_rate,
         };
-        Reader::new(body, self.encoding, limits, self.state.budget.hold())
+        Reader::new(body, self.encoding, limits, self.state.budget.hold(&self.principal.client))
+    }
+
+    /// The client's turn to have so many bytes of JSON encoded and sent.
+    async fn turn(&self, bytes: usize) -> Result<Turn, Problem> {
+        match self.state.turns.try_take(bytes) {
+            Some(turn) => Ok(turn),
+            None => self.wait_for_turn(bytes).await,
+        }
+    }
+
+    async fn wait_for_turn(&self, bytes: usize) -> Result<Turn, Problem> {
+        let Shared { publisher, turns, options, .. } = &*self.state;
+        let mut health = publisher.watch_health();
+        let problem = tokio::select! {
+            turn = turns.take(&self.principal.client, bytes) => match turn {
+                Ok(turn) => return Ok(turn),
+                Err(TooMany) => NO_TURN.problem("too many requests of the client wait for their turn"),
+            },
+            // What is under way may take its time to fail; nobody should wait behind it.
+            _ = health.wait_for(|health| *health != kafka::Health::Ready) => {
+                NOT_WRITTEN.problem("kafka takes no records any more")
+            }
+            () = tokio::time::sleep(options.turn_timeout) => {
+                NO_TURN.problem(format!("no turn came in {} s", options.turn_timeout.as_secs()))
+            }
+        };
+        Err(problem.with("outcome", "not_written").retry_after(retry_seconds(1)))
     }
 
     fn record_limits(&self) -> RecordLimits {
@@ -204,7 +242,7 @@ impl Intake {
     /// Counts records against the client's limit.
     fn take_rate(&self, records: usize) -> Result<(), (Problem, Limited)> {
         let Some(rate) = &self.producer.rate else { return Ok(()) };
-        let name = &self.principal.name;
+        let name = &self.principal.client.name;
         rate.take(name, records).map_err(|limited| (rate.problem(name, records, limited), limited))
     }
 

@@ -21,6 +21,8 @@ pub const CATALOGUE: &[&Kind] = &[
     &NOT_WRITTEN,
     &UNKNOWN_OUTCOME,
     &PARTLY_WRITTEN,
+    &CLIENT_SHARE,
+    &NO_TURN,
 ];
 
 /// No producer folder has the type.
@@ -158,6 +160,22 @@ pub const PARTLY_WRITTEN: Kind = Kind {
     title: "written in part",
     meaning: "some records of the request are in the log and others certainly are not; `records` says which",
     remedy: "retry the records that were not written",
+};
+/// One client holds all that one client may.
+pub const CLIENT_SHARE: Kind = Kind {
+    code: "MP1018",
+    status: 429,
+    title: "the client holds its share",
+    meaning: "requests of this client, by key or else by address, hold as much memory as one client gets while it is scarce; other clients still have room",
+    remedy: "send fewer or smaller requests at once, or large ones with Prefer: handling=lenient, which holds little of each; retry after Retry-After seconds",
+};
+/// The request waited for its turn for too long.
+pub const NO_TURN: Kind = Kind {
+    code: "MP1019",
+    status: 503,
+    title: "no turn came",
+    meaning: "more is sent than Kafka takes: the request waited for its client's turn as long as requests do, or too many of the client's were waiting already; nothing of it was written",
+    remedy: "retry after Retry-After seconds; if it lasts, send fewer requests at once, add an ingest process, or look at what slows Kafka",
 };
 
 #[cfg(test)]

@@ -202,6 +202,11 @@ impl UnderWay {
         self.sent.event_ids.get(0).unwrap_or_default()
     }
 
+    /// Whether nothing has to be waited for.
+    pub(super) fn is_settled(&self) -> bool {
+        self.pending.as_ref().is_none_or(PendingReceipt::is_ready)
+    }
+
     /// Waits for every acknowledgement, at most for `limit`, and adds what became of the records to `tally`.
     pub(super) async fn settle(mut self, limit: Duration, tally: &mut Tally, listing: Listing) {
         let Some(pending) = self.pending.as_mut() else { return };

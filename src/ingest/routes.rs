@@ -60,8 +60,8 @@ fn list_one(state: &Shared, kind: RecordKind, name: &str, parts: &Parts) -> Resu
 }
 
 fn authenticate(state: &Shared, parts: &Parts) -> Result<Principal, Problem> {
-    let peer = parts.extensions.get::<Connection>().map(|connection| connection.peer.ip());
-    state.auth.authenticate(&parts.headers, peer)
+    let connection = parts.extensions.get::<Arc<Connection>>();
+    state.auth.authenticate(&parts.headers, connection.map(|connection| &connection.client))
 }
 
 async fn post(state: Arc<Shared>, kind: RecordKind, name: &str, request: Request) -> Response {

@@ -48,11 +48,13 @@ pub(super) async fn finish(
 ) -> Result<Response, Problem> {
     BODY_BYTES.with_label_values(&["json"]).inc_by(body.len() as u64);
     let single = shape == BodyShape::Object;
+    let turn = intake.turn(body.len()).await?;
     let encoded = encode(&intake, body, shape, schema_id).await?;
     if intake.validate_only {
         return Ok(dry_run(&intake, &encoded));
     }
     reader.held().grow(encoded.bytes.len())?;
+    reader.held().keep(turn);
     let under_way = intake
         .state
         .send(&intake, encoded, Some(reader.into_held()))

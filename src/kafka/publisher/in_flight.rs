@@ -140,6 +140,13 @@ impl InFlight {
 #[must_use = "whether the records were written is known only from the receipt"]
 pub struct PendingReceipt(pub(super) Arc<InFlight>);
 
+impl PendingReceipt {
+    /// Whether the receipt is there already.
+    pub fn is_ready(&self) -> bool {
+        self.0.remaining.load(Ordering::Acquire) == 0
+    }
+}
+
 impl Future for PendingReceipt {
     type Output = Receipt;
 

@@ -17,6 +17,10 @@ metrics! {
         "Bytes of bodies, by stage: wire (as sent), json (decompressed), avro (encoded and framed)", &["stage"];
     ENCODE_SECONDS: Histogram = "millpond_ingest_encode_duration_seconds",
         "Time to validate and encode the records of one request or one chunk of it", seconds_buckets();
+    WAITING_REQUESTS: IntGauge = "millpond_ingest_waiting_requests",
+        "Requests, or chunks of lenient ones, that wait for their client's turn";
+    TURN_SECONDS: Histogram = "millpond_ingest_turn_duration_seconds",
+        "Time that those requests waited which did not pass at once", seconds_buckets();
     IN_FLIGHT_BYTES: IntGauge = "millpond_ingest_in_flight_bytes",
         "Bytes held for requests that are not answered yet";
 }
