@@ -8,6 +8,7 @@ use std::{
 use anyhow::bail;
 
 use crate::{
+    domain::nearest,
     kafka::{TopicSpec, registry::RegistryOptions},
     projection::{LIVE_SCHEMA, live_view, split},
     schema::SchemaSet,
@@ -62,7 +63,7 @@ impl Project {
         let names = || self.consumers.iter().map(|c| c.name.as_str());
         match self.consumers.iter().find(|c| c.name == name) {
             Some(spec) => Ok(spec),
-            None => match crate::spec::nearest(name, names()) {
+            None => match nearest(name, names()) {
                 Some(near) => bail!("there is no consumer {name}; did you mean {near}?"),
                 None => bail!("there is no consumer {name} in {}", self.dir.join("consumers").display()),
             },

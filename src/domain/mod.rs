@@ -2,9 +2,11 @@
 //!
 //! Owns identities and coordinates that every other module speaks of. Must not import anything of this crate.
 
+mod nearest;
 mod position;
 mod table;
 
+pub use nearest::{near, nearest};
 pub use position::{MAX_PLAIN_POSITION_BYTES, Position, PositionError, Span, TopicPartition};
 pub use table::{ColumnInfo, TableInfo};
 

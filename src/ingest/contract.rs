@@ -18,6 +18,7 @@ use super::{
     problems::{NOT_REGISTERED, OTHER_KIND, UNKNOWN_TYPE},
 };
 use crate::{
+    domain::near,
     http::{Principal, Problem},
     schema::{Fault, SchemaSet, encode::Encoder},
     spec::{
@@ -29,8 +30,6 @@ use crate::{
 
 /// Names of other types that a 404 offers.
 const NEAR_TYPES: usize = 3;
-/// Similarity from which a name is offered.
-const NEAR: f64 = 0.75;
 const NO_SCHEMA_ID: i64 = -1;
 
 /// Everything that may be sent, by record type.
@@ -147,14 +146,8 @@ impl Contracts {
 
     fn unknown(&self, kind: RecordKind, record_type: &str) -> Problem {
         let shown: String = record_type.chars().take(80).collect();
-        let wanted = shown.to_lowercase();
-        let mut scored: Vec<(f64, &str)> = self
-            .iter()
-            .map(|contract| (strsim::jaro_winkler(&wanted, &contract.name.to_lowercase()), contract.name.as_str()))
-            .filter(|(score, _)| *score >= NEAR)
-            .collect();
-        scored.sort_by(|a, b| b.0.total_cmp(&a.0));
-        let near: Vec<&str> = scored.into_iter().take(NEAR_TYPES).map(|(_, name)| name).collect();
+        let mut near = near(&shown, self.iter().map(|contract| contract.name.as_str()));
+        near.truncate(NEAR_TYPES);
         let advice = match near.first() {
             Some(first) => format!("did you mean {first}?"),
             None => format!("GET /v1/{} lists what there is", kind.plural()),

@@ -6,7 +6,6 @@ pub mod encode;
 mod fault;
 pub mod framing;
 pub mod limits;
-mod nearest;
 mod parse;
 mod pg;
 mod reader;

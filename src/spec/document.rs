@@ -13,7 +13,8 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{SpecFault, listing, nearest};
+use super::{SpecFault, listing};
+use crate::domain::nearest;
 
 /// Where faults of one file are gathered.
 pub struct Document {

@@ -47,7 +47,8 @@ use self::{
     scan::Scanner,
     session::{Session, Stop},
 };
-use super::{fault::Fault, nearest::nearest};
+use super::fault::Fault;
+use crate::domain::nearest;
 
 /// Why a schema cannot be compiled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -16,11 +16,11 @@ use super::{
     cursor::Cursor,
     format::Format,
     freshness,
-    grammar::{Filter, Query, Test, abbreviated, nearest},
+    grammar::{Filter, Query, Test, abbreviated},
     names::{literal, quoted, value_type},
     problem::{BAD_OPERATOR, UNKNOWN_COLUMN},
 };
-use crate::domain::ColumnInfo;
+use crate::domain::{ColumnInfo, nearest};
 use crate::http::Problem;
 pub use order::{Term, terms};
 
