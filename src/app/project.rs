@@ -12,7 +12,10 @@ use crate::{
     kafka::{TopicSpec, registry::RegistryOptions},
     projection::{LIVE_SCHEMA, live_view, split},
     schema::SchemaSet,
-    spec::{ConsumerSpec, ProducerSpec},
+    spec::{
+        ConsumerSpec,
+        producer::{self, ProducerSpec},
+    },
 };
 
 /// Everything that `schemas/`, `producers/` and `consumers/` declare.
@@ -38,13 +41,10 @@ impl Project {
                 None
             }
         };
-        let mut producers = Vec::new();
-        for folder in folders(&dir.join("producers"))? {
-            match ProducerSpec::load(&folder) {
-                Ok(spec) => producers.push(spec),
-                Err(found) => faults.extend(found.iter().map(ToString::to_string)),
-            }
-        }
+        let producers = producer::load_all(&dir.join("producers")).unwrap_or_else(|found| {
+            faults.extend(found.iter().map(ToString::to_string));
+            Vec::new()
+        });
         let mut consumers = Vec::new();
         for folder in folders(&dir.join("consumers"))? {
             match ConsumerSpec::load(&folder) {

@@ -16,11 +16,11 @@ mod format;
 mod freshness;
 mod grammar;
 mod listing;
-mod names;
 mod outcome;
 pub mod problem;
 mod read;
 mod routes;
+mod types;
 mod wait;
 
 use std::{

@@ -143,14 +143,6 @@ impl<'a> TableReader<'a> {
         }
     }
 
-    pub fn boolean(&self, key: &str) -> Option<bool> {
-        let value = self.value(key)?;
-        match value.as_bool() {
-            Some(flag) => Some(flag),
-            None => self.mismatch(key, "true or false", value),
-        }
-    }
-
     /// A whole number of at least `least`.
     pub fn whole(&self, key: &str, least: u64) -> Option<u64> {
         let value = self.value(key)?;
