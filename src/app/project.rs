@@ -8,10 +8,14 @@ use std::{
 use anyhow::bail;
 
 use crate::{
+    domain::nearest,
     kafka::{TopicSpec, registry::RegistryOptions},
     projection::{LIVE_SCHEMA, live_view, split},
     schema::SchemaSet,
-    spec::{ConsumerSpec, ProducerSpec},
+    spec::{
+        ConsumerSpec,
+        producer::{self, ProducerSpec},
+    },
 };
 
 /// Everything that `schemas/`, `producers/` and `consumers/` declare.
@@ -37,13 +41,10 @@ impl Project {
                 None
             }
         };
-        let mut producers = Vec::new();
-        for folder in folders(&dir.join("producers"))? {
-            match ProducerSpec::load(&folder) {
-                Ok(spec) => producers.push(spec),
-                Err(found) => faults.extend(found.iter().map(ToString::to_string)),
-            }
-        }
+        let producers = producer::load_all(&dir.join("producers")).unwrap_or_else(|found| {
+            faults.extend(found.iter().map(ToString::to_string));
+            Vec::new()
+        });
         let mut consumers = Vec::new();
         for folder in folders(&dir.join("consumers"))? {
             match ConsumerSpec::load(&folder) {
@@ -62,7 +63,7 @@ impl Project {
         let names = || self.consumers.iter().map(|c| c.name.as_str());
         match self.consumers.iter().find(|c| c.name == name) {
             Some(spec) => Ok(spec),
-            None => match crate::spec::nearest(name, names()) {
+            None => match nearest(name, names()) {
                 Some(near) => bail!("there is no consumer {name}; did you mean {near}?"),
                 None => bail!("there is no consumer {name} in {}", self.dir.join("consumers").display()),
             },

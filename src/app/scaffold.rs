@@ -13,6 +13,7 @@ use crate::{
     cli::args::Producer,
     cli::say::say,
     config::Config,
+    domain::nearest,
     http::auth,
     schema::{Column, infer, relation_name},
     spec::producer::{self, RecordKind},
@@ -213,7 +214,7 @@ fn pascal_case(name: &str) -> String {
 pub fn consumer(project: &Project, name: &str, record_type: &str) -> anyhow::Result<()> {
     let Some(record) = project.schemas.get(record_type) else {
         let known: Vec<&str> = project.schemas.iter().map(|r| r.name.as_str()).collect();
-        match crate::spec::nearest(record_type, known.iter().copied()) {
+        match nearest(record_type, known.iter().copied()) {
             Some(near) => bail!("there is no record type {record_type}; did you mean {near}?"),
             None => bail!("there is no record type {record_type}; there are {}", known.join(", ")),
         }

@@ -18,6 +18,7 @@ use super::{
     keys::{self, KEYS, Key, Kind},
     units,
 };
+use crate::domain::nearest;
 
 /// The prefix of environment variables; two underscores stand for a dot.
 const PREFIX: &str = "MILLPOND__";
@@ -111,8 +112,7 @@ impl Values {
         }
         if keys::find(name).is_none() {
             let known = KEYS.iter().map(|k| k.name);
-            let hint =
-                crate::spec::nearest(name, known).map_or(String::new(), |near| format!("; did you mean {near}?"));
+            let hint = nearest(name, known).map_or(String::new(), |near| format!("; did you mean {near}?"));
             faults.push(format!("{source}: there is no key {name}{hint}"));
             return;
         }

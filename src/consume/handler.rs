@@ -9,7 +9,8 @@ use std::{collections::HashMap, sync::Arc};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::store::{self, Session, ident, literal};
+use crate::domain::{ident, literal};
+use crate::store::{self, Session};
 
 /// One record, decoded with the schema version that the consumer pins.
 #[derive(Debug, Clone)]

@@ -15,11 +15,10 @@ use super::{
     prepare::{Fault, Prepared},
 };
 use crate::{
-    domain::HEADER_EVENT_ID,
+    domain::{HEADER_EVENT_ID, bytea, literal},
     store::{
-        self, CopyBuffer, Session, bytea,
+        self, CopyBuffer, Session,
         fence::{Advance, Claim},
-        literal,
     },
 };
 

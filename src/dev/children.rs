@@ -91,10 +91,24 @@ impl Child {
         Ok(child)
     }
 
+    /// Starts the same again, after it was stopped or has ended.
+    pub fn start_again(&mut self) -> Result<(), Error> {
+        *self = Self::spawn(&self.folder, self.launch.clone())?;
+        Ok(())
+    }
+
     /// Process id.
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.identity.pid
+    }
+
+    /// An error when the child has ended without being told to.
+    pub fn check(&mut self) -> Result<(), Error> {
+        match self.ended()? {
+            None => Ok(()),
+            Some(status) => Err(Error::Died { server: self.launch.name.clone(), status, log: self.launch.log.clone() }),
+        }
     }
 
     /// How the child ended, if it did.

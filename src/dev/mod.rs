@@ -11,6 +11,7 @@ pub mod ports;
 pub mod postgres;
 pub mod process;
 pub mod progress;
+mod server;
 mod settings;
 pub mod watch;
 
@@ -136,14 +137,6 @@ fn doing(what: &str, path: &Path, source: io::Error) -> Error {
     Error::Io { doing: format!("{what} {}", path.display()), source }
 }
 
-/// An error when `child` has ended without being told to.
-fn still_runs(child: &mut children::Child, launch: &children::Launch) -> Result<(), Error> {
-    match child.ended()? {
-        None => Ok(()),
-        Some(status) => Err(Error::Died { server: launch.name.clone(), status, log: launch.log.clone() }),
-    }
-}
-
 /// Deletes a folder with all in it; one that is not there is no error.
 fn delete(path: &Path) -> Result<(), Error> {
     match std::fs::remove_dir_all(path) {
@@ -219,13 +212,30 @@ impl Options {
 pub struct Servers {
     kafka: Choice<KafkaServer>,
     postgres: Choice<PostgresServer>,
-    folder: Arc<Folder>,
+    /// Held for its lock, also when both servers were given.
+    _folder: Arc<Folder>,
 }
 
 #[derive(Debug)]
 enum Choice<S> {
     Given(String),
     Started(S),
+}
+
+impl<S> Choice<S> {
+    fn make(given: Option<&String>, start: impl FnOnce() -> Result<S, Error>) -> Result<Self, Error> {
+        match given {
+            Some(given) => Ok(Self::Given(given.clone())),
+            None => start().map(Self::Started),
+        }
+    }
+
+    fn started(&mut self) -> Option<&mut S> {
+        match self {
+            Self::Given(_) => None,
+            Self::Started(server) => Some(server),
+        }
+    }
 }
 
 impl Servers {
@@ -245,17 +255,15 @@ impl Servers {
             }
         }
         let (kafka, postgres) = std::thread::scope(|scope| {
-            let kafka = scope.spawn(|| match &options.kafka {
-                Some(given) => Ok(Choice::Given(given.clone())),
-                None => KafkaServer::start(&folder, &options.kafka_options, progress).map(Choice::Started),
+            let kafka = scope.spawn(|| {
+                Choice::make(options.kafka.as_ref(), || KafkaServer::start(&folder, &options.kafka_options, progress))
             });
-            let postgres = match &options.postgres {
-                Some(given) => Ok(Choice::Given(given.clone())),
-                None => PostgresServer::start(&folder, &options.postgres_options, progress).map(Choice::Started),
-            };
+            let postgres = Choice::make(options.postgres.as_ref(), || {
+                PostgresServer::start(&folder, &options.postgres_options, progress)
+            });
             (kafka.join().expect("invariant: starting Kafka returns its errors"), postgres)
         });
-        Ok(Self { kafka: kafka?, postgres: postgres?, folder })
+        Ok(Self { kafka: kafka?, postgres: postgres?, _folder: folder })
     }
 
     /// Kafka's bootstrap servers, `host:port[,…]`.
@@ -278,49 +286,26 @@ impl Servers {
 
     /// The Kafka started here, to disturb it.
     pub fn kafka(&mut self) -> Option<&mut KafkaServer> {
-        match &mut self.kafka {
-            Choice::Given(_) => None,
-            Choice::Started(server) => Some(server),
-        }
+        self.kafka.started()
     }
 
     /// The Postgres started here, to disturb it.
     pub fn postgres(&mut self) -> Option<&mut PostgresServer> {
-        match &mut self.postgres {
-            Choice::Given(_) => None,
-            Choice::Started(server) => Some(server),
-        }
-    }
-
-    /// The folder of data, logs and state.
-    #[must_use]
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
+        self.postgres.started()
     }
 
     /// An error when a server that was started here has ended by itself. Cheap: ask as often as once a second.
     pub fn check(&mut self) -> Result<(), Error> {
-        if let Some(kafka) = self.kafka() {
-            kafka.check()?;
-        }
-        if let Some(postgres) = self.postgres() {
-            postgres.check()?;
-        }
-        Ok(())
+        self.kafka().map_or(Ok(()), KafkaServer::check)?;
+        self.postgres().map_or(Ok(()), PostgresServer::check)
     }
 
     /// Stops what was started here, in good order, both at once; the data stays.
     pub fn stop(mut self) -> Result<(), Error> {
         std::thread::scope(|scope| {
             let Self { kafka, postgres, .. } = &mut self;
-            let kafka = scope.spawn(move || match kafka {
-                Choice::Given(_) => Ok(()),
-                Choice::Started(server) => server.stop(),
-            });
-            let postgres = match postgres {
-                Choice::Given(_) => Ok(()),
-                Choice::Started(server) => server.stop(),
-            };
+            let kafka = scope.spawn(move || kafka.started().map_or(Ok(()), KafkaServer::stop));
+            let postgres = postgres.started().map_or(Ok(()), PostgresServer::stop);
             kafka.join().expect("invariant: stopping Kafka returns its errors").and(postgres)
         })
     }

@@ -2,11 +2,15 @@
 //!
 //! Owns identities and coordinates that every other module speaks of. Must not import anything of this crate.
 
+mod nearest;
 mod position;
+mod quote;
 mod table;
 
+pub use nearest::{near, nearest};
 pub use position::{MAX_PLAIN_POSITION_BYTES, Position, PositionError, Span, TopicPartition};
-pub use table::{ColumnInfo, TableInfo};
+pub use quote::{bytea, ident, literal};
+pub use table::{ColumnInfo, TableInfo, schema_name};
 
 /// Name of the record header that carries the id of an event or command (UTF-8 text).
 pub const HEADER_EVENT_ID: &str = "mp-event-id";

@@ -2,6 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+/// The schema that holds the tables of one version of a projection.
+pub fn schema_name(projection: &str, version: i32) -> String {
+    format!("p_{projection}_v{version}")
+}
+
 /// One table of one version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableInfo {

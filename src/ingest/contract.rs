@@ -18,6 +18,7 @@ use super::{
     problems::{NOT_REGISTERED, OTHER_KIND, UNKNOWN_TYPE},
 };
 use crate::{
+    domain::near,
     http::{Principal, Problem},
     schema::{Fault, SchemaSet, encode::Encoder},
     spec::{
@@ -29,8 +30,6 @@ use crate::{
 
 /// Names of other types that a 404 offers.
 const NEAR_TYPES: usize = 3;
-/// Similarity from which a name is offered.
-const NEAR: f64 = 0.75;
 const NO_SCHEMA_ID: i64 = -1;
 
 /// Everything that may be sent, by record type.
@@ -42,8 +41,6 @@ pub struct Contracts {
 /// One record type.
 pub struct Contract {
     pub name: String,
-    /// Full name of the Avro record: where the registry has the schema.
-    pub subject: String,
     pub kind: RecordKind,
     pub topic: Arc<str>,
     /// Fields that make the key; the encoder captures them first.
@@ -80,10 +77,9 @@ impl fmt::Debug for Contract {
 impl Contracts {
     /// Compiles what the folders declare, with the newest version of each schema.
     ///
-    /// The faults are those of the folders against one another, of types without a schema, and of fields that schemas do
-    /// not have or that cannot be keys.
+    /// The faults are those of types without a schema, and of fields that schemas do not have or that cannot be keys.
     pub fn compile(specs: &[ProducerSpec], schemas: &SchemaSet) -> Result<Self, Vec<SpecFault>> {
-        let mut faults = producer::cross_check(specs);
+        let mut faults = Vec::new();
         let mut types: BTreeMap<String, Contract> = BTreeMap::new();
         for spec in specs {
             let producer = Arc::new(Producer { name: spec.name.clone(), rate: spec.rate.map(ClientRate::new) });
@@ -114,11 +110,6 @@ impl Contracts {
         self.types.get(record_type)
     }
 
-    /// The topics that records go to, each once.
-    pub fn topics(&self) -> std::collections::BTreeSet<Arc<str>> {
-        self.iter().map(|contract| Arc::clone(&contract.topic)).collect()
-    }
-
     /// The types whose schema has no id yet.
     pub fn unregistered(&self) -> Vec<&str> {
         self.iter().filter(|contract| contract.schema_id().is_none()).map(|contract| contract.name.as_str()).collect()
@@ -147,14 +138,8 @@ impl Contracts {
 
     fn unknown(&self, kind: RecordKind, record_type: &str) -> Problem {
         let shown: String = record_type.chars().take(80).collect();
-        let wanted = shown.to_lowercase();
-        let mut scored: Vec<(f64, &str)> = self
-            .iter()
-            .map(|contract| (strsim::jaro_winkler(&wanted, &contract.name.to_lowercase()), contract.name.as_str()))
-            .filter(|(score, _)| *score >= NEAR)
-            .collect();
-        scored.sort_by(|a, b| b.0.total_cmp(&a.0));
-        let near: Vec<&str> = scored.into_iter().take(NEAR_TYPES).map(|(_, name)| name).collect();
+        let mut near = near(&shown, self.iter().map(|contract| contract.name.as_str()));
+        near.truncate(NEAR_TYPES);
         let advice = match near.first() {
             Some(first) => format!("did you mean {first}?"),
             None => format!("GET /v1/{} lists what there is", kind.plural()),
@@ -177,7 +162,6 @@ impl Contract {
         let example = examples.into_iter().find(|example| example.record_type == *name);
         Ok(Self {
             name: name.clone(),
-            subject: record_type.subject.clone(),
             kind: record.kind,
             topic: record.topic.as_str().into(),
             key: record.key.clone(),

@@ -24,10 +24,7 @@ mod stream;
 mod strict;
 mod turns;
 
-use std::{
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use axum::body::Body;
 
@@ -109,7 +106,7 @@ impl Default for Options {
 pub struct IngestState(Arc<Shared>);
 
 struct Shared {
-    contracts: RwLock<Arc<Contracts>>,
+    contracts: Contracts,
     publisher: Arc<Publisher>,
     auth: Arc<Auth>,
     budget: Budget,
@@ -121,24 +118,12 @@ impl IngestState {
     /// Takes no record of a type until its schema has an id: see [`Contract::set_schema_id`].
     pub fn new(contracts: Contracts, publisher: Arc<Publisher>, auth: Arc<Auth>, options: Options) -> Self {
         let (budget, turns) = (Budget::new(options.in_flight_bytes), Turns::new(options.window_bytes));
-        Self(Arc::new(Shared { contracts: RwLock::new(Arc::new(contracts)), publisher, auth, budget, turns, options }))
+        Self(Arc::new(Shared { contracts, publisher, auth, budget, turns, options }))
     }
 
     /// The contracts in force.
-    pub fn contracts(&self) -> Arc<Contracts> {
-        self.0.contracts()
-    }
-
-    /// Puts other contracts in force, for requests that begin from now on. Types whose schema is the same keep their id.
-    pub fn replace(&self, contracts: Contracts) {
-        let former = self.contracts();
-        for contract in contracts.iter() {
-            let same = former.get(&contract.name).filter(|other| other.schema == contract.schema);
-            if let (None, Some(id)) = (contract.schema_id(), same.and_then(|other| other.schema_id())) {
-                contract.set_schema_id(id);
-            }
-        }
-        *self.0.contracts.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(contracts);
+    pub fn contracts(&self) -> &Contracts {
+        &self.0.contracts
     }
 
     /// The checks that decide whether this process takes records: Kafka, and an id for every schema.
@@ -155,10 +140,6 @@ impl IngestState {
 }
 
 impl Shared {
-    fn contracts(&self) -> Arc<Contracts> {
-        Arc::clone(&self.contracts.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
     fn check_kafka(&self) -> Result<(), String> {
         match self.publisher.health() {
             kafka::Health::Ready => Ok(()),

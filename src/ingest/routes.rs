@@ -50,12 +50,12 @@ fn answer_or(answer: Result<Response, Problem>) -> Response {
 
 fn list_all(state: &Shared, kind: RecordKind, parts: &Parts) -> Result<Response, Problem> {
     authenticate(state, parts)?;
-    Ok(list::all(&state.contracts(), kind, &parts.headers))
+    Ok(list::all(&state.contracts, kind, &parts.headers))
 }
 
 fn list_one(state: &Shared, kind: RecordKind, name: &str, parts: &Parts) -> Result<Response, Problem> {
     authenticate(state, parts)?;
-    let contracts = state.contracts();
+    let contracts = &state.contracts;
     Ok(list::one(contracts.lookup(kind, name)?, &parts.headers))
 }
 
@@ -81,7 +81,7 @@ async fn take(
     body: Body,
 ) -> Result<Response, Problem> {
     let principal = authenticate(&state, &parts)?;
-    let contract = Arc::clone(state.contracts().lookup(kind, name)?);
+    let contract = Arc::clone(state.contracts.lookup(kind, name)?);
     let sender = contract.sender(&principal)?;
     let headers = &parts.headers;
     let intake = Intake {

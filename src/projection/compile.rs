@@ -10,7 +10,6 @@ use super::{
     fingerprint::fingerprint,
     input::Input,
     judge::{judge, text_as_date},
-    names::quoted,
     plan::{self, TablePlan},
     relation::Relation,
     scratch::{Functions, Scratch},
@@ -20,7 +19,10 @@ use super::{
     types, upsert,
     uses::Uses,
 };
-use crate::spec::{ConsumerSpec, Order, Source, SpecFault, TableSpec, Writes};
+use crate::{
+    domain::ident,
+    spec::{ConsumerSpec, Order, Source, SpecFault, TableSpec, Writes},
+};
 
 /// Why a consumer was not compiled.
 #[derive(Debug, thiserror::Error)]
@@ -142,7 +144,7 @@ impl Compiler<'_, '_, '_> {
         for role in self.scratch.missing_roles(&roles).await? {
             let message = format!(
                 "`grants` names the role `{role}`, which Postgres does not have; run: create role {}",
-                quoted(&role)
+                ident(&role)
             );
             self.faults.push(SpecFault::new(self.input.spec.manifest_path(), None, message));
         }
@@ -282,7 +284,7 @@ impl Compiler<'_, '_, '_> {
 
     /// Makes the table, and lets Postgres plan what batches will run on it.
     async fn try_table(&mut self, plan: &TablePlan, table: &TableSpec, made: &Table) -> Result<(), sqlx::Error> {
-        let schema = quoted(&self.scratch.schema);
+        let schema = ident(&self.scratch.schema);
         let all: Vec<usize> = (0..plan.contributions.len()).collect();
         let each = all.iter().map(|i| vec![*i]).chain([all.clone()]);
         let merges =
@@ -388,7 +390,7 @@ impl Compiler<'_, '_, '_> {
             if self.faults.len() > before {
                 continue;
             }
-            let schema = quoted(&self.scratch.schema);
+            let schema = ident(&self.scratch.schema);
             for ddl in table.ddl.iter().map(|ddl| ddl.replace(SCHEMA, &schema)) {
                 if let Err(refusal) = self.scratch.run(&ddl).await? {
                     let message = format!("postgres refuses to make table `{name}`: {}", refusal.message);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{
     apply::{self, ApplyStatement},
-    names::{LIVE_SCHEMA, advisory_key, literal, live_view, quoted, quoted_list, schema_name},
+    names::{LIVE_SCHEMA, advisory_key, ident_list, live_view},
     plan::TablePlan,
     reference::ReferenceTable,
     relation::{METADATA_NAMES, Relation, TOMBSTONES},
@@ -12,7 +12,7 @@ use super::{
     tables::{SCHEMA, Table},
     upsert,
 };
-use crate::domain::TableInfo;
+use crate::domain::{TableInfo, ident, literal, schema_name};
 
 /// A compiled consumer. Independent of the version but where one is asked for.
 #[derive(Debug, Clone)]
@@ -76,14 +76,14 @@ impl Compiled {
     /// The statements that make a version's schema, tables and reference data. Run in one transaction.
     pub fn create_sql(&self, version: i32) -> Vec<String> {
         let schema = self.schema_name(version);
-        let mut sql = vec![format!("create schema {}", quoted(&schema))];
+        let mut sql = vec![format!("create schema {}", ident(&schema))];
         sql.extend(self.references.iter().flat_map(|reference| reference.create_sql(&schema)));
         if !self.tables_sql.is_empty() {
             sql.push(session::creation_path(&schema));
             sql.extend(self.tables_sql.iter().cloned());
             sql.push("set local search_path to default".to_owned());
         }
-        let schema = quoted(&schema);
+        let schema = ident(&schema);
         sql.extend(self.tables.iter().flat_map(|table| &table.ddl).map(|ddl| ddl.replace(SCHEMA, &schema)));
         sql
     }
@@ -101,12 +101,12 @@ impl Compiled {
         )];
         for table in &self.tables {
             let view = live_view(&self.consumer, &table.info.name, self.tables.len());
-            let view = format!("{LIVE_SCHEMA}.{}", quoted(&view));
-            let columns = quoted_list(table.info.columns.iter().map(|column| &column.name));
+            let view = format!("{LIVE_SCHEMA}.{}", ident(&view));
+            let columns = ident_list(table.info.columns.iter().map(|column| &column.name));
             sql.push(format!(
                 "create view {view} as select {columns} from {}.{}",
-                quoted(&schema),
-                quoted(&table.info.name)
+                ident(&schema),
+                ident(&table.info.name)
             ));
             sql.push(format!("comment on view {view} is {mark}"));
             // A view over one table takes writes, unless a trigger stands in their place.
@@ -115,8 +115,8 @@ impl Compiled {
                  execute function millpond.refuse_write()"
             ));
             for role in &table.grants {
-                sql.push(format!("grant usage on schema {LIVE_SCHEMA} to {}", quoted(role)));
-                sql.push(format!("grant select on {view} to {}", quoted(role)));
+                sql.push(format!("grant usage on schema {LIVE_SCHEMA} to {}", ident(role)));
+                sql.push(format!("grant select on {view} to {}", ident(role)));
             }
         }
         sql

@@ -11,7 +11,10 @@ use super::{
     statements::{SqlStatement, split},
     tables,
 };
-use crate::spec::{ConsumerSpec, Source, SourceFile, SpecFault, TableSpec, listing, nearest};
+use crate::{
+    domain::nearest,
+    spec::{ConsumerSpec, Source, SourceFile, SpecFault, TableSpec, listing},
+};
 
 /// Longest identifier of Postgres.
 const MAX_IDENTIFIER_BYTES: usize = 63;

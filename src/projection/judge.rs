@@ -7,7 +7,10 @@ use super::{
     statements::SqlStatement,
     uses::{Call, Uses},
 };
-use crate::spec::{SpecFault, listing, nearest};
+use crate::{
+    domain::nearest,
+    spec::{SpecFault, listing},
+};
 
 /// Functions that Postgres calls stable only because they depend on settings that sessions pin, or on other types'
 /// text output, which those settings pin too.

@@ -1,10 +1,10 @@
 //! Consumers without SQL: the latest record per key, removed by its tombstone. Written as the SELECTs one would write.
 
-use super::{
-    names::{literal, quoted},
-    relation::{Relation, TOMBSTONES},
+use super::relation::{Relation, TOMBSTONES};
+use crate::{
+    domain::{ident, literal},
+    spec::{ConsumerSpec, SourceFile, SpecFault, TableSpec, listing},
 };
-use crate::spec::{ConsumerSpec, SourceFile, SpecFault, TableSpec, listing};
 
 /// The key column of a table whose record key is not one field.
 const KEY_COLUMN: &str = "key";
@@ -65,17 +65,17 @@ fn text(relation: &Relation, table: &mut TableSpec) -> Result<String, String> {
         ));
     }
     table.key = vec![own.clone()];
-    let mut items: Vec<String> = relation.columns.iter().map(|column| format!("r.{}", quoted(&column.name))).collect();
+    let mut items: Vec<String> = relation.columns.iter().map(|column| format!("r.{}", ident(&column.name))).collect();
     let key_type = single.map_or("text", |field| field.sql_type.as_str());
     if single.is_none() {
-        items.insert(0, format!("r._key as {}", quoted(&own)));
+        items.insert(0, format!("r._key as {}", ident(&own)));
     }
     let cast = if key_type == "text" { String::new() } else { format!("::{key_type}") };
     Ok(format!(
         "select {} from {} r;\nselect _key{cast} as {}, true as _delete from {TOMBSTONES} /* {} */",
         items.join(", "),
-        quoted(&relation.name),
-        quoted(&own),
+        ident(&relation.name),
+        ident(&own),
         literal(&relation.record_type).replace("*/", "")
     ))
 }

@@ -29,6 +29,6 @@ mod uses;
 
 pub use compile::{Error, compile};
 pub use compiled::Compiled;
-pub use names::{LIVE_SCHEMA, live_view, schema_name};
+pub use names::{LIVE_SCHEMA, live_view};
 pub use relation::{METADATA_COLUMNS, Relation, RelationColumn, TOMBSTONES};
 pub use statements::{SqlStatement, split};

@@ -2,28 +2,14 @@
 
 use sha2::{Digest as _, Sha256};
 
+use crate::domain::{ident, schema_name};
+
 /// Schema of the stable views for people.
 pub const LIVE_SCHEMA: &str = "live";
 
-/// An identifier for SQL.
-pub fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
 /// Identifiers for SQL, joined by commas.
-pub fn quoted_list<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
-    names.into_iter().map(|name| quoted(name)).collect::<Vec<_>>().join(", ")
-}
-
-/// A string literal for SQL.
-pub fn literal(text: &str) -> String {
-    let escaped = text.replace('\'', "''");
-    if escaped.contains('\\') { format!("E'{}'", escaped.replace('\\', "\\\\")) } else { format!("'{escaped}'") }
-}
-
-/// The schema that holds the tables of one version of a projection.
-pub fn schema_name(consumer: &str, version: i32) -> String {
-    format!("p_{consumer}_v{version}")
+pub fn ident_list<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
+    names.into_iter().map(|name| ident(name)).collect::<Vec<_>>().join(", ")
 }
 
 /// The view by which people read a table: the consumer's own name when it has one table or for the table of that name.
@@ -42,13 +28,6 @@ pub fn advisory_key(consumer: &str, version: i32) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_with_quotes_are_escaped() {
-        assert_eq!(quoted("a\"b"), "\"a\"\"b\"");
-        assert_eq!(literal("it's"), "'it''s'");
-        assert_eq!(literal("a\\b"), "E'a\\\\b'");
-    }
 
     #[test]
     fn views_are_named_after_the_consumer_where_they_can_be() {

@@ -8,7 +8,10 @@ use super::{
     relation::{Relation, TOMBSTONES},
     select::{Contribution, Deletes, Kind},
 };
-use crate::spec::{ConsumerSpec, MergeRule, SpecFault, TableSpec, nearest};
+use crate::{
+    domain::nearest,
+    spec::{ConsumerSpec, MergeRule, SpecFault, TableSpec},
+};
 
 /// Most column groups a table can have: one bit each in `_set`, the last for the reset.
 const MAX_GROUPS: u32 = 60;

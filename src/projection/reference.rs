@@ -5,8 +5,10 @@
 
 use sqlparser::{dialect::PostgreSqlDialect, parser::Parser};
 
-use super::names::{literal, quoted};
-use crate::spec::{SourceFile, SpecFault};
+use crate::{
+    domain::{ident, literal},
+    spec::{SourceFile, SpecFault},
+};
 
 /// Rows per INSERT.
 const ROWS_PER_STATEMENT: usize = 500;
@@ -55,9 +57,9 @@ impl ReferenceTable {
 
     /// The statements that make the table and fill it.
     pub fn create_sql(&self, schema: &str) -> Vec<String> {
-        let table = format!("{}.{}", quoted(schema), quoted(&self.name));
+        let table = format!("{}.{}", ident(schema), ident(&self.name));
         let columns: Vec<String> =
-            self.columns.iter().map(|(name, pg_type)| format!("{} {pg_type}", quoted(name))).collect();
+            self.columns.iter().map(|(name, pg_type)| format!("{} {pg_type}", ident(name))).collect();
         let mut sql = vec![format!("create table {table} ({})", columns.join(", "))];
         for rows in self.rows.chunks(ROWS_PER_STATEMENT) {
             let rows: Vec<String> = rows.iter().map(|row| self.row_sql(row)).collect();

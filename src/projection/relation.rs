@@ -1,6 +1,6 @@
 //! The typed relations that SQL sees in the place of records, and how they are staged.
 
-use super::names::quoted;
+use crate::domain::ident;
 
 /// The columns that stand before a record's own fields in every staging table, in the order of the binary COPY.
 pub const METADATA_COLUMNS: &[(&str, &str)] = &[
@@ -71,13 +71,13 @@ impl Relation {
 
     /// All staged columns, quoted, in the order of the COPY.
     fn staged_columns(&self) -> impl Iterator<Item = (String, &str)> {
-        let metadata = METADATA_COLUMNS.iter().map(|(name, pg_type)| (quoted(name), *pg_type));
-        metadata.chain(self.columns.iter().map(|column| (quoted(&column.name), column.sql_type.as_str())))
+        let metadata = METADATA_COLUMNS.iter().map(|(name, pg_type)| (ident(name), *pg_type));
+        metadata.chain(self.columns.iter().map(|column| (ident(&column.name), column.sql_type.as_str())))
     }
 
     /// Name of the staging table: the relation's own, unless a view of the current round stands in its place.
     fn stage(&self, rounds: bool) -> String {
-        if rounds { quoted(&format!("_staged_{}", self.name)) } else { quoted(&self.name) }
+        if rounds { ident(&format!("_staged_{}", self.name)) } else { ident(&self.name) }
     }
 
     /// The statements that make the staging table in a session, and the view of the current round over it.
@@ -89,7 +89,7 @@ impl Relation {
             let columns: Vec<String> = self.staged_columns().map(|(name, _)| name).collect();
             sql.push(format!(
                 "create temp view {} as select {} from pg_temp.{stage} where _round = current_setting('millpond.round')::integer",
-                quoted(&self.name),
+                ident(&self.name),
                 columns.join(", ")
             ));
         }
@@ -99,7 +99,7 @@ impl Relation {
     /// The COPY that fills the staging table with binary tuples.
     pub(super) fn copy_sql(&self, rounds: bool, metadata: &[&str]) -> String {
         let own = self.columns.iter().map(|column| column.name.as_str());
-        let columns: Vec<String> = metadata.iter().copied().chain(own).map(quoted).collect();
+        let columns: Vec<String> = metadata.iter().copied().chain(own).map(ident).collect();
         format!("copy pg_temp.{} ({}) from stdin (format binary)", self.stage(rounds), columns.join(", "))
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres, Row as _, Transaction, postgres::PgDatabaseError};
 
-use super::names::quoted;
+use crate::domain::ident;
 
 /// What Postgres says against a statement.
 #[derive(Debug, Clone)]
@@ -67,7 +67,7 @@ impl<'c> Scratch<'c> {
         let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut *tx).await?;
         let schema = format!("millpond_scratch_{pid}");
         let mut scratch = Self { tx, schema };
-        scratch.execute(&format!("create schema {}", quoted(&scratch.schema))).await?;
+        scratch.execute(&format!("create schema {}", ident(&scratch.schema))).await?;
         for (name, value) in super::session::SETTINGS {
             scratch.execute(&format!("set local {name} = {value}")).await?;
         }
@@ -125,7 +125,7 @@ impl<'c> Scratch<'c> {
     ///
     /// Postgres tells the types only in the tree that it keeps of the body of a function.
     pub async fn clock_reading_types(&mut self, statement: &str) -> Result<Vec<String>, sqlx::Error> {
-        let probe = format!("{}._probe", quoted(&self.schema));
+        let probe = format!("{}._probe", ident(&self.schema));
         let body = format!("create function {probe}() returns void begin atomic\n{statement}\n; end");
         if self.run(&body).await?.is_err() {
             // What cannot be a body, such as `table x`, is refused for itself.
@@ -154,7 +154,7 @@ impl<'c> Scratch<'c> {
             "select attname::text, format_type(atttypid, atttypmod), attnotnull from pg_attribute
              where attrelid = $1::regclass and attnum > 0 and not attisdropped order by attnum",
         )
-        .bind(quoted(table))
+        .bind(ident(table))
         .fetch_all(&mut *self.tx)
         .await?;
         Ok(rows.iter().map(|row| Described { name: row.get(0), pg_type: row.get(1), not_null: row.get(2) }).collect())
@@ -167,7 +167,7 @@ impl<'c> Scratch<'c> {
              where i.indrelid = $1::regclass and i.indisprimary and a.attrelid = i.indrelid and a.attnum = k.attnum
              order by k.place",
         )
-        .bind(quoted(table))
+        .bind(ident(table))
         .fetch_all(&mut *self.tx)
         .await
     }

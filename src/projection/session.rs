@@ -1,6 +1,6 @@
 //! What every session that applies batches pins, so that SQL means the same everywhere and at any time.
 
-use super::names::quoted;
+use crate::domain::ident;
 
 /// Settings and their values as SQL.
 pub(super) const SETTINGS: &[(&str, &str)] = &[
@@ -28,12 +28,12 @@ pub(super) const SETTINGS: &[(&str, &str)] = &[
 /// relations and tables may not have.
 pub(super) fn search_path(schema: &str, local: bool) -> String {
     let scope = if local { "local" } else { "session" };
-    format!("set {scope} search_path = pg_catalog, pg_temp, {}", quoted(schema))
+    format!("set {scope} search_path = pg_catalog, pg_temp, {}", ident(schema))
 }
 
 /// Where `tables.sql` makes its tables. Postgres' own names still come first: it looks there before any schema named.
 pub(super) fn creation_path(schema: &str) -> String {
-    format!("set local search_path = {}, pg_temp", quoted(schema))
+    format!("set local search_path = {}, pg_temp", ident(schema))
 }
 
 /// The statements that pin a session to the schema of a version.

@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use sqlparser::ast::{ColumnOption, Statement, TableConstraint};
 
 use super::{
-    names::{quoted, quoted_list},
+    names::ident_list,
     plan::{PlanColumn, TablePlan},
     reference::parse_type,
     statements::SqlStatement,
     uses::{folded, last_part},
 };
 use crate::{
-    domain::{ColumnInfo, TableInfo},
+    domain::{ColumnInfo, TableInfo, ident},
     spec::{ConsumerSpec, MergeRule, SpecFault, TableSpec},
 };
 
@@ -45,7 +45,7 @@ pub(super) fn derived(plan: &TablePlan, spec: &TableSpec, declared: bool) -> Tab
         let sums: Vec<&str> = plan.columns.iter().filter(|c| is_sum(c)).map(|c| c.name.as_str()).collect();
         ddl.push(create_table(&info, plan.has_set, &sums));
     } else if plan.has_set {
-        ddl.push(format!("alter table {SCHEMA}.{} add column _set bigint not null default 0", quoted(&plan.name)));
+        ddl.push(format!("alter table {SCHEMA}.{} add column _set bigint not null default 0", ident(&plan.name)));
     }
     ddl.extend(indexes(&plan.name, spec));
     Table { info, grants: spec.grants.clone(), ddl }
@@ -94,18 +94,18 @@ fn create_table(info: &TableInfo, has_set: bool, sums: &[&str]) -> String {
         .iter()
         .map(|c| {
             let default = if sums.contains(&c.name.as_str()) { " default '0'" } else { "" };
-            format!("{} {}{}{default}", quoted(&c.name), c.pg_type, if c.nullable { "" } else { " not null" })
+            format!("{} {}{}{default}", ident(&c.name), c.pg_type, if c.nullable { "" } else { " not null" })
         })
         .collect();
     if has_set {
         lines.push("_set bigint not null default 0".to_owned());
     }
-    lines.push(format!("primary key ({})", quoted_list(&info.key)));
-    format!("create table {SCHEMA}.{} ({})", quoted(&info.name), lines.join(", "))
+    lines.push(format!("primary key ({})", ident_list(&info.key)));
+    format!("create table {SCHEMA}.{} ({})", ident(&info.name), lines.join(", "))
 }
 
 pub(super) fn indexes(table: &str, spec: &TableSpec) -> Vec<String> {
-    let sql = |columns: &Vec<String>| format!("create index on {SCHEMA}.{} ({})", quoted(table), quoted_list(columns));
+    let sql = |columns: &Vec<String>| format!("create index on {SCHEMA}.{} ({})", ident(table), ident_list(columns));
     spec.indexes.iter().filter(|columns| !columns.is_empty()).map(sql).collect()
 }
 

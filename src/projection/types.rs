@@ -6,7 +6,10 @@ use super::{
     select::{DELETE_COLUMN, Kind},
     statements::SqlStatement,
 };
-use crate::spec::{MergeRule, SpecFault};
+use crate::{
+    domain::ident,
+    spec::{MergeRule, SpecFault},
+};
 
 /// What a column of one SELECT is.
 struct Given {
@@ -171,7 +174,7 @@ async fn one_type(
     if given.iter().all(|one| one.pg_type == first.pg_type) {
         return Ok(Ok(Resolved { pg_type: first.pg_type.clone(), whole: false }));
     }
-    let name = super::names::quoted(&column.name);
+    let name = ident(&column.name);
     let rows =
         given.iter().map(|one| format!("select _s.{name} from ({}) _s", plan.contributions[one.contribution].sql));
     let union = rows.collect::<Vec<_>>().join(" union all ");

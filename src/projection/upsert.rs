@@ -7,11 +7,11 @@
 use std::fmt::Write as _;
 
 use super::{
-    names::{quoted, quoted_list},
+    names::ident_list,
     plan::{PlanColumn, RESET_BIT, TablePlan},
     select::{Contribution, Deletes},
 };
-use crate::spec::MergeRule;
+use crate::{domain::ident, spec::MergeRule};
 
 /// How the rows of one key are combined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,8 +68,8 @@ pub(super) fn statement(plan: &TablePlan, present: &[usize]) -> Option<String> {
 
 impl Writer<'_> {
     fn text(&self) -> String {
-        let (table, key) = (quoted(&self.plan.name), quoted_list(&self.plan.key));
-        let matches: Vec<String> = self.plan.key.iter().map(|k| format!("t.{0} = m.{0}", quoted(k))).collect();
+        let (table, key) = (ident(&self.plan.name), ident_list(&self.plan.key));
+        let matches: Vec<String> = self.plan.key.iter().map(|k| format!("t.{0} = m.{0}", ident(k))).collect();
         let matches = matches.join(" and ");
         if self.shape == Shape::Remove {
             let rows = self.union();
@@ -77,8 +77,8 @@ impl Writer<'_> {
                 "delete from {table} t using (select distinct {key} from ({rows}) u where _del) m where {matches}"
             );
         }
-        let mut targets: Vec<String> = self.plan.key.iter().map(|k| quoted(k)).collect();
-        targets.extend(self.columns.iter().map(|c| quoted(&c.name)));
+        let mut targets: Vec<String> = self.plan.key.iter().map(|k| ident(k)).collect();
+        targets.extend(self.columns.iter().map(|c| ident(&c.name)));
         if self.plan.has_set {
             targets.push("_set".into());
         }
@@ -108,7 +108,7 @@ impl Writer<'_> {
         let always = contribution.deletes == Deletes::Always;
         let mut items: Vec<String> = Vec::new();
         for column in self.plan.columns.iter().filter(|c| c.rule.is_none()).chain(self.columns.iter().copied()) {
-            let name = quoted(&column.name);
+            let name = ident(&column.name);
             let value = if column.rule.is_none() || (names(column) && !always) {
                 normalised(&format!("_s.{name}::{}", column.pg_type), column)
             } else {
@@ -181,9 +181,9 @@ impl Writer<'_> {
             source = format!("select r.*{windows} from ({source}) r");
         }
         let filtered = filter(&[live]);
-        let mut items: Vec<String> = self.plan.key.iter().map(|k| quoted(k)).collect();
+        let mut items: Vec<String> = self.plan.key.iter().map(|k| ident(k)).collect();
         items.extend(
-            self.columns.iter().map(|column| format!("{} as {}", self.combined(column, live), quoted(&column.name))),
+            self.columns.iter().map(|column| format!("{} as {}", self.combined(column, live), ident(&column.name))),
         );
         if self.plan.has_set {
             let reset = format!(" | case when bool_or(_gone is not null) then {} else 0 end", 1_i64 << RESET_BIT);
@@ -206,7 +206,7 @@ impl Writer<'_> {
 
     /// One column over the rows of one key.
     fn combined(&self, column: &PlanColumn, live: &str) -> String {
-        let (name, pg_type) = (quoted(&column.name), column.pg_type.as_str());
+        let (name, pg_type) = (ident(&column.name), column.pg_type.as_str());
         let all = filter(&[live]);
         let ties = if self.ties { " order by _tie desc nulls last" } else { "" };
         match &column.rule {
@@ -225,7 +225,7 @@ impl Writer<'_> {
                 let direction = if matches!(column.rule, Some(MergeRule::LastBy(_))) { "desc" } else { "asc" };
                 let order = format!(
                     " order by {} {direction} nulls last, {name}::text collate \"C\" desc nulls last",
-                    quoted(by)
+                    ident(by)
                 );
                 picked(&name, pg_type, &order, &all)
             }
@@ -246,7 +246,7 @@ impl Writer<'_> {
 
     /// How the stored value and the batch's become one; none when the stored one stays.
     fn assignment(&self, column: &PlanColumn) -> Option<String> {
-        let name = quoted(&column.name);
+        let name = ident(&column.name);
         let (old, new) = (format!("t.{name}"), format!("excluded.{name}"));
         let reset = self.deletes && self.plan.resets;
         let merged = match (column.rule.as_ref()?, column.bit) {
@@ -306,7 +306,7 @@ impl Winner {
 /// The value that goes with the greatest (or least) order value; the greater text of values that tie; NULL as the
 /// weakest of both, which makes it the same in whatever order rows come.
 fn by_order(old: &str, new: &str, by: &str, better: &str) -> String {
-    let by = quoted(by);
+    let by = ident(by);
     format!(
         "case when excluded.{by} {better} t.{by} or (t.{by} is null and excluded.{by} is not null) then {new} \
          when t.{by} {better} excluded.{by} or (excluded.{by} is null and t.{by} is not null) then {old} \

@@ -2,17 +2,14 @@
 //!
 //! Owns the names, object ids and order of columns. Knows nothing of bytes.
 
-use std::collections::HashMap;
+use apache_avro::{Schema, schema::RecordField};
 
-use apache_avro::{
-    Schema,
-    schema::{Name, RecordField, ResolvedSchema},
+use super::{
+    limits::MAX_NAME_BYTES,
+    named_types::NamedTypes,
+    resolve::{ResolveError, name_of},
 };
 
-use super::resolve::{ResolveError, name_of};
-
-/// Longest identifier that Postgres keeps whole.
-const MAX_NAME_BYTES: usize = 63;
 /// Postgres allows 1600 columns; the relation needs some of its own.
 const MAX_COLUMNS: usize = 1_500;
 /// Names that every table already has, hidden.
@@ -127,8 +124,10 @@ pub fn columns_of(reader: &Schema) -> Result<Vec<Column>, ResolveError> {
     if record.fields.len() > MAX_COLUMNS {
         return Err(refuse(format!("has {} fields: a table takes at most {MAX_COLUMNS}", record.fields.len())));
     }
-    let resolved = ResolvedSchema::new(reader).map_err(|error| refuse(error.to_string()))?;
-    let types = Types { names: resolved.get_names(), namespace: record.name.namespace() };
+    let types = Types(NamedTypes::of(reader));
+    if let Some(fault) = types.0.faults().next() {
+        return Err(refuse(fault));
+    }
     let column = |field: &RecordField| {
         let found = check_name(&field.name).and_then(|()| types.column(&field.schema));
         let (pg_type, nullable) = found.map_err(|reason| ResolveError {
@@ -151,24 +150,15 @@ fn check_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-struct Types<'s> {
-    names: &'s HashMap<Name, &'s Schema>,
-    namespace: Option<&'s str>,
-}
+struct Types<'s>(NamedTypes<'s>);
 
 impl<'s> Types<'s> {
-    fn follow(&self, schema: &'s Schema) -> Result<&'s Schema, String> {
-        let Schema::Ref { name } = schema else { return Ok(schema) };
-        let full = name.fully_qualified_name(self.namespace);
-        self.names.get(full.as_ref()).copied().ok_or_else(|| format!("the type `{full}` is not defined"))
-    }
-
     /// Type of a column and whether it is nullable.
     fn column(&self, schema: &'s Schema) -> Result<(PgType, bool), String> {
-        let (schema, nullable) = self.unwrap(self.follow(schema)?);
+        let (schema, nullable) = self.unwrap(self.0.follow(schema)?);
         let pg_type = match schema {
             None => PgType::Text,
-            Some(schema) => match self.follow(schema)? {
+            Some(schema) => match self.0.follow(schema)? {
                 Schema::Array(array) => match self.item(&array.items)? {
                     Some(item) => PgType::Array(Box::new(item)),
                     None => PgType::Jsonb,
@@ -182,8 +172,8 @@ impl<'s> Types<'s> {
 
     /// Type of an array's items when they are scalars.
     fn item(&self, schema: &'s Schema) -> Result<Option<PgType>, String> {
-        let (Some(schema), _) = self.unwrap(self.follow(schema)?) else { return Ok(None) };
-        match self.follow(schema)? {
+        let (Some(schema), _) = self.unwrap(self.0.follow(schema)?) else { return Ok(None) };
+        match self.0.follow(schema)? {
             Schema::Array(_) | Schema::Map(_) | Schema::Record(_) | Schema::Union(_) => Ok(None),
             scalar => scalar_type(scalar).map(Some),
         }

@@ -11,7 +11,7 @@ use apache_avro::{
     schema_compatibility::{Compatibility, SchemaCompatibility},
 };
 
-use super::limits::{MAX_SCHEMA_DEPTH, NamedTypes};
+use super::{limits::MAX_SCHEMA_DEPTH, named_types::NamedTypes};
 
 /// Most pairs of types compared for one pair of versions.
 const MAX_PAIRS: usize = 100_000;
@@ -306,10 +306,7 @@ fn is_kin(a: &Schema, b: &Schema) -> bool {
 }
 
 fn resolved<'a>(names: &NamedTypes<'a>, schema: &'a Schema) -> &'a Schema {
-    match schema {
-        Schema::Ref { name } => names.get(name).unwrap_or(schema),
-        other => other,
-    }
+    names.follow(schema).unwrap_or(schema)
 }
 
 fn branches(schema: &Schema) -> &[Schema] {

@@ -1,11 +1,11 @@
 //! Bounds on schemas and documents, in one place, with the reason for each.
 
-use std::collections::HashMap;
-
 use apache_avro::{
     Schema,
-    schema::{InnerDecimalSchema, Name, RecordSchema, UuidSchema},
+    schema::{InnerDecimalSchema, Name, RecordSchema},
 };
+
+use super::named_types::{NamedTypes, undefined};
 
 /// Longest schema file or registration, in bytes.
 pub const MAX_SCHEMA_BYTES: usize = 256 * 1024;
@@ -26,46 +26,6 @@ pub const MAX_JSON_DEPTH: usize = 64;
 /// Most faults reported of one document.
 pub const MAX_FAULTS: usize = 20;
 
-/// The named types that a schema defines, by full name and aliases, logical types included.
-pub(super) struct NamedTypes<'a>(HashMap<Name, &'a Schema>);
-
-impl<'a> NamedTypes<'a> {
-    pub(super) fn of(schema: &'a Schema) -> Self {
-        let mut types = Self(HashMap::new());
-        types.collect(schema);
-        types
-    }
-
-    pub(super) fn get(&self, name: &Name) -> Option<&'a Schema> {
-        self.0.get(name).copied()
-    }
-
-    fn collect(&mut self, schema: &'a Schema) {
-        let (name, aliases) = match schema {
-            Schema::Array(array) => return self.collect(&array.items),
-            Schema::Map(map) => return self.collect(&map.types),
-            Schema::Union(union) => return union.variants().iter().for_each(|branch| self.collect(branch)),
-            Schema::Record(record) => {
-                record.fields.iter().for_each(|field| self.collect(&field.schema));
-                (&record.name, &record.aliases)
-            }
-            Schema::Enum(symbols) => (&symbols.name, &symbols.aliases),
-            Schema::Fixed(fixed) | Schema::Duration(fixed) | Schema::Uuid(UuidSchema::Fixed(fixed)) => {
-                (&fixed.name, &fixed.aliases)
-            }
-            Schema::Decimal(decimal) => match &decimal.inner {
-                InnerDecimalSchema::Fixed(fixed) => (&fixed.name, &fixed.aliases),
-                InnerDecimalSchema::Bytes => return,
-            },
-            _ => return,
-        };
-        for alias in aliases.iter().flatten() {
-            self.0.entry(alias.fully_qualified_name(name.namespace()).into_owned()).or_insert(schema);
-        }
-        self.0.insert(name.clone(), schema);
-    }
-}
-
 /// Everything about a record schema that Millpond cannot take, each said with what to do.
 pub fn faults(schema: &Schema) -> Vec<String> {
     let Schema::Record(record) = schema else {
@@ -75,6 +35,7 @@ pub fn faults(schema: &Schema) -> Vec<String> {
     let mut walk = Walk { names: &names, path: Vec::new(), open: Vec::new(), nodes: 0, faults: Vec::new() };
     walk.visit(schema);
     let mut faults = walk.faults;
+    faults.extend(names.faults());
     faults.extend(column_faults(record));
     faults
 }
@@ -135,7 +96,7 @@ impl<'a> Walk<'a> {
                     self.fault(&format!("`{name}` contains itself: recursive schemas are refused; hold the id of the other record instead"));
                 }
                 Some(target) => self.visit(target),
-                None => self.fault(&format!("there is no type `{name}`: define it where it is first used")),
+                None => self.fault(&undefined(name)),
             },
             Schema::Fixed(fixed) if fixed.size > MAX_FIXED_BYTES => {
                 self.fault(&format!(
@@ -218,6 +179,18 @@ mod tests {
                 "field `_seq`: names that begin with `_` are the engine's own columns: rename it",
             ]
         );
+    }
+
+    #[test]
+    fn type_defined_twice_is_refused() {
+        let defined = r#"{"type":"enum","name":"E","symbols":["A"]}"#;
+        let schema = |second: &str| {
+            format!(
+                r#"{{"type":"record","name":"a.R","fields":[{{"name":"x","type":{defined}}},{{"name":"y","type":{second}}}]}}"#
+            )
+        };
+        assert_eq!(faults_of(&schema(defined)), ["`a.E` is defined twice: define it once, and then name it"]);
+        assert!(faults_of(&schema("\"E\"")).is_empty());
     }
 
     #[test]

@@ -6,7 +6,7 @@ pub mod encode;
 mod fault;
 pub mod framing;
 pub mod limits;
-mod nearest;
+mod named_types;
 mod parse;
 mod pg;
 mod reader;

@@ -9,8 +9,8 @@ use serde_json::{Map, Value};
 use super::{
     encode::Encoder,
     limits::{self, MAX_SCHEMA_BYTES},
-    nearest::nearest,
 };
+use crate::domain::nearest;
 
 /// The logical types and what each can be kept in.
 const LOGICAL_TYPES: [(&str, &[&str]); 13] = [

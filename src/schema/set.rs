@@ -14,9 +14,9 @@ use apache_avro::Schema;
 use super::{
     compat::{self, CompatibilityLevel},
     limits::MAX_NAME_BYTES,
-    nearest::nearest,
     parse::{ParsedSchema, parse},
 };
+use crate::domain::nearest;
 
 /// The relation of every consumer that holds the null values.
 const TOMBSTONES: &str = "tombstones";

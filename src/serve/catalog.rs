@@ -15,9 +15,9 @@ use super::{
     compile::Templates,
     connections::{self, Connections, Lane, Sql},
     freshness::{End, Ends},
-    names::{is_type, quoted},
+    types::is_type,
 };
-use crate::domain::TableInfo;
+use crate::domain::{TableInfo, ident};
 
 static LOAD: LazyLock<Sql> = LazyLock::new(|| {
     Sql::new(
@@ -181,7 +181,7 @@ impl Projection {
         });
         let table = |info: TableInfo| Table {
             projection: shared.clone(),
-            relation: format!("{}.{}", quoted(&described.schema), quoted(&info.name)),
+            relation: format!("{}.{}", ident(&described.schema), ident(&info.name)),
             info,
             templates: Templates::default(),
         };

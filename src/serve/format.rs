@@ -2,7 +2,7 @@
 
 use axum::http::{HeaderMap, header};
 
-use super::names::{literal, quoted};
+use crate::domain::{ident, literal};
 
 /// A form of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -64,7 +64,7 @@ impl Format {
             let cells: Vec<String> = columns.iter().map(|(expression, _)| csv_cell(expression)).collect();
             return cells.join("||','||");
         }
-        let columns: Vec<String> = columns.iter().map(|(sql, name)| format!("{sql} as {}", quoted(name))).collect();
+        let columns: Vec<String> = columns.iter().map(|(sql, name)| format!("{sql} as {}", ident(name))).collect();
         format!("(select row_to_json(_shown)::text from (select {}) _shown)", columns.join(", "))
     }
 

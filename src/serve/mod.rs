@@ -16,11 +16,11 @@ mod format;
 mod freshness;
 mod grammar;
 mod listing;
-mod names;
 mod outcome;
 pub mod problem;
 mod read;
 mod routes;
+mod types;
 mod wait;
 
 use std::{
@@ -37,7 +37,7 @@ use connections::Connections;
 use freshness::Ends;
 use problem::{NOT_LIVE, UNKNOWN_VIEW};
 
-use crate::http::Problem;
+use crate::{domain::nearest, http::Problem};
 pub use routes::router;
 use wait::Waits;
 
@@ -234,7 +234,7 @@ impl ServeState {
 }
 
 fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str> + Clone) -> Problem {
-    let nearest = grammar::nearest(name, known);
+    let nearest = nearest(name, known);
     UNKNOWN_VIEW
         .problem(format!("there is no {what} {} here", grammar::abbreviated(name)))
         .with("views", "/v1/views")

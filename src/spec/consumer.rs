@@ -11,8 +11,8 @@ use std::{
 use super::{
     Document, SourceFile, SpecFault, folder_files,
     manifest::{Manifest, read_manifest},
-    nearest,
 };
+use crate::domain::nearest;
 
 /// Longest name of a consumer or table, in bytes: `p_<name>_v<version>` has to fit Postgres' 63.
 pub const MAX_NAME_BYTES: usize = 40;

@@ -13,7 +13,8 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{SpecFault, listing, nearest};
+use super::{SpecFault, listing};
+use crate::domain::nearest;
 
 /// Where faults of one file are gathered.
 pub struct Document {
@@ -139,14 +140,6 @@ impl<'a> TableReader<'a> {
         match value.as_str() {
             Some(text) => Some(text.to_owned()),
             None => self.mismatch(key, "a string", value),
-        }
-    }
-
-    pub fn boolean(&self, key: &str) -> Option<bool> {
-        let value = self.value(key)?;
-        match value.as_bool() {
-            Some(flag) => Some(flag),
-            None => self.mismatch(key, "true or false", value),
         }
     }
 

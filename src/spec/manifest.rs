@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{BatchLimits, MergeRule, OnError, Order, TableReader, TableSpec, UnknownType, Writes, name_fault, nearest};
+use super::{BatchLimits, MergeRule, OnError, Order, TableReader, TableSpec, UnknownType, Writes, name_fault};
+use crate::domain::nearest;
 
 const MERGE_WORDS: &[&str] = &["sum", "min", "max", "and", "or", "first", "last"];
 

@@ -44,16 +44,6 @@ impl fmt::Display for SpecFault {
     }
 }
 
-/// The candidate that is most likely meant by a misspelt word, if one is near enough to be worth a hint.
-pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    candidates
-        .into_iter()
-        .map(|candidate| (strsim::damerau_levenshtein(&word.to_lowercase(), &candidate.to_lowercase()), candidate))
-        .filter(|(distance, candidate)| *distance <= 1 + candidate.len().min(word.len()) / 3)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
-}
-
 /// Words in the form `a, b or c`.
 pub fn listing<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
     let words: Vec<&str> = words.into_iter().collect();
@@ -67,12 +57,6 @@ pub fn listing<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn nearest_of_a_slip_is_the_word_meant() {
-        assert_eq!(nearest("topcis", ["topics", "types"]), Some("topics"));
-        assert_eq!(nearest("zzz", ["topics", "types"]), None);
-    }
 
     #[test]
     fn listing_of_words_reads_as_a_sentence() {

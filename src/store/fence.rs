@@ -5,11 +5,11 @@
 
 use std::time::Duration;
 
-use sqlx::{PgConnection, Row};
+use sqlx::{PgConnection, Postgres, Row, postgres::PgArguments, query::Query};
 use uuid::Uuid;
 
-use super::{Error, literal, run};
-use crate::domain::TopicPartition;
+use super::{Error, run};
+use crate::domain::{TopicPartition, literal};
 
 /// What a claim found and took.
 #[derive(Debug, Clone)]
@@ -32,29 +32,29 @@ pub struct LastApplied {
     pub checksum: i64,
 }
 
-/// What a fence says when a batch did not go through.
-#[derive(Debug, Clone)]
-pub struct Seen {
-    pub owner: Option<Uuid>,
-    pub epoch: i64,
-    pub next_offset: i64,
-    pub state: String,
-}
-
 /// Result of claiming one partition.
 #[derive(Debug)]
 pub enum Claimed {
     Mine(Claim),
-    /// Halted or retired: (state, code, reason).
+    /// Halted or retired.
     Closed {
         state: String,
-        code: String,
         reason: String,
     },
 }
 
 /// How long a claim may wait for a transaction of an earlier owner before that backend is terminated.
 const BLOCKED_FOR: Duration = Duration::from_secs(4);
+
+/// A statement on one fence, which its first four parameters name.
+pub(super) fn on_fence<'q>(
+    sql: &'static str,
+    projection: &'q str,
+    version: i32,
+    at: &'q TopicPartition,
+) -> Query<'q, Postgres, PgArguments> {
+    sqlx::query(sql).bind(projection).bind(version).bind(&*at.topic).bind(at.partition)
+}
 
 /// Claims one partition for `owner`. `observer` is a second connection, used only to end a backend that has
 /// blocked the claim for four seconds: a client that was stopped inside its transaction would hold the row for long.
@@ -84,28 +84,26 @@ async fn try_claim(
     at: &TopicPartition,
     owner: Uuid,
 ) -> Result<Claimed, Error> {
-    sqlx::query(
+    on_fence(
         "insert into millpond.fences (projection, version, topic, partition, next_offset)
          values ($1, $2, $3, $4, 0) on conflict do nothing",
+        projection,
+        version,
+        at,
     )
-    .bind(projection)
-    .bind(version)
-    .bind(&*at.topic)
-    .bind(at.partition)
     .execute(&mut *connection)
     .await?;
     run(connection, "set lock_timeout = '8s'").await?;
-    let row = sqlx::query(
+    let row = on_fence(
         "update millpond.fences
             set epoch = epoch + 1, owner = $5
           where projection = $1 and version = $2 and topic = $3 and partition = $4 and state = 'running'
         returning epoch, next_offset, out_seq, last_offset,
                   (extract(epoch from last_timestamp) * 1000)::int8 as last_timestamp, last_checksum",
+        projection,
+        version,
+        at,
     )
-    .bind(projection)
-    .bind(version)
-    .bind(&*at.topic)
-    .bind(at.partition)
     .bind(owner)
     .fetch_optional(&mut *connection)
     .await;
@@ -136,17 +134,16 @@ async fn closed(
     version: i32,
     at: &TopicPartition,
 ) -> Result<Claimed, Error> {
-    let row = sqlx::query(
-        "select state, coalesce(halt_code, '') as code, coalesce(halt_reason, '') as reason from millpond.fences
+    let row = on_fence(
+        "select state, coalesce(halt_reason, '') as reason from millpond.fences
           where projection = $1 and version = $2 and topic = $3 and partition = $4",
+        projection,
+        version,
+        at,
     )
-    .bind(projection)
-    .bind(version)
-    .bind(&*at.topic)
-    .bind(at.partition)
     .fetch_one(connection)
     .await?;
-    Ok(Claimed::Closed { state: row.try_get("state")?, code: row.try_get("code")?, reason: row.try_get("reason")? })
+    Ok(Claimed::Closed { state: row.try_get("state")?, reason: row.try_get("reason")? })
 }
 
 async fn terminate_blockers(url: &str, pid: i32) -> Result<(), Error> {
@@ -163,33 +160,6 @@ async fn terminate_blockers(url: &str, pid: i32) -> Result<(), Error> {
     Ok(())
 }
 
-/// Reads the fence, waiting for a transaction that still holds it: a plain SELECT could show the state before a
-/// commit that is under way.
-pub async fn read_settled(
-    connection: &mut PgConnection,
-    projection: &str,
-    version: i32,
-    at: &TopicPartition,
-) -> Result<Option<Seen>, Error> {
-    let row = sqlx::query(
-        "select owner, epoch, next_offset, state from millpond.fences
-          where projection = $1 and version = $2 and topic = $3 and partition = $4 for share",
-    )
-    .bind(projection)
-    .bind(version)
-    .bind(&*at.topic)
-    .bind(at.partition)
-    .fetch_optional(connection)
-    .await?;
-    let Some(row) = row else { return Ok(None) };
-    Ok(Some(Seen {
-        owner: row.try_get("owner")?,
-        epoch: row.try_get("epoch")?,
-        next_offset: row.try_get("next_offset")?,
-        state: row.try_get("state")?,
-    }))
-}
-
 /// Gives a partition back, if it is still ours.
 pub async fn release(
     connection: &mut PgConnection,
@@ -197,14 +167,13 @@ pub async fn release(
     version: i32,
     claim: &Claim,
 ) -> Result<(), Error> {
-    sqlx::query(
+    on_fence(
         "update millpond.fences set owner = null
           where projection = $1 and version = $2 and topic = $3 and partition = $4 and owner = $5 and epoch = $6",
+        projection,
+        version,
+        &claim.at,
     )
-    .bind(projection)
-    .bind(version)
-    .bind(&*claim.at.topic)
-    .bind(claim.at.partition)
     .bind(claim.owner)
     .bind(claim.epoch)
     .execute(connection)
@@ -227,14 +196,13 @@ pub async fn halt(
     claim: &Claim,
     halt: &Halt,
 ) -> Result<(), Error> {
-    sqlx::query(
+    on_fence(
         "update millpond.fences set state = 'halted', halt_code = $7, halt_reason = $8, owner = null
           where projection = $1 and version = $2 and topic = $3 and partition = $4 and owner = $5 and epoch = $6",
+        projection,
+        version,
+        &claim.at,
     )
-    .bind(projection)
-    .bind(version)
-    .bind(&*claim.at.topic)
-    .bind(claim.at.partition)
     .bind(claim.owner)
     .bind(claim.epoch)
     .bind(halt.code)

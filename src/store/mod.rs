@@ -9,7 +9,6 @@ pub mod dead_letters;
 mod error;
 pub mod fence;
 pub mod outbox;
-mod quote;
 pub mod scratch;
 mod session;
 pub mod status;
@@ -20,7 +19,6 @@ use std::{str::FromStr, time::Duration};
 
 pub use binary_copy::CopyBuffer;
 pub use error::{Class, Error};
-pub use quote::{bytea, ident, literal};
 pub use session::Session;
 pub use sqlx::PgConnection;
 use sqlx::{

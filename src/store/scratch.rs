@@ -6,7 +6,8 @@
 use sqlx::{Connection as _, PgConnection, Row as _};
 use uuid::Uuid;
 
-use super::{Error, address::with_database, connect, ident, literal, migrate, run};
+use super::{Error, address::with_database, connect, migrate, run};
+use crate::domain::{ident, literal};
 
 /// A database with the platform's tables in it, and nothing else.
 pub struct ScratchDatabase {

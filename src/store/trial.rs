@@ -3,8 +3,8 @@
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _, postgres::PgDatabaseError};
 use uuid::Uuid;
 
-use super::{Error, ident, literal, run};
-use crate::domain::{ColumnInfo, TableInfo, TopicPartition};
+use super::{Error, fence::on_fence, run};
+use crate::domain::{ColumnInfo, TableInfo, TopicPartition, ident, literal};
 
 /// A row of values as text, in the order of the columns asked for.
 pub type TextRow = Vec<Option<String>>;
@@ -92,14 +92,13 @@ pub async fn stand_at(
     at: &TopicPartition,
     next_offset: i64,
 ) -> Result<(), Error> {
-    sqlx::query(
+    on_fence(
         "update millpond.fences set next_offset = $5
           where projection = $1 and version = $2 and topic = $3 and partition = $4",
+        projection,
+        version,
+        at,
     )
-    .bind(projection)
-    .bind(version)
-    .bind(&*at.topic)
-    .bind(at.partition)
     .bind(next_offset)
     .execute(connection)
     .await?;

@@ -2,8 +2,8 @@
 
 use sqlx::{Connection, PgConnection, Row};
 
-use super::{Error, ident, literal, run};
-use crate::domain::TableInfo;
+use super::{Error, run};
+use crate::domain::{TableInfo, ident, literal, schema_name};
 
 /// What decides the rows of a projection, as the compiler found it in a consumer's folder.
 pub struct Definition<'a> {
@@ -143,11 +143,6 @@ async fn retire(tx: &mut PgConnection, projection: &str, version: i32) -> Result
         ),
     )
     .await
-}
-
-/// The schema that holds a version's tables.
-pub fn schema_name(projection: &str, version: i32) -> String {
-    format!("p_{projection}_v{version}")
 }
 
 /// Forgets everything of a projection but its dead letters and refusals: the next start reads the log from zero.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::cluster::{Cluster, FlightCommand, Load, Pace, Process, days};
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs packages from PyPI: run tests/clients/run"]
+#[ignore = "needs kcat and packages for Python: run by `tests/clients/run`"]
 async fn topics_are_what_other_clients_read_and_write() {
     let cluster = Cluster::flights("clients").await;
     let all = cluster.start("all", &[]);
@@ -48,19 +48,18 @@ fn python(cluster: &Cluster, all: &Process, args: &[&str]) {
     eprint!("{said}");
 }
 
-/// Lists the topic and reads it to its end, where kcat is installed.
+/// Lists the topic and reads it to its end.
 fn kcat(cluster: &Cluster, records: usize) {
     let run = |args: &[&str]| {
         let brokers = cluster.servers.brokers();
-        let output = Command::new("kcat").args(["-b", &brokers]).args(args).output();
-        let output = output.inspect_err(|error| eprintln!("kcat: not tried: {error}")).ok()?;
+        let output = Command::new("kcat").args(["-b", &brokers]).args(args).output().expect("run tests/clients/run");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        Some(String::from_utf8_lossy(&output.stdout).into_owned())
+        String::from_utf8_lossy(&output.stdout).into_owned()
     };
     let topic = cluster.project.topic.as_str();
-    let Some(listed) = run(&["-L", "-t", topic]) else { return };
+    let listed = run(&["-L", "-t", topic]);
     assert!(listed.contains(&format!("topic \"{topic}\" with 6 partitions")), "{listed}");
-    let read = run(&["-C", "-t", topic, "-o", "beginning", "-e", "-q", "-f", "%p %o %k %S\\n"]).expect("kcat is there");
+    let read = run(&["-C", "-t", topic, "-o", "beginning", "-e", "-q", "-f", "%p %o %k %S\\n"]);
     assert_eq!(read.lines().count(), records);
     // The commands of a flight are on one partition, whoever wrote them.
     let mut partitions = std::collections::HashMap::new();

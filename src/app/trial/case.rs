@@ -17,9 +17,9 @@ use super::codec::Codec;
 use crate::{
     app::Project,
     consume::Chunk,
-    domain::{HEADER_EVENT_ID, TopicPartition},
+    domain::{HEADER_EVENT_ID, TopicPartition, nearest},
     kafka::subscription::Incoming,
-    spec::{ConsumerSpec, SpecFault, nearest},
+    spec::{ConsumerSpec, SpecFault},
     store::trial::Place,
 };
 

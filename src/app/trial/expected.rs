@@ -16,8 +16,8 @@ use super::{
     sheet::{Cell, EXPECTED, Outcome, Sheet, differences, shown},
 };
 use crate::{
-    domain::{ColumnInfo, TableInfo},
-    spec::{SpecFault, listing, nearest},
+    domain::{ColumnInfo, TableInfo, nearest},
+    spec::{SpecFault, listing},
     store::trial::{self, CsvError},
 };
 

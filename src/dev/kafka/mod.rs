@@ -7,7 +7,7 @@ mod java;
 pub mod probe;
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use nix::sys::signal::Signal;
 
 use super::children::{self, Child, Launch, os};
 use super::progress::Step;
+use super::server::{Kind, Server};
 use super::{Error, Folder, Progress, doing, ports, settings};
 
 pub use jars::VERSION;
@@ -27,8 +28,6 @@ const SETTINGS: &str = include_str!("../../../deploy/dev-servers/kafka.propertie
 const LOG4J: &str = include_str!("../../../deploy/dev-servers/kafka-log4j2.properties");
 /// Java cannot open a path with letters beyond ASCII when the locale has none.
 const LOCALE: &str = "C.UTF-8";
-/// How often another port is tried when somebody was faster.
-const PORT_ATTEMPTS: usize = 5;
 
 /// How the node is run.
 #[derive(Debug, Clone)]
@@ -49,15 +48,14 @@ impl Default for Options {
     }
 }
 
-/// A running node. Dropping it stops it.
+/// A running node.
+pub type KafkaServer = Server<Kafka>;
+
+/// What is Kafka's own about its process.
 #[derive(Debug)]
-pub struct KafkaServer {
-    child: Child,
-    folder: Arc<Folder>,
-    launch: Launch,
+pub struct Kafka {
     cluster: String,
-    port: u16,
-    ready_within: Duration,
+    controller: u16,
 }
 
 /// The settings that every node started here has, ports and folders aside.
@@ -75,34 +73,19 @@ impl KafkaServer {
         let class_path = jars::class_path(&folder.path().join("cache"), &step)?;
         let program = Program { java, class_path, dir };
         program.prepare()?;
-        let mut attempt = 1;
-        loop {
+        let server = Self::launch(folder, options.ready_within, || {
             let client = ports::choose("kafka", folder.port("kafka"), options.port, &[])?;
             let controller =
                 ports::choose("kafka's controller", folder.port("kafka-controller"), options.port + 1, &[client])?;
             program.write_settings(options, client, controller)?;
             let cluster = program.cluster_id(&step)?;
             step.now(&format!("starting {VERSION} on port {client}"));
-            let launch = program.launch(options);
-            let child = Child::spawn(folder, launch.clone())?;
-            let ready_within = options.ready_within;
-            let mut server = Self { child, folder: folder.clone(), launch, cluster, port: client, ready_within };
-            match server.wait_ready() {
-                Ok(()) => {
-                    folder.remember_port("kafka", client)?;
-                    folder.remember_port("kafka-controller", controller)?;
-                    step.done(&format!("{VERSION} at {}", server.bootstrap()));
-                    return Ok(server);
-                }
-                // It ended, and one of its ports is taken: somebody was faster between the look and the bind.
-                Err(Error::Ended { .. })
-                    if attempt < PORT_ATTEMPTS && ![client, controller].into_iter().all(ports::is_free) =>
-                {
-                    attempt += 1;
-                }
-                Err(error) => return Err(error),
-            }
-        }
+            Ok((Kafka { cluster, controller }, program.launch(options), client))
+        })?;
+        folder.remember_port("kafka", server.port)?;
+        folder.remember_port("kafka-controller", server.kind.controller)?;
+        step.done(&format!("{VERSION} at {}", server.bootstrap()));
+        Ok(server)
     }
 
     /// Bootstrap servers for a client's configuration.
@@ -111,57 +94,25 @@ impl KafkaServer {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// Process id.
-    #[must_use]
-    pub fn pid(&self) -> i32 {
-        self.child.pid()
-    }
-
-    /// An error when the node has ended by itself.
-    pub fn check(&mut self) -> Result<(), Error> {
-        super::still_runs(&mut self.child, &self.launch)
-    }
-
-    /// Stops the node in good order.
-    pub fn stop(&mut self) -> Result<(), Error> {
-        self.child.stop()
-    }
-
-    /// Kills it as a crash would.
-    pub fn kill_9(&mut self) -> Result<(), Error> {
-        self.child.kill_9()
-    }
-
-    /// Freezes it: connections stay open, nothing answers.
-    pub fn pause(&self) -> Result<(), Error> {
-        self.child.pause()
-    }
-
-    /// Ends a [`pause`](Self::pause).
-    pub fn cont(&self) -> Result<(), Error> {
-        self.child.cont()
-    }
-
-    /// Starts it again on the same port and data, after [`stop`](Self::stop) or [`kill_9`](Self::kill_9) (else stops it
-    /// first), and waits until it serves.
-    pub fn restart(&mut self) -> Result<(), Error> {
-        self.child.stop()?;
-        self.child = Child::spawn(&self.folder, self.launch.clone())?;
-        self.wait_ready()
-    }
-
     /// Deletes all topics and records in `folder`; for a stopped node only.
     pub fn delete_data(folder: &Folder) -> Result<(), Error> {
         super::delete(&folder.path().join("kafka"))
     }
+}
 
-    /// Ready is when a broker of *this* cluster answers: a stranger on the port is none.
-    fn wait_ready(&mut self) -> Result<(), Error> {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
-        let Self { child, cluster, ready_within, .. } = self;
-        child.wait_ready(*ready_within, |_| {
-            probe::ask(address, Duration::from_secs(1)).is_ok_and(|told| told.id == *cluster && told.brokers == 1)
-        })
+impl Kind for Kafka {
+    fn prepare(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// A broker of *this* cluster answers: a stranger on the port is none.
+    fn is_ready(&self, _child: &Child, address: SocketAddr) -> bool {
+        probe::ask(address, Duration::from_secs(1)).is_ok_and(|told| told.id == self.cluster && told.brokers == 1)
+    }
+
+    /// One of its ports is taken: somebody was faster between the look and the bind.
+    fn may_pass(&self, _log: &Path, port: u16) -> bool {
+        ![port, self.controller].into_iter().all(ports::is_free)
     }
 }
 

@@ -9,7 +9,7 @@ pub mod probe;
 
 use std::fs;
 use std::io::Write as _;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -24,6 +24,7 @@ use self::probe::PidFile;
 use super::children::{self, Child, Launch, os};
 use super::process::Identity;
 use super::progress::Step;
+use super::server::{Kind, Server};
 use super::{Error, Folder, Progress, doing, ports, settings};
 
 const SETTINGS: &str = include_str!("../../../deploy/dev-servers/postgres.conf");
@@ -37,8 +38,6 @@ pub const INITDB_ARGS: [&str; 5] = [
     "--auth=scram-sha-256",
     "--data-checksums",
 ];
-/// How often a start is tried again when a port was lost or a killed predecessor's memory is not yet free.
-const ATTEMPTS: usize = 8;
 
 /// How the server is run.
 #[derive(Debug, Clone)]
@@ -67,16 +66,14 @@ impl Default for Options {
     }
 }
 
-/// A running server. Dropping it stops it.
+/// A running server.
+pub type PostgresServer = Server<Postgres>;
+
+/// What is Postgres' own about its process.
 #[derive(Debug)]
-pub struct PostgresServer {
-    child: Child,
-    folder: Arc<Folder>,
-    launch: Launch,
+pub struct Postgres {
     data: PathBuf,
     password: String,
-    port: u16,
-    ready_within: Duration,
 }
 
 /// The settings that every server started here has, port and folders aside.
@@ -103,77 +100,21 @@ impl PostgresServer {
         if !data.is_dir() {
             create(&install, &account, &data, &password, &step)?;
         }
-        let (mut attempt, ready_within) = (1, options.ready_within);
-        loop {
+        let server = Self::launch(folder, options.ready_within, || {
             let port = ports::choose("postgres", folder.port("postgres"), options.port, &[])?;
             step.now(&format!("starting {} on port {port}", install.major));
-            discard_stale_pid_file(&data)?;
             let launch = launch(&install, &account, &dir, &data, options, port)?;
-            let child = Child::spawn(folder, launch.clone())?;
-            let (folder, data, password) = (folder.clone(), data.clone(), password.clone());
-            let mut server = Self { child, folder, launch, data, password, port, ready_within };
-            match server.wait_ready() {
-                Ok(()) => {
-                    server.folder.remember_port("postgres", port)?;
-                    step.done(&format!("{} at 127.0.0.1:{port}", install.major));
-                    return Ok(server);
-                }
-                Err(Error::Ended { ref log, .. }) if attempt < ATTEMPTS && may_pass(log, port) => attempt += 1,
-                Err(error) => return Err(error),
-            }
-        }
+            Ok((Postgres { data: data.clone(), password: password.clone() }, launch, port))
+        })?;
+        folder.remember_port("postgres", server.port)?;
+        step.done(&format!("{} at 127.0.0.1:{}", install.major, server.port));
+        Ok(server)
     }
 
     /// The URL of the database, with the password in it.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("postgres://{USER}:{}@127.0.0.1:{}/{USER}", self.password, self.port)
-    }
-
-    /// Process id.
-    #[must_use]
-    pub fn pid(&self) -> i32 {
-        self.child.pid()
-    }
-
-    /// An error when the server has ended by itself.
-    pub fn check(&mut self) -> Result<(), Error> {
-        super::still_runs(&mut self.child, &self.launch)
-    }
-
-    /// Stops the server in good order, clients or not.
-    pub fn stop(&mut self) -> Result<(), Error> {
-        self.child.stop()
-    }
-
-    /// Kills it and all its backends as a crash of the machine would, the page cache aside.
-    pub fn kill_9(&mut self) -> Result<(), Error> {
-        self.child.kill_9()
-    }
-
-    /// Freezes it and all its backends: connections stay open, nothing answers.
-    pub fn pause(&self) -> Result<(), Error> {
-        self.child.pause()
-    }
-
-    /// Ends a [`pause`](Self::pause).
-    pub fn cont(&self) -> Result<(), Error> {
-        self.child.cont()
-    }
-
-    /// Starts it again on the same port and data, after [`stop`](Self::stop) or [`kill_9`](Self::kill_9) (else stops it
-    /// first), and waits until it takes connections.
-    pub fn restart(&mut self) -> Result<(), Error> {
-        self.child.stop()?;
-        let mut attempt = 1;
-        loop {
-            discard_stale_pid_file(&self.data)?;
-            self.child = Child::spawn(&self.folder, self.launch.clone())?;
-            match self.wait_ready() {
-                Err(Error::Ended { ref log, .. }) if attempt < ATTEMPTS && may_pass(log, self.port) => attempt += 1,
-                result => return result,
-            }
-        }
+        format!("postgres://{USER}:{}@127.0.0.1:{}/{USER}", self.kind.password, self.port)
     }
 
     /// Deletes all data in `folder`; for a stopped server only.
@@ -183,16 +124,29 @@ impl PostgresServer {
         super::delete(&dir)?;
         super::delete(&account::home_elsewhere(&dir))
     }
+}
 
-    /// Ready is when *this* process says so in its pid file, and its port answers.
-    fn wait_ready(&mut self) -> Result<(), Error> {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
-        let Self { child, data, ready_within, port, .. } = self;
-        child.wait_ready(*ready_within, |child| {
-            let told = PidFile::read(data);
-            told.is_some_and(|told| told.pid == child.pid() && told.port == Some(*port) && told.ready)
-                && probe::takes_connections(address, USER, Duration::from_secs(1)).unwrap_or(false)
-        })
+impl Kind for Postgres {
+    fn prepare(&self) -> Result<(), Error> {
+        discard_stale_pid_file(&self.data)
+    }
+
+    /// *This* process says so in its pid file, and its port answers.
+    fn is_ready(&self, child: &Child, address: SocketAddr) -> bool {
+        let told = PidFile::read(&self.data);
+        told.is_some_and(|told| told.pid == child.pid() && told.port == Some(address.port()) && told.ready)
+            && probe::takes_connections(address, USER, Duration::from_secs(1)).unwrap_or(false)
+    }
+
+    /// The port went to somebody who was faster, or the memory of a killed predecessor is held by a backend that has not
+    /// noticed yet.
+    fn may_pass(&self, log: &Path, port: u16) -> bool {
+        let said = super::log_tail(log);
+        if said.contains("pre-existing shared memory block") {
+            std::thread::sleep(Duration::from_millis(250));
+            return true;
+        }
+        !ports::is_free(port)
     }
 }
 
@@ -282,17 +236,6 @@ fn launch(
         stop: Signal::SIGINT,
         stop_within: Duration::from_secs(20),
     })
-}
-
-/// Whether the end of a starting server has a cause that passes: the port went to somebody who was faster, or the memory
-/// of a killed predecessor is held by a backend that has not noticed yet.
-fn may_pass(log: &Path, port: u16) -> bool {
-    let said = super::log_tail(log);
-    if said.contains("pre-existing shared memory block") {
-        std::thread::sleep(Duration::from_millis(250));
-        return true;
-    }
-    !ports::is_free(port)
 }
 
 /// Removes a pid file that names a process which is not a server on this data: after a crash or in a new container the pid

@@ -98,11 +98,6 @@ impl Registry {
         Ok(Self { shared, registrar })
     }
 
-    /// Whether the topic has been read to its end once.
-    pub fn is_ready(&self) -> bool {
-        *self.shared.revision.borrow() > 0
-    }
-
     pub async fn wait_ready(&self) {
         let _ = self.shared.revision.subscribe().wait_for(|revision| *revision > 0).await;
     }
@@ -115,14 +110,6 @@ impl Registry {
     /// The schema of an id. Ids of deleted versions are served too: the log has records of them.
     pub fn schema_by_id(&self, id: i32) -> Option<Arc<Registered>> {
         self.shared.view().by_id(id).cloned()
-    }
-
-    /// As [`Self::schema_by_id`], and waits for it: a record may arrive before the schema that it was written with.
-    pub async fn wait_for_id(&self, id: i32, limit: Duration) -> Option<Arc<Registered>> {
-        let mut revisions = self.watch();
-        let found = revisions.wait_for(|_| self.schema_by_id(id).is_some());
-        let _ = tokio::time::timeout(limit, found).await;
-        self.schema_by_id(id)
     }
 
     /// Every subject and version that has this id.
@@ -150,11 +137,6 @@ impl Registry {
 
     pub fn subjects(&self) -> Vec<String> {
         self.shared.view().subjects().map(str::to_owned).collect()
-    }
-
-    /// The compatibility level that the topic sets for a subject, or for all (`None`).
-    pub fn level(&self, subject: Option<&str>) -> Option<String> {
-        self.shared.view().level(subject).map(str::to_owned)
     }
 
     /// Registers a schema as the next version of its subject, if `check` finds it compatible with those it is given,

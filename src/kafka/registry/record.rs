@@ -11,8 +11,6 @@ pub enum Entry {
     Schema { subject: String, version: i32, value: Option<SchemaValue> },
     /// All versions of the subject up to this one are deleted.
     DeleteSubject { subject: String, version: i32 },
-    /// A compatibility level, of a subject or of all.
-    Config { subject: Option<String>, level: Option<String> },
     /// Known and of no meaning to us, or not known.
     Other,
 }
@@ -46,12 +44,6 @@ struct DeleteSubjectValue {
     version: i32,
 }
 
-#[derive(Deserialize)]
-struct ConfigValue {
-    #[serde(rename = "compatibilityLevel")]
-    level: Option<String>,
-}
-
 /// Key of a schema's record. The order of fields is part of the key, for compaction compares bytes.
 #[derive(Serialize)]
 struct SchemaKey<'a> {
@@ -73,11 +65,6 @@ pub fn parse(key: Option<&[u8]>, payload: Option<&[u8]>) -> Entry {
         ("DELETE_SUBJECT", ..) => match payload.map(serde_json::from_slice::<DeleteSubjectValue>) {
             Some(Ok(value)) => Entry::DeleteSubject { subject: value.subject, version: value.version },
             _ => Entry::Other,
-        },
-        ("CONFIG", subject, _) => match payload.map(serde_json::from_slice::<ConfigValue>) {
-            None => Entry::Config { subject, level: None },
-            Some(Ok(value)) => Entry::Config { subject, level: value.level },
-            Some(Err(_)) => Entry::Other,
         },
         _ => Entry::Other,
     }
@@ -129,7 +116,7 @@ mod tests {
             Some(br#"{"keytype":"CONFIG","subject":null,"magic":0}"#),
             Some(br#"{"compatibilityLevel":"FULL_TRANSITIVE"}"#),
         );
-        assert_eq!(config, Entry::Config { subject: None, level: Some("FULL_TRANSITIVE".into()) });
+        assert_eq!(config, Entry::Other, "levels are kept to by those who register");
         assert_eq!(parse(Some(br#"{"keytype":"NOOP","magic":0}"#), None), Entry::Other);
         assert_eq!(parse(None, None), Entry::Other);
     }

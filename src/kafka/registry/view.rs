@@ -29,7 +29,6 @@ pub struct Registered {
 pub struct View {
     subjects: BTreeMap<String, BTreeMap<i32, Version>>,
     by_id: HashMap<i32, Vec<(String, i32)>>,
-    levels: BTreeMap<Option<String>, String>,
     schemas: usize,
 }
 
@@ -60,8 +59,6 @@ impl View {
                     Arc::make_mut(&mut entry.1.registered).deleted = true;
                 }
             }
-            Entry::Config { subject, level: Some(level) } => drop(self.levels.insert(subject, level)),
-            Entry::Config { subject, level: None } => drop(self.levels.remove(&subject)),
             Entry::Other => {}
         }
     }
@@ -141,11 +138,6 @@ impl View {
     pub fn subjects(&self) -> impl Iterator<Item = &str> {
         let alive = |versions: &BTreeMap<i32, Version>| versions.values().any(|v| !v.registered.deleted);
         self.subjects.iter().filter(move |(_, versions)| alive(versions)).map(|(subject, _)| subject.as_str())
-    }
-
-    /// The compatibility level that another registry has set for a subject (`None`: for all).
-    pub fn level(&self, subject: Option<&str>) -> Option<&str> {
-        self.levels.get(&subject.map(str::to_owned)).map(String::as_str)
     }
 }
 

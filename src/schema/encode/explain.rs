@@ -5,7 +5,7 @@ use super::{
     plan::{Branch, Node, Record},
     scan::{Found, RawString, Syntax, Wanted},
 };
-use crate::schema::{fault::Fault, nearest::nearest};
+use crate::{domain::nearest, schema::fault::Fault};
 
 /// Longest piece of a client's document that is shown, in characters.
 const SHOWN: usize = 40;

@@ -24,7 +24,7 @@
 
 mod captured;
 mod decimal;
-mod default;
+pub(super) mod default;
 mod explain;
 mod plan;
 mod scalar;
@@ -47,7 +47,8 @@ use self::{
     scan::Scanner,
     session::{Session, Stop},
 };
-use super::{fault::Fault, nearest::nearest};
+use super::fault::Fault;
+use crate::domain::nearest;
 
 /// Why a schema cannot be compiled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -97,11 +98,6 @@ impl Encoder {
             captures.push(at);
         }
         Ok(Self { record, captures: captures.into() })
-    }
-
-    /// Full name of the record.
-    pub fn record_name(&self) -> &str {
-        &self.record.name
     }
 
     /// Appends the Avro encoding of one JSON object to `out`, without a header.

@@ -5,8 +5,8 @@ use apache_avro::{
     schema::{DecimalSchema, EnumSchema, InnerDecimalSchema, RecordSchema, UnionSchema, UuidSchema},
 };
 
-use super::{Error, default, time::Unit, wire};
-use crate::schema::limits::{self, NamedTypes};
+use super::{Error, default, time::Unit};
+use crate::schema::{limits, named_types::NamedTypes};
 
 /// What to write for one value.
 #[derive(Debug)]
@@ -193,18 +193,12 @@ impl Compiler<'_> {
         let mut fields = Vec::with_capacity(record.fields.len());
         for field in &record.fields {
             let node = self.node(&field.schema)?;
-            let missing = match &field.default {
-                Some(value) => {
-                    let mut bytes = Vec::new();
-                    default::encode(&node, value, &mut bytes).map_err(|reason| Error::Default {
-                        record: record.name.to_string(),
-                        field: field.name.clone(),
-                        reason,
-                    })?;
-                    Some(bytes.into())
-                }
-                None => null_if_allowed(&node),
-            };
+            let missing = default::of_field(&self.names, field).map_err(|reason| Error::Default {
+                record: record.name.to_string(),
+                field: field.name.clone(),
+                reason,
+            })?;
+            let missing = missing.map(Into::into);
             let quoted = format!("\"{}\"", field.name).into_bytes().into();
             fields.push(Field { quoted, node, missing, captured: None });
         }
@@ -214,21 +208,6 @@ impl Compiler<'_> {
             (quoted.len(), quoted.clone())
         });
         Ok(Record { name: record.name.to_string().into(), fields: fields.into(), sorted: sorted.into() })
-    }
-}
-
-/// A missing field that may be null is null.
-fn null_if_allowed(node: &Node) -> Option<Box<[u8]>> {
-    match node {
-        Node::Null => Some(Box::new([])),
-        Node::Nullable(nullable) => Some(Box::new([nullable.null])),
-        Node::Union(branches) => {
-            let at = branches.iter().position(|branch| matches!(branch.node, Node::Null))?;
-            let mut bytes = Vec::new();
-            wire::long(&mut bytes, at as i64);
-            Some(bytes.into())
-        }
-        _ => None,
     }
 }
 

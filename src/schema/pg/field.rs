@@ -4,7 +4,7 @@ use super::numeric::Decimal;
 use crate::schema::{
     columns::PgType,
     reader::{Cursor, Problem, fault, utf8, within},
-    resolve::{Blob, BlobWire, Integer, IntegerWire, Items, Node, NumberWire, Unit, refused},
+    resolve::{Blob, Integer, Items, Node, Unit, refused},
     to_json::{Nul, Writer, duration_of, nul_in_text, time_out_of_range, uuid_of_bytes, uuid_of_text},
 };
 
@@ -69,37 +69,10 @@ fn scalar(node: &Node, cursor: &mut Cursor<'_>, out: &mut Vec<u8>) -> Result<(),
     match node {
         Node::Null => out.extend_from_slice(&NULL),
         Node::Boolean => out.extend_from_slice(&[0, 0, 0, 1, u8::from(cursor.boolean()?)]),
-        Node::Integer { wire, to } => {
-            let value = match wire {
-                IntegerWire::Int => i64::from(cursor.int()?),
-                IntegerWire::Long => cursor.long()?,
-            };
-            return integer(value, *to, out);
-        }
-        Node::Float(wire) => {
-            let value = match wire {
-                NumberWire::Int => cursor.int()? as f32,
-                NumberWire::Long => cursor.long()? as f32,
-                NumberWire::Float | NumberWire::Double => cursor.float()?,
-            };
-            put4(value.to_bits(), out);
-        }
-        Node::Double(wire) => {
-            let value = match wire {
-                NumberWire::Int => f64::from(cursor.int()?),
-                NumberWire::Long => cursor.long()? as f64,
-                NumberWire::Float => f64::from(cursor.float()?),
-                NumberWire::Double => cursor.double()?,
-            };
-            put8(value.to_bits(), out);
-        }
-        Node::Blob { wire, to } => {
-            let bytes = match wire {
-                BlobWire::Prefixed => cursor.blob()?,
-                BlobWire::Fixed(size) => cursor.take(*size as usize)?,
-            };
-            return blob(bytes, *to, out);
-        }
+        Node::Integer { wire, to } => return integer(wire.read(cursor)?, *to, out),
+        Node::Float(wire) => put4(wire.read_f32(cursor)?.to_bits(), out),
+        Node::Double(wire) => put8(wire.read_f64(cursor)?.to_bits(), out),
+        Node::Blob { wire, to } => return blob(wire.read(cursor)?, *to, out),
         Node::Enum(symbols) => {
             let symbol = symbols[cursor.index(symbols.len(), "symbol")?].resolved()?;
             put(symbol.as_bytes(), out);

@@ -11,7 +11,7 @@ use apache_avro::Schema;
 use self::field::Form;
 use super::{
     Fault,
-    columns::{Column, columns_of},
+    columns::columns_of,
     reader::{Cursor, Problem, fault, within},
     resolve::{Node, ResolveError, compile, name_of, skip},
 };
@@ -24,7 +24,6 @@ const MAX_RECORD_BYTES: usize = 64 << 20;
 /// threads.
 #[derive(Debug)]
 pub struct Transcoder {
-    columns: Box<[Column]>,
     /// In the writer's order, for that is how the bytes come.
     ops: Box<[Op]>,
     /// Where the columns come in another order than the writer's fields: for each, where its bytes are found.
@@ -89,12 +88,7 @@ impl Transcoder {
         } else {
             Some(order(columns.len(), &read, constants))
         };
-        Ok(Self { columns: columns.into(), ops: ops.into(), order })
-    }
-
-    /// The columns whose fields are appended, in order.
-    pub fn columns(&self) -> &[Column] {
-        &self.columns
+        Ok(Self { ops: ops.into(), order })
     }
 
     /// Appends one record, given as Avro binary without framing: for each column a length (four bytes, big-endian, -1

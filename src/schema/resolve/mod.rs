@@ -4,23 +4,23 @@
 //! promotions, unions, enums, aliases). The plan holds no unions of the reader and no names to look up: our outputs,
 //! columns and plain JSON, show the value and never which branch held it. It knows nothing of either output.
 
-mod default;
 mod scalar;
 mod skip;
 mod union;
 
-use std::collections::HashMap;
-
 use apache_avro::{
     Schema,
-    schema::{EnumSchema, Name, RecordField, RecordSchema, ResolvedSchema},
+    schema::{EnumSchema, RecordField, RecordSchema},
 };
 
 pub(super) use self::skip::skip;
-use super::reader::{Problem, fault};
+use super::{
+    encode::default,
+    limits::MAX_SCHEMA_DEPTH,
+    named_types::NamedTypes,
+    reader::{Cursor, Problem, fault},
+};
 
-/// Deepest nesting of a schema. Bounds the stack of every decoder, for the plan is what they recurse over.
-const MAX_DEPTH: usize = 32;
 /// Largest plan. Types used by name are compiled where they are used, so a short schema can ask for very many.
 const MAX_NODES: usize = 65_536;
 
@@ -68,6 +68,16 @@ pub(super) enum IntegerWire {
     Long,
 }
 
+impl IntegerWire {
+    #[inline]
+    pub(super) fn read(self, cursor: &mut Cursor<'_>) -> Result<i64, Problem> {
+        match self {
+            IntegerWire::Int => cursor.int().map(i64::from),
+            IntegerWire::Long => cursor.long(),
+        }
+    }
+}
+
 /// Meaning of an integer. Units are the writer's: what a column or a text shows does not depend on the reader's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Integer {
@@ -94,12 +104,44 @@ pub(super) enum NumberWire {
     Double,
 }
 
+impl NumberWire {
+    /// As a float; what the reader has as a float is never written as a double.
+    #[inline]
+    pub(super) fn read_f32(self, cursor: &mut Cursor<'_>) -> Result<f32, Problem> {
+        Ok(match self {
+            NumberWire::Int => cursor.int()? as f32,
+            NumberWire::Long => cursor.long()? as f32,
+            NumberWire::Float | NumberWire::Double => cursor.float()?,
+        })
+    }
+
+    #[inline]
+    pub(super) fn read_f64(self, cursor: &mut Cursor<'_>) -> Result<f64, Problem> {
+        Ok(match self {
+            NumberWire::Int => f64::from(cursor.int()?),
+            NumberWire::Long => cursor.long()? as f64,
+            NumberWire::Float => f64::from(cursor.float()?),
+            NumberWire::Double => cursor.double()?,
+        })
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BlobWire {
     /// A length, then the bytes.
     Prefixed,
     /// So many bytes.
     Fixed(u32),
+}
+
+impl BlobWire {
+    #[inline]
+    pub(super) fn read<'a>(self, cursor: &mut Cursor<'a>) -> Result<&'a [u8], Problem> {
+        match self {
+            BlobWire::Prefixed => cursor.blob(),
+            BlobWire::Fixed(size) => cursor.take(size as usize),
+        }
+    }
 }
 
 /// Meaning of a run of bytes.
@@ -192,11 +234,16 @@ pub(super) fn refused(kind: &str) -> Problem {
 pub(super) fn compile(writer: &Schema, reader: &Schema) -> Result<Node, ResolveError> {
     let record = name_of(reader);
     let refuse = |reason: String| ResolveError { record: record.clone(), pointer: String::new(), reason };
-    let names = |schema| ResolvedSchema::new(schema).map_err(|error| refuse(error.to_string()));
-    let (writer_names, reader_names) = (names(writer)?, names(reader)?);
-    let mut compiler = Compiler { writer: writer_names.get_names(), reader: reader_names.get_names(), nodes: 0 };
-    let node = compiler.node(At::root(writer), At::root(reader), 0);
-    node.map_err(|stop| ResolveError { record: record.clone(), pointer: stop.pointer, reason: stop.reason })
+    let (writer_names, reader_names) = (NamedTypes::of(writer), NamedTypes::of(reader));
+    if let Some(fault) = writer_names.faults().chain(reader_names.faults()).next() {
+        return Err(refuse(fault));
+    }
+    let mut compiler = Compiler { writer: &writer_names, reader: &reader_names, nodes: 0 };
+    compiler.node(writer, reader, 0).map_err(|stop| ResolveError {
+        record: record.clone(),
+        pointer: stop.pointer,
+        reason: stop.reason,
+    })
 }
 
 /// What messages call a schema: its full name, or what kind it is.
@@ -204,39 +251,6 @@ pub(super) fn name_of(schema: &Schema) -> String {
     match schema.name() {
         Some(name) => name.to_string(),
         None => scalar::kind(schema),
-    }
-}
-
-/// A schema and the namespace that the names in it are relative to.
-#[derive(Clone, Copy)]
-struct At<'s> {
-    schema: &'s Schema,
-    namespace: Option<&'s str>,
-}
-
-impl<'s> At<'s> {
-    fn root(schema: &'s Schema) -> Self {
-        Self { schema, namespace: None }
-    }
-
-    fn child(self, schema: &'s Schema) -> Self {
-        Self { schema, ..self }
-    }
-}
-
-type Names<'s> = HashMap<Name, &'s Schema>;
-
-/// Follows references, and enters the namespace of a record.
-fn follow<'s>(names: &'s Names<'s>, at: At<'s>) -> Result<At<'s>, Stop> {
-    let name = match at.schema {
-        Schema::Ref { name } => name,
-        Schema::Record(RecordSchema { name, .. }) => name,
-        _ => return Ok(at),
-    };
-    let full = name.fully_qualified_name(at.namespace);
-    match names.get_key_value(full.as_ref()) {
-        Some((name, schema)) => Ok(At { schema, namespace: name.namespace() }),
-        None => Err(Stop::fatal(format!("the type `{full}` is not defined"))),
     }
 }
 
@@ -264,16 +278,16 @@ impl Stop {
 }
 
 struct Compiler<'s> {
-    writer: &'s Names<'s>,
-    reader: &'s Names<'s>,
+    writer: &'s NamedTypes<'s>,
+    reader: &'s NamedTypes<'s>,
     nodes: usize,
 }
 
 impl<'s> Compiler<'s> {
-    fn node(&mut self, writer: At<'s>, reader: At<'s>, depth: usize) -> Result<Node, Stop> {
-        if depth > MAX_DEPTH {
+    fn node(&mut self, writer: &'s Schema, reader: &'s Schema, depth: usize) -> Result<Node, Stop> {
+        if depth > MAX_SCHEMA_DEPTH {
             return Err(Stop::fatal(format!(
-                "nests deeper than {MAX_DEPTH} levels: flatten it; a record that contains itself cannot be read"
+                "nests deeper than {MAX_SCHEMA_DEPTH} levels: flatten it; a record that contains itself cannot be read"
             )));
         }
         self.nodes += 1;
@@ -282,75 +296,67 @@ impl<'s> Compiler<'s> {
                 "has more than {MAX_NODES} fields and types, counted where they are used"
             )));
         }
-        let (writer, reader) = (follow(self.writer, writer)?, follow(self.reader, reader)?);
-        match (writer.schema, reader.schema) {
-            (Schema::Union(union), _) => self.written_union(writer, union, reader, depth),
-            (_, Schema::Union(union)) => self.read_union(writer, reader, union, depth),
+        let writer = self.writer.follow(writer).map_err(Stop::fatal)?;
+        let reader = self.reader.follow(reader).map_err(Stop::fatal)?;
+        match (writer, reader) {
+            (Schema::Union(union), _) => self.written_union(union, reader, depth),
+            (_, Schema::Union(union)) => self.read_union(writer, union, depth),
             (Schema::Array(written), Schema::Array(read)) => {
-                let items = self.items(writer.child(&written.items), reader.child(&read.items), depth)?;
+                let items = self.items(&written.items, &read.items, depth)?;
                 Ok(Node::Array(items))
             }
             (Schema::Map(written), Schema::Map(read)) => {
-                let mut items = self.items(writer.child(&written.types), reader.child(&read.types), depth)?;
+                let mut items = self.items(&written.types, &read.types, depth)?;
                 items.free = false; // an entry has a key
                 Ok(Node::Map(items))
             }
-            (Schema::Record(written), Schema::Record(read)) => self.record(writer, written, reader, read, depth),
+            (Schema::Record(written), Schema::Record(read)) => self.record(written, read, depth),
             (Schema::Enum(written), Schema::Enum(read)) => Ok(symbols(written, read)),
             (written, read) => scalar::node(written, read).map_err(Stop::mismatch),
         }
     }
 
-    fn items(&mut self, writer: At<'s>, reader: At<'s>, depth: usize) -> Result<Box<Items>, Stop> {
+    fn items(&mut self, writer: &'s Schema, reader: &'s Schema, depth: usize) -> Result<Box<Items>, Stop> {
         let node = self.node(writer, reader, depth + 1).map_err(|stop| stop.within("[]"))?;
         Ok(Box::new(Items { free: node.is_free(), node }))
     }
 
-    fn record(
-        &mut self,
-        writer: At<'s>,
-        written: &'s RecordSchema,
-        reader: At<'s>,
-        read: &'s RecordSchema,
-        depth: usize,
-    ) -> Result<Node, Stop> {
+    fn record(&mut self, written: &'s RecordSchema, read: &'s RecordSchema, depth: usize) -> Result<Node, Stop> {
         let sources = sources(written, read);
         let mut steps = Vec::with_capacity(written.fields.len());
         for (index, field) in written.fields.iter().enumerate() {
             let target = sources.iter().position(|source| *source == Some(index));
-            let at = writer.child(&field.schema);
             let (name, node) = match target.map(|target| &read.fields[target]) {
-                Some(wanted) => (&wanted.name, self.node(at, reader.child(&wanted.schema), depth + 1)),
-                None => (&field.name, self.unread(at, depth + 1)),
+                Some(wanted) => (&wanted.name, self.node(&field.schema, &wanted.schema, depth + 1)),
+                None => (&field.name, self.unread(&field.schema, depth + 1)),
             };
             let node = node.map_err(|stop| stop.within(name))?;
             steps.push(Step { name: name.as_str().into(), reader: target, node });
         }
         let mut defaults = Vec::new();
         for (index, field) in read.fields.iter().enumerate().filter(|(index, _)| sources[*index].is_none()) {
-            let default = self.default(reader, field, index, depth + 1).map_err(|stop| stop.within(&field.name))?;
+            let default = self.default(field, index, depth + 1).map_err(|stop| stop.within(&field.name))?;
             defaults.push(default);
         }
         Ok(Node::Record(Box::new(Record { steps: steps.into(), defaults: defaults.into() })))
     }
 
     /// A plan for what only the writer has: it is skipped, so nothing is asked of it but its shape.
-    fn unread(&mut self, writer: At<'s>, depth: usize) -> Result<Node, Stop> {
+    fn unread(&mut self, writer: &'s Schema, depth: usize) -> Result<Node, Stop> {
         let mut own = Compiler { writer: self.writer, reader: self.writer, nodes: self.nodes };
         let node = own.node(writer, writer, depth);
         self.nodes = own.nodes;
         node
     }
 
-    fn default(&mut self, reader: At<'s>, field: &'s RecordField, index: usize, depth: usize) -> Result<Default, Stop> {
-        let Some(value) = &field.default else {
+    fn default(&mut self, field: &'s RecordField, index: usize, depth: usize) -> Result<Default, Stop> {
+        if field.default.is_none() {
             return Err(Stop::mismatch("the writer has no such field and the reader gives no default: add one"));
-        };
-        let at = reader.child(&field.schema);
-        let mut avro = Vec::new();
-        default::encode(self.reader, at, value, &mut avro, 0).map_err(Stop::mismatch)?;
+        }
+        let unfit = |reason| Stop::mismatch(format!("the default does not fit the field's type: {reason}"));
+        let avro = default::of_field(self.reader, field).map_err(unfit)?.unwrap_or_default();
         let mut own = Compiler { writer: self.reader, reader: self.reader, nodes: self.nodes };
-        let node = own.node(at, at, depth);
+        let node = own.node(&field.schema, &field.schema, depth);
         self.nodes = own.nodes;
         Ok(Default { name: field.name.as_str().into(), reader: index, node: node?, avro: avro.into() })
     }

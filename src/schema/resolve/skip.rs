@@ -1,6 +1,6 @@
 //! Passes over a value that nobody reads.
 
-use super::{BlobWire, IntegerWire, Items, Node, NumberWire, refused};
+use super::{Items, Node, refused};
 use crate::schema::reader::{Cursor, Problem};
 
 /// Moves the cursor behind one value.
@@ -8,16 +8,9 @@ pub(in crate::schema) fn skip(node: &Node, cursor: &mut Cursor<'_>) -> Result<()
     match node {
         Node::Null => Ok(()),
         Node::Boolean => cursor.boolean().map(drop),
-        Node::Integer { wire: IntegerWire::Int, .. } => cursor.int().map(drop),
-        Node::Integer { wire: IntegerWire::Long, .. } => cursor.long().map(drop),
-        Node::Float(wire) | Node::Double(wire) => match wire {
-            NumberWire::Int => cursor.int().map(drop),
-            NumberWire::Long => cursor.long().map(drop),
-            NumberWire::Float => cursor.float().map(drop),
-            NumberWire::Double => cursor.double().map(drop),
-        },
-        Node::Blob { wire: BlobWire::Prefixed, .. } => cursor.blob().map(drop),
-        Node::Blob { wire: BlobWire::Fixed(size), .. } => cursor.take(*size as usize).map(drop),
+        Node::Integer { wire, .. } => wire.read(cursor).map(drop),
+        Node::Float(wire) | Node::Double(wire) => wire.read_f64(cursor).map(drop),
+        Node::Blob { wire, .. } => wire.read(cursor).map(drop),
         Node::Enum(symbols) => cursor.index(symbols.len(), "symbol").map(drop),
         Node::Union(branches) => skip(&branches[cursor.index(branches.len(), "branch")?], cursor),
         Node::Array(items) => blocks(items, cursor, |cursor| skip(&items.node, cursor)),

@@ -5,7 +5,7 @@ use apache_avro::{
     schema::{Name, UnionSchema},
 };
 
-use super::{At, Compiler, Node, Stop, follow, scalar::kind};
+use super::{Compiler, Node, Stop, scalar::kind};
 
 /// How well a branch of the reader's union fits; the first of the best wins.
 #[derive(PartialEq, Eq, PartialOrd, Ord, Clone, Copy)]
@@ -22,15 +22,14 @@ impl<'s> Compiler<'s> {
     /// The wire says which branch follows. A branch that the reader cannot take is a fault only when it occurs.
     pub(super) fn written_union(
         &mut self,
-        writer: At<'s>,
         union: &'s UnionSchema,
-        reader: At<'s>,
+        reader: &'s Schema,
         depth: usize,
     ) -> Result<Node, Stop> {
         let mut branches = Vec::with_capacity(union.variants().len());
         let mut first = None;
         for variant in union.variants() {
-            match self.node(writer.child(variant), reader, depth) {
+            match self.node(variant, reader, depth) {
                 Ok(node) => branches.push(node),
                 Err(stop) if stop.fatal => return Err(stop),
                 Err(stop) => {
@@ -48,15 +47,14 @@ impl<'s> Compiler<'s> {
     /// Picks the branch of the reader's union that the value is read as.
     pub(super) fn read_union(
         &mut self,
-        writer: At<'s>,
-        reader: At<'s>,
+        writer: &'s Schema,
         union: &'s UnionSchema,
         depth: usize,
     ) -> Result<Node, Stop> {
         let mut branches = Vec::with_capacity(union.variants().len());
         for variant in union.variants() {
-            let branch = follow(self.reader, reader.child(variant))?;
-            if let Some(fit) = fit(writer.schema, branch.schema) {
+            let branch = self.reader.follow(variant).map_err(Stop::fatal)?;
+            if let Some(fit) = fit(writer, branch) {
                 branches.push((fit, branch));
             }
         }
@@ -70,7 +68,7 @@ impl<'s> Compiler<'s> {
             }
         }
         let kinds: Vec<String> = union.variants().iter().map(kind).collect();
-        let none = || Stop::mismatch(format!("{} fits no branch of {}", kind(writer.schema), kinds.join(", ")));
+        let none = || Stop::mismatch(format!("{} fits no branch of {}", kind(writer), kinds.join(", ")));
         Err(first.filter(|stop| !stop.pointer.is_empty()).unwrap_or_else(none))
     }
 }

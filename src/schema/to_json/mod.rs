@@ -13,9 +13,7 @@ use super::{
     Fault,
     pg::numeric::Decimal,
     reader::{Cursor, Problem, fault, utf8, within},
-    resolve::{
-        Blob, BlobWire, Integer, IntegerWire, Items, Node, NumberWire, Record, ResolveError, compile, refused, skip,
-    },
+    resolve::{Blob, Integer, Items, Node, Record, ResolveError, compile, refused, skip},
 };
 
 /// Longest JSON text of one value: within what Postgres takes as `jsonb`, and far above what a Kafka record holds.
@@ -83,37 +81,16 @@ impl<'o> Writer<'o> {
                 let text: &[u8] = if cursor.boolean()? { b"true" } else { b"false" };
                 self.raw(text);
             }
-            Node::Integer { wire, to } => {
-                let value = match wire {
-                    IntegerWire::Int => i64::from(cursor.int()?),
-                    IntegerWire::Long => cursor.long()?,
-                };
-                self.integer(value, *to)?;
-            }
+            Node::Integer { wire, to } => self.integer(wire.read(cursor)?, *to)?,
             Node::Float(wire) => {
-                let value = match wire {
-                    NumberWire::Int => cursor.int()? as f32,
-                    NumberWire::Long => cursor.long()? as f32,
-                    NumberWire::Float | NumberWire::Double => cursor.float()?,
-                };
+                let value = wire.read_f32(cursor)?;
                 self.float(f64::from(value), value);
             }
             Node::Double(wire) => {
-                let value = match wire {
-                    NumberWire::Int => f64::from(cursor.int()?),
-                    NumberWire::Long => cursor.long()? as f64,
-                    NumberWire::Float => f64::from(cursor.float()?),
-                    NumberWire::Double => cursor.double()?,
-                };
+                let value = wire.read_f64(cursor)?;
                 self.float(value, value);
             }
-            Node::Blob { wire, to } => {
-                let bytes = match wire {
-                    BlobWire::Prefixed => cursor.blob()?,
-                    BlobWire::Fixed(size) => cursor.take(*size as usize)?,
-                };
-                self.blob(bytes, *to)?;
-            }
+            Node::Blob { wire, to } => self.blob(wire.read(cursor)?, *to)?,
             Node::Enum(symbols) => {
                 let symbol = symbols[cursor.index(symbols.len(), "symbol")?].resolved()?;
                 self.string(symbol)?;

@@ -16,11 +16,11 @@ use super::{
     cursor::Cursor,
     format::Format,
     freshness,
-    grammar::{Filter, Query, Test, abbreviated, nearest},
-    names::{literal, quoted, value_type},
+    grammar::{Filter, Query, Test, abbreviated},
     problem::{BAD_OPERATOR, UNKNOWN_COLUMN},
+    types::value_type,
 };
-use crate::domain::ColumnInfo;
+use crate::domain::{ColumnInfo, ident, literal, nearest};
 use crate::http::Problem;
 pub use order::{Term, terms};
 
@@ -148,7 +148,7 @@ fn page_sql(
     filter: &str,
     frame: Frame,
 ) -> String {
-    let mut columns: Vec<String> = table.info.columns.iter().map(|c| format!("t.{}", quoted(&c.name))).collect();
+    let mut columns: Vec<String> = table.info.columns.iter().map(|c| format!("t.{}", ident(&c.name))).collect();
     columns.retain(|column| {
         let ordering = terms.iter().any(|term| term.expression() == *column);
         ordering || shown.iter().any(|(expression, _)| expression.trim_end_matches("::text") == column)
@@ -161,17 +161,13 @@ fn page_sql(
          max(r.next) as next from (select t._n, {row} as body, case when t._n = {limit} then array[{next}]::text[] end as next \
          from (select row_number() over () as _n, {columns} from (select {columns} from {relation} t{filter} \
          order by {order} limit {fetched}) t) t) r",
-        separator = newline_literal(frame.format.separator()),
+        separator = literal(frame.format.separator()),
         limit = frame.limit,
         next = next.join(", "),
         relation = table.relation,
         order = order.join(", "),
         fetched = u64::from(frame.limit) + 1,
     )
-}
-
-fn newline_literal(separator: &str) -> String {
-    format!("E{}", literal(&separator.replace('\n', "␤").replace('\r', "␍")).replace('␤', "\\n").replace('␍', "\\r"))
 }
 
 /// Whether each column of the key must equal one value.
@@ -211,7 +207,7 @@ struct Compiler<'t> {
 
 impl Compiler<'_> {
     fn shown(&self, query: &Query) -> Result<Vec<(String, String)>, Problem> {
-        let expression = |name: &str| format!("t.{}", quoted(name));
+        let expression = |name: &str| format!("t.{}", ident(name));
         if query.select.is_empty() {
             let all = self.table.info.columns.iter();
             return Ok(all.map(|column| (expression(&column.name), column.name.clone())).collect());
@@ -243,7 +239,7 @@ impl Compiler<'_> {
     }
 
     fn test(&mut self, column: &ColumnInfo, test: &Test, parameter: &str) -> Result<String, Problem> {
-        let sql = format!("t.{}", quoted(&column.name));
+        let sql = format!("t.{}", ident(&column.name));
         let pg_type = value_type(&column.pg_type);
         match test {
             Test::Compare(comparison, _) => {

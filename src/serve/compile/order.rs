@@ -2,9 +2,9 @@
 
 use super::{Compiler, Cursor, Query, Slot, Table, column};
 use crate::{
-    domain::ColumnInfo,
+    domain::{ColumnInfo, ident},
     http::Problem,
-    serve::{names::quoted, problem::BAD_CURSOR},
+    serve::problem::BAD_CURSOR,
 };
 
 /// One column of the order.
@@ -37,7 +37,7 @@ pub fn terms<'t>(query: &Query, table: &'t Table) -> Result<Vec<Term<'t>>, Probl
 
 impl Term<'_> {
     pub fn expression(&self) -> String {
-        format!("t.{}", quoted(&self.column.name))
+        format!("t.{}", ident(&self.column.name))
     }
 
     /// Null placement is written only where it can matter: an index is not used for an order that says more than its own.

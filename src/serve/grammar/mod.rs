@@ -195,13 +195,3 @@ pub fn abbreviated(text: &str) -> String {
     }
     format!("`{cut}`")
 }
-
-/// The name nearest to `wanted`, if one is near enough to be what was meant.
-pub fn nearest<'a>(wanted: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    names
-        .into_iter()
-        .map(|name| (strsim::jaro_winkler(wanted, name), name))
-        .filter(|(likeness, _)| *likeness > 0.75)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, name)| name)
-}

@@ -2,8 +2,9 @@
 
 use super::{
     Comparison, Filter, Known, MAX_COLUMNS, MAX_CONDITIONS, MAX_DEPTH, MAX_LIST, MAX_QUERY_BYTES, Ordered, Param,
-    Query, Selected, SyntaxError, Test, abbreviated, nearest,
+    Query, Selected, SyntaxError, Test, abbreviated,
 };
+use crate::domain::nearest;
 
 const OPERATORS: [&str; 10] = ["eq", "neq", "gt", "gte", "lt", "lte", "in", "is", "like", "ilike"];
 

@@ -18,7 +18,6 @@ use crate::schema::Fault;
 /// One example file.
 #[derive(Debug)]
 pub struct Example {
-    pub path: PathBuf,
     /// Record type of the body.
     pub record_type: String,
     /// The JSON as it stands in the file, as a client would send it.
@@ -150,7 +149,7 @@ fn read(path: &Path, valid: bool) -> Result<Example, String> {
         }
         (Some(_), true) => return Err("is in valid/ and says a problem: move it to invalid/".into()),
     };
-    Ok(Example { path: path.to_owned(), record_type: file.record_type, body: file.body, expectation })
+    Ok(Example { record_type: file.record_type, body: file.body, expectation })
 }
 
 fn json_files(dir: &Path) -> Vec<PathBuf> {

@@ -261,7 +261,7 @@ pub fn load_all(producers: &Path) -> Result<Vec<ProducerSpec>, Vec<SpecFault>> {
 }
 
 /// What the folders say of one another: a type and a topic mean the same thing wherever they stand.
-pub fn cross_check(specs: &[ProducerSpec]) -> Vec<SpecFault> {
+fn cross_check(specs: &[ProducerSpec]) -> Vec<SpecFault> {
     let mut faults = Vec::new();
     let mut types: BTreeMap<&str, (&ProducerSpec, &RecordSpec)> = BTreeMap::new();
     let mut topics: BTreeMap<&str, (&ProducerSpec, &TopicSpec)> = BTreeMap::new();

@@ -29,7 +29,9 @@ pub use posting::{Load, Pace, post, shares};
 pub use process::Process;
 pub use project::Project;
 pub use servers::Exclusive;
-pub use web::{Answer, Web};
+pub use web::Web;
+
+pub use crate::harness::Answer;
 
 /// Far more than anything here takes, on a machine that does much else.
 pub const SOON: Duration = Duration::from_secs(60);

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use axum::http::HeaderMap;
 use millpond::app::Client;
-use serde_json::Value;
+
+use crate::harness::Answer;
 
 /// No request may hang longer than this, whatever is stopped.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -14,15 +14,6 @@ const LIMIT: Duration = Duration::from_secs(30);
 pub struct Web {
     client: Client,
     pub base: String,
-}
-
-/// An answer, and how long it took.
-#[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub headers: HeaderMap,
-    pub text: String,
-    pub took: Duration,
 }
 
 impl Web {
@@ -60,28 +51,5 @@ impl Web {
             text: String::from_utf8_lossy(&answer.body).into_owned(),
             took: begun.elapsed(),
         })
-    }
-}
-
-impl Answer {
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name).map(|value| value.to_str().unwrap())
-    }
-
-    #[track_caller]
-    pub fn json(&self) -> Value {
-        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
-    }
-
-    /// The position of a write.
-    #[track_caller]
-    pub fn position(&self) -> &str {
-        self.header("millpond-position").unwrap_or_else(|| panic!("no position: {self:?}"))
-    }
-
-    /// The path of the next page.
-    pub fn next(&self) -> Option<String> {
-        let link = self.header("link")?;
-        Some(link.strip_prefix('<').unwrap().strip_suffix(">; rel=\"next\"").unwrap().to_owned())
     }
 }

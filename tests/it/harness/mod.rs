@@ -3,15 +3,15 @@
 //! The servers start with the first test that asks and end with the test process (by the parent-death signal: statics are
 //! not dropped). Nothing here is cleaned up after a test, so that a failed one can be looked at; the next run does it.
 
+mod answer;
 mod database;
 mod servers;
 
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-#[allow(unused_imports, reason = "what the tests to come ask for")]
-pub use database::{Database, database, empty_database};
-#[allow(unused_imports, reason = "what the tests to come ask for")]
+pub use answer::Answer;
+pub use database::database;
 pub use servers::{brokers, own_folder, own_options, postgres_url};
 
 /// How often a condition is looked at.
@@ -33,7 +33,6 @@ pub fn eventually(within: Duration, mut condition: impl FnMut() -> bool) {
 }
 
 /// [`eventually`] for a condition that has to await.
-#[allow(dead_code, reason = "for the tests that run inside a runtime")]
 pub async fn eventually_async<F: Future<Output = bool>>(within: Duration, mut condition: impl FnMut() -> F) {
     let deadline = Instant::now() + within;
     while !condition().await {

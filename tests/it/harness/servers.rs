@@ -13,7 +13,6 @@ const KAFKA_PORT: u16 = 19292;
 const POSTGRES_PORT: u16 = 25451;
 
 struct Shared {
-    #[allow(dead_code, reason = "for the tests that need a broker")]
     brokers: String,
     postgres_url: String,
     /// Only held: its children end with this process.
@@ -29,7 +28,6 @@ static SHARED: LazyLock<Shared> = LazyLock::new(|| {
 });
 
 /// Bootstrap servers of the Kafka that all tests share: those in `MILLPOND_TEST_KAFKA`, else one started now.
-#[allow(dead_code, reason = "for the tests that need a broker")]
 pub fn brokers() -> String {
     SHARED.brokers.clone()
 }

@@ -7,16 +7,15 @@ mod grants;
 mod paging;
 mod reads;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::{Router, body::Body, http::Request};
 use http_body_util::BodyExt as _;
 use millpond::serve::{Options, ServeState, router};
-use serde_json::Value;
 use tokio_postgres::{Client, NoTls};
 use tower::ServiceExt as _;
 
-use crate::harness::{database, eventually_async};
+use crate::harness::{Answer, database, eventually_async};
 
 pub const TOPIC: &str = "flights.commands.v1";
 
@@ -27,42 +26,6 @@ pub struct Served {
     pub postgres: Client,
     pub state: ServeState,
     app: Router,
-}
-
-/// One answer.
-#[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    headers: axum::http::HeaderMap,
-    pub text: String,
-}
-
-impl Answer {
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name).map(|value| value.to_str().unwrap())
-    }
-
-    #[track_caller]
-    pub fn json(&self) -> Value {
-        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
-    }
-
-    /// The path of `Link: <…>; rel="next"`.
-    pub fn next(&self) -> Option<String> {
-        let link = self.header("link")?;
-        Some(link.strip_prefix('<').unwrap().strip_suffix(">; rel=\"next\"").unwrap().to_owned())
-    }
-
-    /// That it is this problem, in the form of RFC 9457.
-    #[track_caller]
-    pub fn is_problem(&self, status: u16, code: &str) -> Value {
-        assert_eq!(self.status, status, "{}", self.text);
-        assert_eq!(self.header("content-type"), Some("application/problem+json"));
-        let body = self.json();
-        assert_eq!((body["code"].as_str(), body["status"].as_u64()), (Some(code), Some(status.into())), "{body}");
-        assert_eq!(body["type"], format!("urn:millpond:problem:{code}"));
-        body
-    }
 }
 
 impl Served {
@@ -142,11 +105,12 @@ impl Served {
 }
 
 async fn answer(app: &Router, request: Request<Body>) -> Answer {
+    let begun = Instant::now();
     let response = app.clone().oneshot(request).await.unwrap();
     let (parts, body) = response.into_parts();
     let bytes = body.collect().await.unwrap().to_bytes();
     let text = String::from_utf8(bytes.to_vec()).unwrap();
-    Answer { status: parts.status.as_u16(), headers: parts.headers, text }
+    Answer { status: parts.status.as_u16(), headers: parts.headers, text, took: begun.elapsed() }
 }
 
 /// `marker` is what the rows of a version can be told apart by.

@@ -1,5 +1,7 @@
 //! Pages, put together, are the one big answer, in whatever order and wherever the nulls stand.
 
+use serde_json::Value;
+
 use super::*;
 
 /// 300 rows over few values: many equal ones and many nulls in each column.

@@ -56,7 +56,8 @@ fn missing_fields_take_their_default_or_null() {
            {"name":"e","type":{"type":"array","items":"int"},"default":[1,2]},{"name":"f","type":["string","null","long"]},
            {"name":"g","type":{"type":"record","name":"G","fields":[{"name":"h","type":"int"},{"name":"i","type":"int","default":3}]},"default":{"h":2}},
            {"name":"j","type":{"type":"long","logicalType":"timestamp-micros"},"default":0},
-           {"name":"k","type":{"type":"map","values":"double"},"default":{"x":1.5}}"#,
+           {"name":"k","type":{"type":"map","values":"double"},"default":{"x":1.5}},
+           {"name":"l","type":"G","default":{"h":-1,"i":4}},{"name":"m","type":"double","default":"Infinity"}"#,
     );
     let Value::Record(fields) = decode(&schema, &encode(&schema, "{}").unwrap()) else { panic!() };
     let values: Vec<Value> = fields.into_iter().map(|(_, value)| value).collect();
@@ -72,6 +73,8 @@ fn missing_fields_take_their_default_or_null() {
             Value::Record(vec![("h".into(), Value::Int(2)), ("i".into(), Value::Int(3))]),
             Value::TimestampMicros(0),
             Value::Map([("x".to_owned(), Value::Double(1.5))].into()),
+            Value::Record(vec![("h".into(), Value::Int(-1)), ("i".into(), Value::Int(4))]),
+            Value::Double(f64::INFINITY),
         ]
     );
 }

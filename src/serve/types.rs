@@ -1,15 +1,4 @@
-//! Names and types as they stand in SQL. The only place of `serve` that writes an identifier or a type.
-
-/// A quoted identifier.
-pub fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// A string literal, for the few texts of ours (keys of JSON, separators) that are not worth a parameter.
-pub fn literal(text: &str) -> String {
-    let escaped = text.replace('\'', "''");
-    if escaped.contains('\\') { format!(" E'{}'", escaped.replace('\\', "\\\\")) } else { format!("'{escaped}'") }
-}
+//! Types as they stand in SQL. The only place of `serve` that writes one.
 
 /// Whether a type, as `format_type` prints it, may be written into SQL.
 pub fn is_type(pg_type: &str) -> bool {
@@ -47,13 +36,6 @@ pub fn value_type(pg_type: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn identifiers_keep_their_quotes_inside() {
-        assert_eq!(quoted(r#"a"; drop table x; --"#), r#""a""; drop table x; --""#);
-        assert_eq!(literal("it's"), "'it''s'");
-        assert_eq!(literal(r"a\'b"), r" E'a\\''b'");
-    }
 
     #[test]
     fn value_types_lose_length_and_precision() {
