@@ -7,6 +7,7 @@ use sqlx::PgConnection;
 use super::{
     apply::{self, ApplyStatement},
     compiled::{Compiled, Program},
+    declared,
     fingerprint::fingerprint,
     input::Input,
     judge::{judge, text_as_date},
@@ -331,7 +332,7 @@ impl Compiler<'_, '_, '_> {
     /// The tables of `tables.sql`, as Postgres made them.
     async fn declared_tables(&mut self) -> Result<Vec<Table>, sqlx::Error> {
         let manifest = self.input.spec.manifest_path();
-        let declared = tables::declared(&self.input.tables_sql).unwrap_or_default();
+        let declared = declared::read(&self.input.tables_sql, &self.input.spec.source).unwrap_or_default();
         if declared.is_empty() && self.input.spec.tables.is_empty() {
             self.faults.push(SpecFault::new(
                 &manifest,

@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 
 use super::{
+    declared,
     judge::Names,
     latest,
     names::live_view,
     reference::ReferenceTable,
     relation::Relation,
     statements::{SqlStatement, split},
-    tables,
 };
 use crate::{
     domain::nearest,
@@ -62,7 +62,7 @@ impl<'a> Input<'a> {
             Source::Apply { sql, .. } => apply = parse(sql),
             Source::Rust => {}
         }
-        let declared = tables::declared(&tables_sql).unwrap_or_else(|found| {
+        let declared = declared::read(&tables_sql, &spec.source).unwrap_or_else(|found| {
             faults.extend(found);
             BTreeSet::new()
         });

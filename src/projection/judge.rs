@@ -108,6 +108,9 @@ pub(super) fn judge(statement: &SqlStatement, uses: &Uses, functions: &Functions
     for name in &uses.catalog_types {
         faults.push(format!("type `{name}` reads the server's catalogue, which is not in the log; remove the cast"));
     }
+    for name in &uses.foreign_types {
+        faults.push(format!("type `{name}` is not one of Postgres' own; cast to one, such as text or numeric(10,2)"));
+    }
     if uses.sampled {
         faults.push("`tablesample` gives other rows each time; remove it".into());
     }

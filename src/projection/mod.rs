@@ -9,6 +9,7 @@
 mod apply;
 mod compile;
 mod compiled;
+mod declared;
 mod fingerprint;
 mod from;
 mod input;

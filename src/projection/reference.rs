@@ -3,7 +3,7 @@
 //! The first line names the columns, each with a Postgres type after a colon (`carrier:text`); no type is `text`. Values
 //! are RFC 4180: quotes around a value that has a comma, quote or line break. An empty value without quotes is NULL.
 
-use sqlparser::{dialect::PostgreSqlDialect, parser::Parser};
+use sqlparser::{ast::DataType, dialect::PostgreSqlDialect, parser::Parser};
 
 use crate::{
     domain::{ident, literal},
@@ -112,7 +112,15 @@ pub(super) fn parse_type(text: &str) -> Option<String> {
     let dialect = PostgreSqlDialect {};
     let mut parser = Parser::new(&dialect).try_with_sql(text).ok()?;
     let parsed = parser.parse_data_type().ok()?;
-    (parser.peek_token().token == sqlparser::tokenizer::Token::EOF).then(|| parsed.to_string())
+    let whole = parser.peek_token().token == sqlparser::tokenizer::Token::EOF;
+    (whole && !foreign_type(&parsed)).then(|| parsed.to_string())
+}
+
+/// Whether a type is named in a schema other than Postgres' own: a domain, or a type of an extension, which no folder
+/// declares and whose checks nobody here has read.
+pub(super) fn foreign_type(data_type: &DataType) -> bool {
+    let name = data_type.to_string().to_lowercase().replace('"', "");
+    name.split('(').next().is_some_and(|name| name.trim_start_matches("pg_catalog.").contains('.'))
 }
 
 type Row = (u32, Vec<Option<String>>);

@@ -31,6 +31,10 @@ pub(super) struct Described {
     pub name: String,
     pub pg_type: String,
     pub not_null: bool,
+    /// Whether the type is one of Postgres' own; no domains are among those.
+    pub own_type: bool,
+    /// The collation, where it is not the one that the type has by itself.
+    pub collation: Option<String>,
 }
 
 /// Text is read by casts (a COERCEVIAIO node) and for the columns that `as x(a date)` gives the records of a function.
@@ -151,13 +155,23 @@ impl<'c> Scratch<'c> {
     /// Columns of a table, in order.
     pub async fn describe(&mut self, table: &str) -> Result<Vec<Described>, sqlx::Error> {
         let rows = sqlx::query(
-            "select attname::text, format_type(atttypid, atttypmod), attnotnull from pg_attribute
+            "select attname::text, format_type(atttypid, atttypmod), attnotnull,
+                    typnamespace = 'pg_catalog'::regnamespace, c.collname::text
+             from pg_attribute join pg_type t on t.oid = atttypid
+                  left join pg_collation c on c.oid = attcollation and attcollation <> typcollation
              where attrelid = $1::regclass and attnum > 0 and not attisdropped order by attnum",
         )
         .bind(ident(table))
         .fetch_all(&mut *self.tx)
         .await?;
-        Ok(rows.iter().map(|row| Described { name: row.get(0), pg_type: row.get(1), not_null: row.get(2) }).collect())
+        let described = |row: &sqlx::postgres::PgRow| Described {
+            name: row.get(0),
+            pg_type: row.get(1),
+            not_null: row.get(2),
+            own_type: row.get(3),
+            collation: row.get(4),
+        };
+        Ok(rows.iter().map(described).collect())
     }
 
     /// Columns of a table's primary key, in order; empty without one.

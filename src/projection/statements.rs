@@ -6,7 +6,7 @@ use sqlparser::{
     ast::Statement,
     dialect::PostgreSqlDialect,
     parser::Parser,
-    tokenizer::{Location, Token, TokenWithSpan, Tokenizer},
+    tokenizer::{Location, Span, Token, TokenWithSpan, Tokenizer},
 };
 
 use crate::spec::{SourceFile, SpecFault};
@@ -41,6 +41,11 @@ impl SqlStatement {
 
     pub fn fault(&self, message: impl Into<String>) -> SpecFault {
         SpecFault::new(&self.path, Some(self.line), message)
+    }
+
+    /// A fault at a part of the statement; at its beginning where the parser does not know the part's place.
+    pub(super) fn fault_at(&self, part: Span, message: impl Into<String>) -> SpecFault {
+        SpecFault::new(&self.path, line_of(part.start).or(Some(self.line)), message)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The types of a table's columns, as Postgres derives them from the SELECTs or as `tables.sql` declares them.
 
 use super::{
+    names::ident_list,
     plan::{PlanColumn, TablePlan},
     scratch::{Described, Refusal, Scratch},
     select::{DELETE_COLUMN, Kind},
@@ -16,13 +17,6 @@ struct Given {
     contribution: usize,
     kind: Kind,
     pg_type: String,
-}
-
-/// A column's type, and whether its values are known to be whole numbers.
-#[derive(Clone, PartialEq, Eq)]
-struct Resolved {
-    pg_type: String,
-    whole: bool,
 }
 
 /// Puts the types into the plan; `declared` are the columns of `tables.sql`, where the table is there.
@@ -60,6 +54,28 @@ pub(super) async fn resolve(
             );
             faults.push(plan.contributions[0].statement.fault(message));
         }
+        if faults.len() == before {
+            check_assignment(plan, scratch, faults).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether the declared columns take what each SELECT gives, without a cast. The statements of a batch do cast, and a
+/// cast takes more: text that is read as a date, for one, which may say `today`.
+async fn check_assignment(
+    plan: &TablePlan,
+    scratch: &mut Scratch<'_>,
+    faults: &mut Vec<SpecFault>,
+) -> Result<(), sqlx::Error> {
+    for contribution in &plan.contributions {
+        let outputs = contribution.outputs.iter().map(|output| &output.name);
+        let columns = ident_list(outputs.filter(|name| plan.column(name).is_some()));
+        let sql =
+            format!("insert into {} ({columns}) select {columns} from ({}) _s", ident(&plan.name), contribution.sql);
+        if let Err(refusal) = scratch.check(&sql).await? {
+            faults.push(contribution.statement.fault(format!("`tables.sql` does not fit: {}", refusal.message)));
+        }
     }
     Ok(())
 }
@@ -93,6 +109,7 @@ async fn describe(
             if columns.iter().any(|d| d.name == DELETE_COLUMN && d.pg_type != "boolean") {
                 faults.push(statement.fault("`_delete` has to be a boolean"));
             }
+            faults.extend(columns.iter().filter_map(unmergeable).map(|message| statement.fault(message)));
             Ok(columns)
         }
         Err(refusal) => {
@@ -100,6 +117,22 @@ async fn describe(
             Ok(Vec::new())
         }
     }
+}
+
+/// Why a column's values could not be compared alike in a batch and in the table.
+fn unmergeable(column: &Described) -> Option<String> {
+    let name = &column.name;
+    if !column.own_type {
+        return Some(format!(
+            "`{name}` is of type {}, which is not one of Postgres' own; cast it to one, such as text",
+            column.pg_type
+        ));
+    }
+    let collation = column.collation.as_ref()?;
+    Some(format!(
+        "`{name}` has the collation {collation}, but values are merged in the database's own; leave `collate` out, and \
+         sort by it when reading"
+    ))
 }
 
 /// A refusal at its place in the file.
@@ -123,17 +156,17 @@ fn given_types(plan: &TablePlan, column: &PlanColumn, given: &[Vec<Described>]) 
 }
 
 /// The type that holds the sum of all values that a column is given.
-fn sum_type(plan: &TablePlan, column: &PlanColumn, given: &[Given]) -> Result<Resolved, SpecFault> {
-    let mut resolved: Option<Resolved> = None;
+fn sum_type(plan: &TablePlan, column: &PlanColumn, given: &[Given]) -> Result<String, SpecFault> {
+    let mut resolved: Option<String> = None;
     for one in given {
         let fault = |message: String| plan.contributions[one.contribution].statement.fault(message);
         let base = one.pg_type.split('(').next().unwrap_or_default();
-        let (pg_type, whole) = match (base, one.kind) {
-            ("smallint" | "integer", _) | ("bigint", Kind::Count | Kind::Sum) => ("bigint", true),
-            ("bigint", _) => ("numeric", true),
-            ("numeric", _) => ("numeric", false),
-            ("interval", _) => ("interval", false),
-            ("money", _) => ("money", false),
+        let pg_type = match (base, one.kind) {
+            // More records than a log can hold would be needed to exceed it.
+            ("smallint" | "integer", _) | ("bigint", Kind::Count | Kind::Sum) => "bigint",
+            ("bigint" | "numeric", _) => "numeric",
+            ("interval", _) => "interval",
+            ("money", _) => "money",
             ("real" | "double precision", _) => {
                 return Err(fault(format!(
                     "`{}` sums {base}, whose sum depends on the order of addition; cast each value: sum(x::numeric)",
@@ -144,17 +177,13 @@ fn sum_type(plan: &TablePlan, column: &PlanColumn, given: &[Given]) -> Result<Re
                 return Err(fault(format!("`{}` merges by \"sum\", but is {other}, which has no sum", column.name)));
             }
         };
-        let now = Resolved { pg_type: pg_type.to_owned(), whole };
         resolved = Some(match resolved {
-            None => now,
-            Some(before) if before.pg_type == now.pg_type => Resolved { whole: before.whole && now.whole, ..now },
-            Some(before) if before.whole && now.pg_type == "numeric" => now,
-            Some(before) if before.pg_type == "numeric" && now.whole => before,
+            None => pg_type.to_owned(),
+            Some(before) if before == pg_type => before,
+            Some(before) if widens(pg_type, &before) => before,
+            Some(before) if widens(&before, pg_type) => pg_type.to_owned(),
             Some(before) => {
-                return Err(fault(format!(
-                    "`{}` sums {} here and {} elsewhere",
-                    column.name, now.pg_type, before.pg_type
-                )));
+                return Err(fault(format!("`{}` sums {pg_type} here and {before} elsewhere", column.name)));
             }
         });
     }
@@ -167,21 +196,19 @@ async fn one_type(
     column: &PlanColumn,
     given: &[Given],
     scratch: &mut Scratch<'_>,
-) -> Result<Result<Resolved, SpecFault>, sqlx::Error> {
+) -> Result<Result<String, SpecFault>, sqlx::Error> {
     let Some(first) = given.first() else {
         return Ok(Err(plan.contributions[0].statement.fault(format!("`{}` is never given", column.name))));
     };
     if given.iter().all(|one| one.pg_type == first.pg_type) {
-        return Ok(Ok(Resolved { pg_type: first.pg_type.clone(), whole: false }));
+        return Ok(Ok(first.pg_type.clone()));
     }
     let name = ident(&column.name);
     let rows =
         given.iter().map(|one| format!("select _s.{name} from ({}) _s", plan.contributions[one.contribution].sql));
     let union = rows.collect::<Vec<_>>().join(" union all ");
     Ok(match scratch.types_of(&union).await? {
-        Ok(types) => {
-            Ok(Resolved { pg_type: types.first().map(|d| d.pg_type.clone()).unwrap_or_default(), whole: false })
-        }
+        Ok(types) => Ok(types.first().map(|d| d.pg_type.clone()).unwrap_or_default()),
         Err(_) => {
             let other = given.iter().find(|one| one.pg_type != first.pg_type).unwrap_or(first);
             let (here, there) =
@@ -198,28 +225,23 @@ async fn one_type(
 fn settle(
     plan: &TablePlan,
     column: &PlanColumn,
-    derived: Resolved,
+    derived: String,
     given: &[Given],
     declared: Option<&[Described]>,
 ) -> Result<String, SpecFault> {
     let statement = &plan.contributions[given.first().map_or(0, |one| one.contribution)].statement;
     let name = &column.name;
     let pg_type = match declared {
-        None => derived.pg_type,
+        None => derived,
         Some(declared) => {
             let Some(found) = declared.iter().find(|d| d.name == *name) else {
-                return Err(statement.fault(format!(
-                    "`tables.sql` does not declare the column `{name}`; add it: {name} {}",
-                    derived.pg_type
-                )));
+                return Err(statement
+                    .fault(format!("`tables.sql` does not declare the column `{name}`; add it: {name} {}", derived)));
             };
-            let widens = matches!((derived.pg_type.as_str(), found.pg_type.as_str()), ("bigint", "numeric"));
-            let narrows = derived.whole && matches!(found.pg_type.as_str(), "integer" | "bigint" | "numeric");
-            let per_row = column.rule != Some(MergeRule::Sum) && given.iter().all(|one| one.kind == Kind::Row);
-            if found.pg_type != derived.pg_type && !widens && !narrows && !per_row {
+            if let Some(why) = misfit(column, &derived, &found.pg_type, given) {
                 return Err(statement.fault(format!(
-                    "`{name}` is {} here, but `tables.sql` declares {}, which would convert it once per batch; cast it here or declare {}",
-                    derived.pg_type, found.pg_type, derived.pg_type
+                    "`{name}` is {} here, but `tables.sql` declares {}, {why}; declare {0}, or cast it here",
+                    derived, found.pg_type
                 )));
             }
             found.pg_type.clone()
@@ -233,5 +255,54 @@ fn settle(
             Err(statement.fault(format!("`{name}` merges by \"and\" or \"or\", but is {pg_type}; select a condition")))
         }
         _ => Ok(pg_type),
+    }
+}
+
+/// Why values of the derived type cannot be kept as the declared one, if so.
+fn misfit(column: &PlanColumn, derived: &str, declared: &str, given: &[Given]) -> Option<&'static str> {
+    if derived == declared || widens(derived, declared) {
+        return None;
+    }
+    if column.rule.is_none() {
+        return Some("in which two keys could become one");
+    }
+    if column.rule == Some(MergeRule::Sum) {
+        return Some("which a sum of one batch could exceed and that of another not");
+    }
+    if given.iter().any(|one| one.kind != Kind::Row) {
+        return Some("which would convert it once per batch");
+    }
+    cuts_off(declared).then_some("which would cut off what is longer, without a word")
+}
+
+/// Whether a type holds every value of another, different ones as different ones.
+fn widens(from: &str, to: &str) -> bool {
+    match to {
+        "integer" => from == "smallint",
+        "bigint" => matches!(from, "smallint" | "integer"),
+        "numeric" => matches!(from, "smallint" | "integer" | "bigint") || from.starts_with("numeric("),
+        "double precision" => from == "real",
+        "text" => from.starts_with("character varying"),
+        _ => false,
+    }
+}
+
+/// Whether a cast to the type shortens what an assignment would refuse.
+fn cuts_off(pg_type: &str) -> bool {
+    pg_type.contains('(') && (pg_type.starts_with("character") || pg_type.starts_with("bit"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_that_hold_every_value_are_told_from_those_that_do_not() {
+        for (from, to) in [("integer", "bigint"), ("numeric(5,2)", "numeric"), ("character varying(3)", "text")] {
+            assert!(widens(from, to) && !widens(to, from), "{from} {to}");
+        }
+        assert!(!widens("bigint", "double precision") && !widens("timestamp with time zone", "date"));
+        assert!(cuts_off("character(3)") && cuts_off("bit varying(4)"));
+        assert!(!cuts_off("character varying") && !cuts_off("numeric(5,2)"));
     }
 }

@@ -71,10 +71,14 @@ impl Writer<'_> {
         let (table, key) = (ident(&self.plan.name), ident_list(&self.plan.key));
         let matches: Vec<String> = self.plan.key.iter().map(|k| format!("t.{0} = m.{0}", ident(k))).collect();
         let matches = matches.join(" and ");
+        // A row without a whole key is written to be refused, also where it removes or is removed.
+        let keyless: Vec<String> = self.plan.key.iter().map(|k| format!("{} is null", ident(k))).collect();
+        let keyless = keyless.join(" or ");
         if self.shape == Shape::Remove {
             let rows = self.union();
             return format!(
-                "delete from {table} t using (select distinct {key} from ({rows}) u where _del) m where {matches}"
+                "with m as materialized (select distinct {key} from ({rows}) u where _del), gone as (delete from {table} t \
+                 using m where {matches}) insert into {table} ({key}) select {key} from m where {keyless}"
             );
         }
         let mut targets: Vec<String> = self.plan.key.iter().map(|k| ident(k)).collect();
@@ -93,7 +97,8 @@ impl Writer<'_> {
         }
         format!(
             "with m as materialized ({combined}), gone as (delete from {table} t using m where not m._kept and {matches}) \
-             insert into {table} as t ({targets}) select {targets} from m where _kept order by {key} {conflict}"
+             insert into {table} as t ({targets}) select {targets} from m where _kept or {keyless} \
+             order by {key} {conflict}"
         )
     }
 

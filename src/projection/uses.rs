@@ -11,6 +11,8 @@ use sqlparser::ast::{
     TableObject, TableWithJoins, ValueWithSpan, Visit as _, Visitor,
 };
 
+use super::reference::foreign_type;
+
 /// Columns that Postgres gives every table; they tell where a row lies, which no record decides.
 const SYSTEM_COLUMNS: &[&str] = &["ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"];
 /// Keywords that read the clock or the session without looking like a call.
@@ -109,6 +111,8 @@ pub(super) struct Uses {
     pub bare: BTreeSet<String>,
     /// Types such as `regclass`, whose values are read from the catalogue.
     pub catalog_types: Vec<String>,
+    /// Types of another schema than Postgres' own.
+    pub foreign_types: Vec<String>,
     pub sampled: bool,
     pub locking: bool,
     /// Tables that statements change, as last part of their names.
@@ -179,7 +183,9 @@ impl Uses {
         if no_date && literal.is_some_and(|text| reads_clock(&text)) {
             self.plain_text_literals += 1;
         }
-        if name.starts_with("reg") {
+        if foreign_type(data_type) {
+            self.foreign_types.push(data_type.to_string());
+        } else if name.starts_with("reg") {
             self.catalog_types.push(name);
         }
     }

@@ -1,5 +1,6 @@
 //! Consumers compiled and run on a real Postgres.
 
+mod cut;
 mod lab;
 mod laws;
 mod modes;
