@@ -36,7 +36,7 @@ const MAX_TRIES_OF_VERSION: usize = 3;
 const MAX_SWAPS: usize = 10;
 
 /// What a request asks, before a table is looked at.
-pub struct Request<'r> {
+pub struct Read<'r> {
     pub path: &'r str,
     pub raw_query: &'r str,
     pub headers: &'r HeaderMap,
@@ -56,13 +56,13 @@ enum Tried {
     Behind(Arc<Head>),
 }
 
-impl<'r> Request<'r> {
+impl<'r> Read<'r> {
     pub fn new(
         state: &ServeState,
         path: &'r str,
         raw_query: &'r str,
         headers: &'r HeaderMap,
-    ) -> Result<Request<'r>, Problem> {
+    ) -> Result<Read<'r>, Problem> {
         let options = state.options();
         let format = Format::negotiate(headers).ok_or_else(|| NOT_ACCEPTABLE.problem(NOT_ACCEPTABLE.remedy))?;
         let query = grammar::parse(raw_query)?;
@@ -74,7 +74,7 @@ impl<'r> Request<'r> {
         }
         let wanted = Wanted::from_headers(headers, options.default_wait, options.max_wait)?;
         let deadline = Instant::now() + wanted.as_ref().map(|wanted| wanted.wait).unwrap_or_default();
-        Ok(Request { path, raw_query, headers, format, query, limit, wanted, deadline })
+        Ok(Read { path, raw_query, headers, format, query, limit, wanted, deadline })
     }
 
     /// Answers from the table that `name` stands for.
