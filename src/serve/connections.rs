@@ -51,6 +51,11 @@ impl Error {
         }
     }
 
+    /// Whether a value of the statement is at fault: class 22, "data exception".
+    pub fn is_of_value(&self) -> bool {
+        self.code().is_some_and(|code| code.code().starts_with("22"))
+    }
+
     /// Whether the session is lost, not the statement at fault. A read may be sent again.
     fn is_lost_session(&self) -> bool {
         let Error::Postgres(error) = self else { return false };
@@ -137,6 +142,16 @@ impl Connections {
         (self.slots.iter().filter(|slot| slot.session().is_some()).count(), self.slots.len())
     }
 
+    /// Connections of a lane.
+    pub fn count(&self, lane: Lane) -> usize {
+        self.lane(lane).len()
+    }
+
+    /// After so long an answer is not waited for any more.
+    pub fn answer_within(&self) -> Duration {
+        self.answer_within
+    }
+
     pub fn last_error(&self) -> Option<String> {
         self.slots.iter().find_map(|slot| slot.last_error.lock().expect("invariant: not poisoned").clone())
     }
@@ -171,16 +186,19 @@ impl Connections {
         }
     }
 
+    fn lane(&self, lane: Lane) -> &[Arc<Slot>] {
+        let (points, scans) = self.slots.split_at(self.slots.len().div_ceil(2));
+        if lane == Lane::Point || scans.is_empty() { points } else { scans }
+    }
+
     /// The least busy session of the lane, in turn among equals; of the other lane if this one has none.
     fn choose(&self, lane: Lane) -> Result<Arc<Session>, Error> {
-        let (points, scans) = self.slots.split_at(self.slots.len().div_ceil(2));
-        let preferred = if lane == Lane::Point || scans.is_empty() { points } else { scans };
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         let least_busy = |slots: &[Arc<Slot>]| {
             let sessions = (0..slots.len()).filter_map(|i| slots[(turn + i) % slots.len()].session());
             sessions.min_by_key(|session| session.in_flight.load(Ordering::Relaxed))
         };
-        let session = least_busy(preferred)
+        let session = least_busy(self.lane(lane))
             .or_else(|| least_busy(&self.slots))
             .ok_or_else(|| Error::Unavailable(self.last_error()))?;
         if session.in_flight.load(Ordering::Relaxed) >= MAX_IN_FLIGHT {

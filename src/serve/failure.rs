@@ -34,8 +34,8 @@ pub async fn explain(state: &ServeState, error: &Error, statement: &Statement) -
     if gone.contains(code) {
         return Failure::Stale;
     }
-    // Class 22 is "data exception": Postgres does not say which parameter, so each is tried alone.
-    if code.code().starts_with("22") {
+    // Postgres does not say which parameter, so each is tried alone.
+    if error.is_of_value() {
         for (slot, value) in statement.template.slots.iter().zip(&statement.values) {
             if !is_readable(state, slot, value).await {
                 return Failure::Problem(bad_value(slot, value));
@@ -52,7 +52,7 @@ async fn is_readable(state: &ServeState, slot: &Slot, value: &Value) -> bool {
     };
     let sql = format!("select $1::text{list}::{}{list} is null", slot.pg_type);
     let tried = state.connections().probe(&sql, value, from).await;
-    !matches!(tried, Err(error) if error.code().is_some_and(|code| code.code().starts_with("22")))
+    !matches!(tried, Err(error) if error.is_of_value())
 }
 
 fn bad_value(slot: &Slot, value: &Value) -> Problem {

@@ -27,6 +27,8 @@ pub struct Head {
     pub age: Option<f64>,
     pub dead_letters: Vec<Outcome>,
     pub refusals: Vec<Outcome>,
+    /// `position` and `age` as they stand in answers; reads that were gathered share them.
+    shown: (HeaderValue, HeaderValue),
 }
 
 /// What became of one record.
@@ -170,33 +172,38 @@ impl Head {
         };
         let last: Option<Vec<Option<DateTime<Utc>>>> = row.try_get(2)?;
         let (position, age) = summary(row.try_get(1)?, last.as_deref().unwrap_or_default(), row.try_get(3)?, ends);
+        let short = position.len() <= crate::domain::MAX_PLAIN_POSITION_BYTES;
+        let shown_position = if short { header_value(&position) } else { header_value(&parsed(&position).to_string()) };
+        let shown_age = age.map_or_else(|| "unknown".to_owned(), |seconds| format!("{:.3}", seconds.max(0.0)));
         Ok(Head {
             live_version: row.try_get(0)?,
             position,
             age,
             dead_letters: outcomes(row.try_get(4)?),
             refusals: outcomes(row.try_get(5)?),
+            shown: (shown_position, header_value(&shown_age)),
         })
     }
 
     pub fn parsed_position(&self) -> Position {
-        match self.position.as_str() {
-            "" => Position::new(),
-            text => text.parse().expect("invariant: fences hold legal topics and offsets"),
-        }
+        parsed(&self.position)
     }
 
     /// Position, age, and a refusal of what was waited for.
     pub fn write_headers(&self, to: &mut HeaderMap) {
-        let short = self.position.len() <= crate::domain::MAX_PLAIN_POSITION_BYTES;
-        let position = if short { self.position.clone() } else { self.parsed_position().to_string() };
-        to.insert(headers::POSITION, header_value(&position));
-        let age = self.age.map_or_else(|| "unknown".to_owned(), |seconds| format!("{:.3}", seconds.max(0.0)));
-        to.insert(headers::AGE, header_value(&age));
+        to.insert(headers::POSITION, self.shown.0.clone());
+        to.insert(headers::AGE, self.shown.1.clone());
         if let Some(refusal) = self.refusals.first() {
             to.insert(headers::OUTCOME, HeaderValue::from_static("refused"));
             to.insert(headers::OUTCOME_REASON, header_value(&refusal.summary()));
         }
+    }
+}
+
+fn parsed(position: &str) -> Position {
+    match position {
+        "" => Position::new(),
+        text => text.parse().expect("invariant: fences hold legal topics and offsets"),
     }
 }
 

@@ -14,6 +14,7 @@ mod cursor;
 mod failure;
 mod format;
 mod freshness;
+mod gather;
 mod grammar;
 mod listing;
 mod outcome;

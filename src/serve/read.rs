@@ -7,17 +7,18 @@ use axum::{
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::Response,
 };
-use tokio_postgres::types::ToSql;
+use tokio_postgres::{Row, types::ToSql};
 
 use super::{
     ServeState,
     catalog::{Projection, Table},
     compile::{self, Frame, Statement, Value},
-    connections::Lane,
+    connections::{Error, Lane},
     cursor::{Cursor, CursorError, digest},
     failure::{self, Failure},
     format::Format,
-    freshness::{self, Head},
+    freshness::{self, Ends, Head},
+    gather::Found,
     grammar::{self, Query},
     header_value, headers, outcome,
     problem::{
@@ -35,7 +36,7 @@ const MAX_TRIES_OF_VERSION: usize = 3;
 const MAX_SWAPS: usize = 10;
 
 /// What a request asks, before a table is looked at.
-pub struct Request<'r> {
+pub struct Read<'r> {
     pub path: &'r str,
     pub raw_query: &'r str,
     pub headers: &'r HeaderMap,
@@ -52,16 +53,16 @@ enum Tried {
     /// The statement was compiled for a version that is not the live one.
     Stale,
     /// The projection has not reached the wanted position.
-    Behind(Head),
+    Behind(Arc<Head>),
 }
 
-impl<'r> Request<'r> {
+impl<'r> Read<'r> {
     pub fn new(
         state: &ServeState,
         path: &'r str,
         raw_query: &'r str,
         headers: &'r HeaderMap,
-    ) -> Result<Request<'r>, Problem> {
+    ) -> Result<Read<'r>, Problem> {
         let options = state.options();
         let format = Format::negotiate(headers).ok_or_else(|| NOT_ACCEPTABLE.problem(NOT_ACCEPTABLE.remedy))?;
         let query = grammar::parse(raw_query)?;
@@ -73,7 +74,7 @@ impl<'r> Request<'r> {
         }
         let wanted = Wanted::from_headers(headers, options.default_wait, options.max_wait)?;
         let deadline = Instant::now() + wanted.as_ref().map(|wanted| wanted.wait).unwrap_or_default();
-        Ok(Request { path, raw_query, headers, format, query, limit, wanted, deadline })
+        Ok(Read { path, raw_query, headers, format, query, limit, wanted, deadline })
     }
 
     /// Answers from the table that `name` stands for.
@@ -117,7 +118,7 @@ impl<'r> Request<'r> {
         if self.headers.contains_key(header::IF_NONE_MATCH) {
             // Position alone, to answer 304 without touching a row. If it does not match, the read reads it again.
             let head = freshness::read(state, view.projection, self.wanted.as_ref()).await?;
-            let head = match self.judge(view, head)? {
+            let head = match self.judge(view, head.map(Arc::new))? {
                 Judged::Good(head) => head,
                 Judged::Not(tried) => return Ok(tried),
             };
@@ -130,10 +131,8 @@ impl<'r> Request<'r> {
     }
 
     async fn run(&self, state: &ServeState, view: View<'_>, statement: &Statement) -> Result<Tried, Problem> {
-        let lane = if statement.template.point { Lane::Point } else { Lane::Scan };
-        let params = self.params(view.projection, &statement.values);
-        let row = match state.connections().row(lane, &statement.template.sql, &params).await {
-            Ok(row) => row,
+        let page = match self.fetch(state, view, statement).await {
+            Ok(page) => page,
             Err(error) => {
                 return match failure::explain(state, &error, statement).await {
                     Failure::Stale => Ok(Tried::Stale),
@@ -141,32 +140,39 @@ impl<'r> Request<'r> {
                 };
             }
         };
-        let broken = |error: tokio_postgres::Error| failure::problem(&error.into(), None);
-        let ends = state.ends(view.projection);
-        let head = row.as_ref().map(|row| Head::from_row(row, ends.as_deref())).transpose().map_err(broken)?;
-        let head = match self.judge(view, head)? {
+        let head = match self.judge(view, page.head)? {
             Judged::Good(head) => head,
             Judged::Not(tried) => return Ok(tried),
         };
-        let row = row.expect("invariant: a head was read from this row");
-        let body: Option<&str> = row.try_get(Head::COLUMNS).map_err(broken)?;
-        let rows = row.try_get::<_, Option<i64>>(Head::COLUMNS + 1).map_err(broken)?.unwrap_or(0);
-        self.check_single(rows, &head)?;
+        self.check_single(page.rows, &head)?;
         let tag = self.tag(view, &head);
-        let body = self.format.body(body, &statement.template.shown);
+        let body = self.format.body(page.body.as_deref(), &statement.template.shown);
         let mut response = self.respond(StatusCode::OK, &head, &tag, Body::from(body));
-        let more = rows > i64::from(self.page_limit()) && self.limit > 0 && self.format != Format::JsonObject;
-        if more
-            && let Some(values) = row.try_get::<_, Option<Vec<Option<String>>>>(Head::COLUMNS + 2).map_err(broken)?
-        {
+        let more = page.rows > i64::from(self.page_limit()) && self.limit > 0 && self.format != Format::JsonObject;
+        if let (true, Some(values)) = (more, page.next) {
             let cursor = Cursor { version: view.projection.version, shape: self.shape(view)?, values };
             response.headers_mut().insert(header::LINK, self.next_link(state, &cursor.encode()));
         }
         Ok(Tried::Answer(response))
     }
 
+    async fn fetch(&self, state: &ServeState, view: View<'_>, statement: &Statement) -> Result<Page, Arc<Error>> {
+        let Statement { template, values } = statement;
+        if let Some(gather) = &template.gather {
+            match gather.read(state, view.projection, template, values).await {
+                // Perhaps the fault is in another read's value; asked alone, this one will tell.
+                Err(error) if error.is_of_value() => {}
+                found => return found.map(Page::from),
+            }
+        }
+        let lane = if template.point { Lane::Point } else { Lane::Scan };
+        let row = state.connections().row(lane, &template.sql, &self.params(view.projection, values)).await?;
+        let page = row.map_or_else(|| Ok(Page::default()), |row| Page::from_row(&row, state.ends(view.projection)));
+        page.map_err(|error| Arc::new(error.into()))
+    }
+
     /// Whether the answer that comes with `head` may be given.
-    fn judge(&self, view: View<'_>, head: Option<Head>) -> Result<Judged, Problem> {
+    fn judge(&self, view: View<'_>, head: Option<Arc<Head>>) -> Result<Judged, Problem> {
         let Some(head) = head.filter(|head| head.live_version == Some(view.projection.version)) else {
             return Ok(Judged::Not(Tried::Stale));
         };
@@ -289,14 +295,44 @@ impl<'r> Request<'r> {
     }
 }
 
+/// What a statement has found.
+#[derive(Debug, Default)]
+struct Page {
+    /// `None` when the projection is gone.
+    head: Option<Arc<Head>>,
+    /// The rows in their format, joined by its separator.
+    body: Option<String>,
+    /// Rows found; one more than asked for when there is a next page.
+    rows: i64,
+    /// Where the next page begins.
+    next: Option<Vec<Option<String>>>,
+}
+
+impl Page {
+    fn from_row(row: &Row, ends: Option<Arc<Ends>>) -> Result<Page, tokio_postgres::Error> {
+        Ok(Page {
+            head: Some(Arc::new(Head::from_row(row, ends.as_deref())?)),
+            body: row.try_get(Head::COLUMNS)?,
+            rows: row.try_get::<_, Option<i64>>(Head::COLUMNS + 1)?.unwrap_or(0),
+            next: row.try_get(Head::COLUMNS + 2)?,
+        })
+    }
+}
+
+impl From<Found> for Page {
+    fn from(found: Found) -> Page {
+        Page { head: found.head, rows: i64::from(found.row.is_some()), body: found.row, next: None }
+    }
+}
+
 #[derive(Clone, Copy)]
 struct View<'v> {
-    projection: &'v Projection,
+    projection: &'v Arc<Projection>,
     table: &'v Table,
 }
 
 enum Judged {
-    Good(Head),
+    Good(Arc<Head>),
     Not(Tried),
 }
 

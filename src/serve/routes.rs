@@ -2,8 +2,8 @@
 
 use axum::{
     Router,
-    extract::{OriginalUri, Path, RawQuery, State},
-    http::{HeaderMap, HeaderValue, header},
+    extract::{Path, Request, State},
+    http::{HeaderMap, HeaderValue, Uri, header, request::Parts},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -12,7 +12,7 @@ use super::{
     ServeState, headers,
     listing::{self, Base},
     outcome,
-    read::Request,
+    read::Read,
 };
 use crate::http::Problem;
 use crate::telemetry::metrics::serve as metrics;
@@ -28,7 +28,7 @@ pub fn router(state: ServeState) -> Router {
         .with_state(state)
 }
 
-async fn index(State(state): State<ServeState>, OriginalUri(uri): OriginalUri, headers: HeaderMap) -> Response {
+async fn index(State(state): State<ServeState>, uri: Uri, headers: HeaderMap) -> Response {
     let base = Base::of(&state, &uri, &headers);
     match listing::index(&state, &base, &headers).await {
         Ok(response) => response,
@@ -36,24 +36,20 @@ async fn index(State(state): State<ServeState>, OriginalUri(uri): OriginalUri, h
     }
 }
 
-async fn views(State(state): State<ServeState>, OriginalUri(uri): OriginalUri, headers: HeaderMap) -> Response {
+async fn views(State(state): State<ServeState>, uri: Uri, headers: HeaderMap) -> Response {
     let base = Base::of(&state, &uri, &headers);
     json(listing::views(&state, &base, None).await)
 }
 
 /// A consumer with one table answers with its rows; with several it lists them.
-async fn consumer(
-    State(state): State<ServeState>,
-    Path(consumer): Path<String>,
-    OriginalUri(uri): OriginalUri,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Response {
+async fn consumer(State(state): State<ServeState>, Path(consumer): Path<String>, request: Request) -> Response {
+    let asked = request.into_parts().0;
     match state.find(&consumer).await {
-        Ok(projection) if projection.tables.len() == 1 => {
-            rows(&state, &consumer, None, uri.path(), query, &headers).await
+        Ok(projection) if projection.tables.len() == 1 => rows(&state, &consumer, None, &asked).await,
+        Ok(_) => {
+            let base = Base::of(&state, &asked.uri, &asked.headers);
+            json(listing::views(&state, &base, Some(&consumer)).await)
         }
-        Ok(_) => json(listing::views(&state, &Base::of(&state, &uri, &headers), Some(&consumer)).await),
         Err(problem) => counted(&state, &consumer, Err(problem)),
     }
 }
@@ -61,24 +57,15 @@ async fn consumer(
 async fn table(
     State(state): State<ServeState>,
     Path((consumer, table)): Path<(String, String)>,
-    OriginalUri(uri): OriginalUri,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
+    request: Request,
 ) -> Response {
-    rows(&state, &consumer, Some(&table), uri.path(), query, &headers).await
+    rows(&state, &consumer, Some(&table), &request.into_parts().0).await
 }
 
-async fn rows(
-    state: &ServeState,
-    consumer: &str,
-    table: Option<&str>,
-    path: &str,
-    query: Option<String>,
-    headers: &HeaderMap,
-) -> Response {
-    let query = query.unwrap_or_default();
-    let answered = match Request::new(state, path, &query, headers) {
-        Ok(request) => request.answer(state, consumer, table).await,
+async fn rows(state: &ServeState, consumer: &str, table: Option<&str>, asked: &Parts) -> Response {
+    let (path, query) = (asked.uri.path(), asked.uri.query().unwrap_or_default());
+    let answered = match Read::new(state, path, query, &asked.headers) {
+        Ok(read) => read.answer(state, consumer, table).await,
         Err(problem) => Err(problem),
     };
     counted(state, consumer, answered)

@@ -16,6 +16,7 @@ use super::{
     cursor::Cursor,
     format::Format,
     freshness,
+    gather::Gather,
     grammar::{Filter, Query, Test, abbreviated},
     problem::{BAD_OPERATOR, UNKNOWN_COLUMN},
     types::value_type,
@@ -39,6 +40,16 @@ pub enum Value {
     List(Vec<String>),
 }
 
+impl Value {
+    /// Of a statement that takes no list.
+    pub fn text(&self) -> &str {
+        match self {
+            Value::Text(text) => text,
+            Value::List(_) => unreachable!("invariant: what takes lists is not gathered"),
+        }
+    }
+}
+
 /// One statement that answers position, age and rows from one snapshot, for all queries of a shape.
 #[derive(Debug)]
 pub struct Template {
@@ -46,6 +57,8 @@ pub struct Template {
     pub slots: Vec<Slot>,
     /// The whole key is given: at most one row, found by the primary key's index.
     pub point: bool,
+    /// The same for several reads at once: of a point read that takes no list and waits for no position.
+    pub gather: Option<Gather>,
     /// (expression, name shown) in order.
     pub shown: Vec<(String, String)>,
 }
@@ -116,13 +129,10 @@ fn collect(filter: &Filter, values: &mut Vec<Value>) {
 }
 
 fn template(query: &Query, table: &Table, cursor: Option<&Cursor>, frame: Frame) -> Result<Template, Problem> {
-    let mut compiler = Compiler { table, slots: Vec::new(), first: freshness::parameters(frame.wanted) + 1 };
+    let mut compiler = Compiler::new(table, frame, false);
     let shown = compiler.shown(query)?;
     let terms = terms(query, table)?;
-    let mut conditions = Vec::new();
-    for param in &query.filters {
-        conditions.push(compiler.filter(&param.filter, &param.name)?);
-    }
+    let mut conditions = compiler.conditions(query)?;
     let point = cursor.is_none() && frame.limit > 0 && is_point(query, table);
     if let Some(cursor) = cursor {
         conditions.push(compiler.after(&terms, cursor)?);
@@ -135,7 +145,30 @@ fn template(query: &Query, table: &Table, cursor: Option<&Cursor>, frame: Frame)
         page_sql(&row, &shown, &terms, table, &filter, frame)
     };
     let sql = Sql::new(freshness::statement(frame.wanted, Some(&rows)));
-    Ok(Template { sql, slots: compiler.slots, point, shown })
+    let gather = if point && !frame.wanted { gathered(query, table, frame, &row)? } else { None };
+    Ok(Template { sql, slots: compiler.slots, point, shown, gather })
+}
+
+/// One row for each element of the arrays of values, looked up one by one: no plan can make it anything but so many point
+/// reads. The arrays stand in a `select` of their own so that the planner does not see how long they are: else it takes
+/// the plan for few to be so much cheaper that it plans each statement anew.
+fn gathered(query: &Query, table: &Table, frame: Frame, row: &str) -> Result<Option<Gather>, Problem> {
+    let mut compiler = Compiler::new(table, frame, true);
+    let filter = compiler.conditions(query)?.join(" and ");
+    if compiler.lists {
+        return Ok(None);
+    }
+    let numbers = compiler.first..compiler.first + compiler.slots.len();
+    let arrays: Vec<String> = numbers.clone().map(|number| format!("(select ${number}::text[])")).collect();
+    let columns: Vec<String> = numbers.map(|number| format!("v{number}")).collect();
+    let rows = format!(
+        "select array(select (select {row} from {} t where {filter}) from unnest({}) with ordinality _v({}, n) \
+                      order by _v.n) as body, null::bigint as rows, null::text[] as next",
+        table.relation,
+        arrays.join(", "),
+        columns.join(", ")
+    );
+    Ok(Some(Gather::new(Sql::new(freshness::statement(false, Some(&rows))))))
 }
 
 /// One row more than asked is fetched, to know whether there is a next page; it is never printed. Names of our own
@@ -203,9 +236,26 @@ struct Compiler<'t> {
     slots: Vec<Slot>,
     /// Number of the first parameter that is the query's own.
     first: usize,
+    /// Values are columns of `_v`, of one read each, and not parameters.
+    gathered: bool,
+    /// A value is a list.
+    lists: bool,
 }
 
-impl Compiler<'_> {
+impl<'t> Compiler<'t> {
+    fn new(table: &'t Table, frame: Frame, gathered: bool) -> Self {
+        Self { table, slots: Vec::new(), first: freshness::parameters(frame.wanted) + 1, gathered, lists: false }
+    }
+
+    fn conditions(&mut self, query: &Query) -> Result<Vec<String>, Problem> {
+        query.filters.iter().map(|param| self.filter(&param.filter, &param.name)).collect()
+    }
+
+    /// The expression of a value.
+    fn value(&self, number: usize) -> String {
+        if self.gathered { format!("_v.v{number}") } else { format!("${number}") }
+    }
+
     fn shown(&self, query: &Query) -> Result<Vec<(String, String)>, Problem> {
         let expression = |name: &str| format!("t.{}", ident(name));
         if query.select.is_empty() {
@@ -255,7 +305,7 @@ impl Compiler<'_> {
                     return Err(misfit(column, parameter, operator, "text"));
                 }
                 let number = self.push(column, "text".to_owned(), parameter);
-                Ok(format!("{sql} {operator} ${number}::text"))
+                Ok(format!("{sql} {operator} {}::text", self.value(number)))
             }
             Test::Is(known) => {
                 use super::grammar::Known::{NotNull, Null};
@@ -271,7 +321,8 @@ impl Compiler<'_> {
     fn slot(&mut self, column: &ColumnInfo, parameter: &str, list: &str) -> String {
         let pg_type = value_type(&column.pg_type);
         let number = self.push(column, pg_type.clone(), parameter);
-        format!("${number}::text{list}::{pg_type}{list}")
+        self.lists |= !list.is_empty();
+        format!("{}::text{list}::{pg_type}{list}", self.value(number))
     }
 
     fn push(&mut self, column: &ColumnInfo, pg_type: String, parameter: &str) -> usize {

@@ -9,6 +9,8 @@ metrics! {
         "Statements prepared; one for each new shape of a query and connection";
     READS: IntCounterVec = "millpond_serve_reads_total",
         "Reads by consumer and outcome: rows, not_modified, or the code of the problem", &["consumer", "outcome"];
+    READS_PER_STATEMENT: Histogram = "millpond_serve_reads_per_statement",
+        "Point reads that one statement asked for together", vec![1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
     STALE_POINTERS: IntCounterVec = "millpond_serve_stale_pointers_total",
         "Reads done again because another version was made live meanwhile", &["consumer"];
     WAITING: IntGauge = "millpond_serve_waiting",

@@ -1,5 +1,6 @@
 //! What a query finds, in which form, and what is refused.
 
+use futures_util::future::join_all;
 use serde_json::json;
 
 use super::*;
@@ -77,6 +78,41 @@ async fn filters_find_what_postgres_would() {
         let query = query.replace(' ', "%20").replace('"', "%22");
         assert_eq!(ids(&served, &query).await.join(" "), expected, "{query}");
     }
+}
+
+/// They are asked together, as the metric shows; each gets its own row, and the fault of one is not that of another.
+#[tokio::test]
+async fn point_reads_at_once_get_each_their_own_answer() {
+    let served = Served::with(|_| {}).await;
+    let ddl =
+        "create table seats (flight_id text, row_number integer, taken boolean, primary key (flight_id, row_number))";
+    served.version("seats", 1, ddl).await;
+    served.live("seats", 1).await;
+    served.sql("insert into p_seats_v1.seats select 'f' || i % 7, i, i % 2 = 0 from generate_series(0, 199) i").await;
+    let shared = || {
+        let histogram = &millpond::telemetry::metrics::serve::READS_PER_STATEMENT;
+        histogram.get_sample_sum() - histogram.get_sample_count() as f64
+    };
+    // Every fifth has no row; of the others every third is found only if taken.
+    let read = async |i: i32| {
+        let flight = if i % 5 == 0 { "none".to_owned() } else { format!("f{}", i % 7) };
+        let filter = if i % 3 == 0 { "&taken=is.true" } else { "" };
+        let path = format!("/v1/views/seats?flight_id=eq.{flight}&row_number=eq.{i}{filter}");
+        let answer = served.get(&path).await;
+        let found = i % 5 != 0 && (i % 3 != 0 || i % 2 == 0);
+        let row = json!({"flight_id": flight, "row_number": i, "taken": i % 2 == 0});
+        assert_eq!(answer.json(), if found { json!([row]) } else { json!([]) }, "{path}");
+        assert_eq!(answer.header("millpond-position"), Some("flights.commands.v1/0@100,flights.commands.v1/1@50"));
+    };
+    let before = shared();
+    join_all((0..200).map(read)).await;
+    assert!(shared() - before > 100.0, "reads were asked one by one");
+
+    let faulty = async |i: i32| {
+        let answer = served.get(&format!("/v1/views/seats?flight_id=eq.f{i}&row_number=eq.x")).await;
+        assert_eq!(answer.is_problem(400, "MP6003")["parameter"], "row_number");
+    };
+    join_all((0..100).map(async |i| if i % 10 == 0 { faulty(i).await } else { read(i).await })).await;
 }
 
 #[tokio::test]
