@@ -1,6 +1,6 @@
 # The commands of the repository. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap dev test check lint fmt bench docs docs-check config-docs kafka-jars-lock ci
+.PHONY: help bootstrap dev test check lint fmt bench docs docs-check docs-write kafka-jars-lock ci
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | awk -F'|' '{ printf "  make %-16s %s\n", $$1, $$2 }'
@@ -41,8 +41,8 @@ docs-check: ## the documentation builds without a warning, and what is generated
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 	cargo test --test it -- docs
 
-config-docs: ## write the configuration reference from the code
-	cargo run -- config --reference > docs/configuration.md
+docs-write: ## write the pages that are generated from the code
+	UPDATE_DOCS=1 cargo test --test it -- docs
 
 kafka-jars-lock: ## list the checksums of the Kafka jars that deploy/dev-servers/pom.xml names
 	@jars="$$(mktemp -d)" && trap 'rm -rf "$$jars"' EXIT && \

@@ -3,6 +3,13 @@
 //! Only what happens in [`measured`] is counted. The figure is independent of how busy the machine is, so that 2 % more of
 //! it is a fact about the code.
 
+#[path = "../../src/domain/nearest.rs"]
+#[allow(dead_code, reason = "only faults ask for it")]
+mod nearest;
+/// What `schema` has of `domain`.
+mod domain {
+    pub use super::nearest::nearest;
+}
 #[path = "../../src/schema/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "only the hot paths of it are used here")]
 mod schema;

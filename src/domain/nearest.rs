@@ -1,12 +1,14 @@
-//! The name that was probably meant, for "did you mean".
+//! The name that was probably meant, for "did you mean". Only faults ask, so it is kept off the paths that they leave.
 
 /// The best of [`near`].
+#[cold]
 pub fn nearest<'a>(name: &str, among: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     near(name, among).into_iter().next()
 }
 
 /// The names that may have been meant, the likeliest first: the same but for case and punctuation, a few letters off, or
 /// longer ones that begin so.
+#[cold]
 pub fn near<'a>(name: &str, among: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
     // Anything longer is not a slip of the finger, and the distance costs the product of both lengths.
     const LONGEST: usize = 100;

@@ -55,7 +55,7 @@ pub async fn projections(connection: &mut PgConnection) -> Result<Vec<Projection
                      when f.last_timestamp is null then null
                      else extract(epoch from now() - f.last_timestamp)::float8 end as age
            from millpond.projections p
-           cross join lateral (select count(*) as rows, extract(epoch from now() - min(created_at))::float8 as seconds
+           cross join lateral (select count(*) as rows, extract(epoch from now() - min(o.created_at))::float8 as seconds
                 from millpond.outbox o join millpond.versions v on v.projection = o.projection and v.version = o.version
                where o.projection = p.projection and v.state <> 'building') o
            left join millpond.fences f on f.projection = p.projection and f.version = p.live_version

@@ -71,10 +71,10 @@ pub(super) enum IntegerWire {
 impl IntegerWire {
     #[inline]
     pub(super) fn read(self, cursor: &mut Cursor<'_>) -> Result<i64, Problem> {
-        match self {
-            IntegerWire::Int => cursor.int().map(i64::from),
-            IntegerWire::Long => cursor.long(),
-        }
+        Ok(match self {
+            IntegerWire::Int => i64::from(cursor.int()?),
+            IntegerWire::Long => cursor.long()?,
+        })
     }
 }
 
@@ -137,10 +137,10 @@ pub(super) enum BlobWire {
 impl BlobWire {
     #[inline]
     pub(super) fn read<'a>(self, cursor: &mut Cursor<'a>) -> Result<&'a [u8], Problem> {
-        match self {
-            BlobWire::Prefixed => cursor.blob(),
-            BlobWire::Fixed(size) => cursor.take(size as usize),
-        }
+        Ok(match self {
+            BlobWire::Prefixed => cursor.blob()?,
+            BlobWire::Fixed(size) => cursor.take(size as usize)?,
+        })
     }
 }
 
