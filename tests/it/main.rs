@@ -20,5 +20,6 @@ mod reads;
 mod registry;
 mod registry_routes;
 mod serve;
+mod siege;
 mod topics;
 mod transcode;
