@@ -5,7 +5,12 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use anyhow::Context;
 use axum::Router;
 use futures_util::FutureExt;
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::Instant};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::watch,
+    task::JoinHandle,
+    time::Instant,
+};
 use tracing::{info, warn};
 
 use super::{
@@ -54,6 +59,9 @@ impl Roles {
 /// What consumers, relay and publisher may take to end after the HTTP drain.
 const GRACE: Duration = Duration::from_secs(20);
 
+/// Connections that wait to be accepted, as far as the system lets us: those of a burst would else be lost without a word.
+const BACKLOG: u32 = 4096;
+
 /// Runs roles until SIGTERM or Ctrl-C, then drains.
 pub async fn run(config: Config, roles: Roles, handlers: Arc<Handlers>) -> anyhow::Result<()> {
     let listener = bind(&config).await?;
@@ -71,7 +79,14 @@ pub async fn run(config: Config, roles: Roles, handlers: Arc<Handlers>) -> anyho
 
 pub async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
     let address = config.http.listen;
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} (http.listen)"))
+    let bind = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // A process that was stopped a moment ago leaves connections behind that would be in the way.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    bind().with_context(|| format!("cannot listen on {address} (http.listen)"))
 }
 
 /// Resolves on SIGTERM or Ctrl-C.

@@ -5,6 +5,7 @@
 //! never by address.
 
 use std::{
+    cmp::Reverse,
     collections::{HashMap, hash_map::Entry},
     net::{IpAddr, Ipv6Addr},
     sync::{
@@ -74,8 +75,10 @@ pub(super) struct Connections {
 
 #[derive(Default)]
 struct Table {
-    slots: Vec<Option<Arc<Activity>>>,
+    slots: Vec<Option<Open>>,
     free: Vec<usize>,
+    /// Connections so far.
+    opened: u64,
     clients: HashMap<IpAddr, Peer>,
     /// What connections that open now are told at once.
     order: Option<Order>,
@@ -83,6 +86,12 @@ struct Table {
     sampled: usize,
     refused: u64,
     warned: Option<u32>,
+}
+
+struct Open {
+    activity: Arc<Activity>,
+    /// Which one it is, counted from the first.
+    number: u64,
 }
 
 struct Peer {
@@ -163,8 +172,8 @@ impl Connections {
     pub(super) fn tell_all(&self, order: Order) {
         let mut table = self.lock();
         table.order = Some(order);
-        for activity in table.slots.iter().flatten() {
-            activity.tell(order);
+        for open in table.slots.iter().flatten() {
+            open.activity.tell(order);
         }
     }
 
@@ -184,7 +193,7 @@ impl Connections {
 
     fn look(&self, now: u32) {
         let mut table = self.lock();
-        for activity in table.slots.iter().flatten() {
+        for Open { activity, .. } in table.slots.iter().flatten() {
             if let Some((order, reason)) = self.patience.judge(activity, now)
                 && activity.tell(order)
                 && let Some(reason) = reason
@@ -230,13 +239,15 @@ impl Table {
     }
 
     fn put(&mut self, activity: Arc<Activity>) -> usize {
+        let open = Some(Open { activity, number: self.opened });
+        self.opened += 1;
         match self.free.pop() {
             Some(slot) => {
-                self.slots[slot] = Some(activity);
+                self.slots[slot] = open;
                 slot
             }
             None => {
-                self.slots.push(Some(activity));
+                self.slots.push(open);
                 self.slots.len() - 1
             }
         }
@@ -271,14 +282,20 @@ impl Table {
         // A step that has no factor in common with most numbers of slots spreads the sample over all of them.
         let sample = (0..SAMPLE.min(all)).map(|i| start.wrapping_add(i.wrapping_mul(7919)) % all);
         self.sampled = start.wrapping_add(SAMPLE * 7919 + 1) % all.max(1);
-        let idle = |slot: usize| Some((self.slots[slot].as_ref()?.idle_for(now)?, slot));
-        let Some((_, slot)) = sample.filter_map(idle).max() else { return false };
-        if let Some(activity) = self.slots[slot].take() {
+        let Some((.., slot)) = sample.filter_map(|slot| self.claim(slot, now)).max() else { return false };
+        if let Some(Open { activity, .. }) = self.slots[slot].take() {
             self.free.push(slot);
             activity.tell(Order::Cut);
             CONNECTIONS_CLOSED.with_label_values(&["made_room"]).inc();
         }
         true
+    }
+
+    /// How well founded it is that a connection makes room: the longest idle first, of those the ones that never asked
+    /// anything, of those the oldest. In a flood a tick sees many come and go, and whoever came last is about to ask.
+    fn claim(&self, slot: usize, now: u32) -> Option<(u32, bool, Reverse<u64>, usize)> {
+        let open = self.slots[slot].as_ref()?;
+        Some((open.activity.idle_for(now)?, open.activity.asked() == 0, Reverse(open.number), slot))
     }
 
     fn warn(&mut self, now: u32, every: u32, limits: &Limits) {
@@ -328,7 +345,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut table = self.connections.lock();
         // Whoever had to make room has lost its slot already.
-        let is_ours = table.slots[self.slot].as_ref().is_some_and(|there| Arc::ptr_eq(there, &self.activity));
+        let is_ours = table.slots[self.slot].as_ref().is_some_and(|open| Arc::ptr_eq(&open.activity, &self.activity));
         if is_ours {
             table.slots[self.slot] = None;
             table.free.push(self.slot);

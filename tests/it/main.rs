@@ -21,5 +21,6 @@ mod registry;
 mod registry_routes;
 mod relay;
 mod serve;
+mod siege;
 mod topics;
 mod transcode;

@@ -11,9 +11,9 @@ use rdkafka::{
 
 use super::*;
 
-type Cluster = MockCluster<'static, DefaultProducerContext>;
+pub(super) type Cluster = MockCluster<'static, DefaultProducerContext>;
 
-fn cluster() -> (Cluster, Options) {
+pub(super) fn cluster() -> (Cluster, Options) {
     let cluster = MockCluster::new(1).unwrap();
     cluster.create_topic("t", 2, 1).unwrap();
     let options = Options { brokers: cluster.bootstrap_servers(), ..Options::default() };
@@ -25,11 +25,11 @@ fn one(key: &str) -> EncodedBatch {
     EncodedBatch { topic: "t".into(), bytes: key.as_bytes().to_vec(), records: vec![record], headers: Vec::new() }
 }
 
-async fn within<T>(seconds: u64, future: impl Future<Output = T>) -> T {
+pub(super) async fn within<T>(seconds: u64, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(seconds), future).await.expect("in time")
 }
 
-async fn ready(options: &Options) -> Publisher {
+pub(super) async fn ready(options: &Options) -> Publisher {
     let publisher = Publisher::start(options, ["t"]).unwrap();
     within(20, publisher.wait_ready()).await;
     publisher
@@ -107,6 +107,34 @@ async fn partition_without_a_leader_is_refused_and_the_other_goes_on() {
     let seen = |_: &u64| publisher.shared.state.topics.get("t").unwrap().partitions.iter().all(|p| p.is_open());
     within(20, rounds.wait_for(seen)).await.unwrap();
     assert!(within(20, publisher.publish(one("a")).unwrap()).await.all_written());
+}
+
+/// A broker refuses every record as long as fewer replicas are in sync than the topic wants. The client tries again and
+/// again until the record's time is over, and says no more than that then.
+#[tokio::test(flavor = "multi_thread")]
+async fn too_few_replicas_in_sync_are_no_202_and_one_try_at_a_time() {
+    let (cluster, options) = cluster();
+    let publisher = ready(&options).await;
+    let mut health = publisher.watch_health();
+    cluster.request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS; 10_000]);
+    let pending = publisher.publish(one("a")).unwrap();
+    within(6, health.wait_for(|health| *health != Health::Ready)).await.unwrap();
+    assert!(matches!(publisher.publish(one("a")).err(), Some(NotSent::Unavailable { .. })));
+    assert_eq!(within(20, pending).await.deliveries, [Delivery::Unknown(Reason::TimedOut)]);
+
+    // The brokers answer, so one record finds out whether they take any; the others are told without having to wait.
+    within(20, publisher.wait_ready()).await;
+    let tries: Vec<_> = (0..20).filter_map(|_| publisher.publish(one("a")).ok()).collect();
+    assert_eq!(tries.len(), 1);
+    cluster.clear_request_errors(RDKafkaApiKey::Produce);
+    for pending in tries {
+        assert!(within(20, pending).await.all_written(), "it was tried until replicas were back");
+    }
+    within(20, publisher.wait_ready()).await;
+    let all: Vec<_> = (0..20).map(|_| publisher.publish(one("a")).unwrap()).collect();
+    for pending in all {
+        assert!(within(20, pending).await.all_written());
+    }
 }
 
 fn partition(key: &str) -> i32 {

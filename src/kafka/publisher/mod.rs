@@ -7,11 +7,14 @@
 mod in_flight;
 #[cfg(test)]
 mod mock_tests;
+#[cfg(test)]
+mod order_tests;
 mod run;
 mod topics;
 
 use std::{
     borrow::Cow,
+    collections::BTreeSet,
     ops::Range,
     sync::{Arc, PoisonError, RwLock, TryLockError},
     time::{Duration, Instant},
@@ -70,7 +73,9 @@ pub enum NotSent {
     Full { in_flight: usize, limit: usize },
     #[error("kafka cannot take records now: {why}")]
     Unavailable { why: Arc<str> },
-    #[error("partition {topic}/{partition} cannot take records now: it has no leader, or acknowledges nothing")]
+    #[error(
+        "partition {topic}/{partition} cannot take records now: it has no leader, too few replicas in sync, or acknowledges nothing"
+    )]
     PartitionUnavailable { topic: Arc<str>, partition: i32 },
     #[error("topic `{topic}` does not exist in this cluster")]
     UnknownTopic { topic: Arc<str> },
@@ -316,6 +321,9 @@ impl Shared {
         let topic = self.state.topics.get(&batch.topic).ok_or_else(unknown)?;
         let cost = self.check(batch)?;
         let partitions = place(batch, &topic)?;
+        if self.state.topics.any_doubted() {
+            enter(&partitions, &topic)?;
+        }
         // Fails only while the producer is being replaced or closed.
         let live = match self.live.try_read() {
             Ok(live) => live,
@@ -395,9 +403,22 @@ fn place(batch: &EncodedBatch, topic: &Topic) -> Result<Vec<i32>, NotSent> {
     };
     let placed: Vec<i32> = batch.records.iter().map(partition_of).collect();
     match placed.iter().find(|at| !topic.partitions[**at as usize].is_open()) {
-        Some(partition) => Err(NotSent::PartitionUnavailable { topic: topic.name.clone(), partition: *partition }),
+        Some(partition) => Err(closed(topic, *partition)),
         None => Ok(placed),
     }
+}
+
+/// Enters the partitions of a batch, some of which may be doubted.
+fn enter(placed: &[i32], topic: &Topic) -> Result<(), NotSent> {
+    let distinct: BTreeSet<i32> = placed.iter().copied().collect();
+    match distinct.into_iter().find(|at| !topic.partitions[*at as usize].enter()) {
+        Some(partition) => Err(closed(topic, partition)),
+        None => Ok(()),
+    }
+}
+
+fn closed(topic: &Topic, partition: i32) -> NotSent {
+    NotSent::PartitionUnavailable { topic: topic.name.clone(), partition }
 }
 
 /// The headers that all records of a batch share; none for a single record, which has them built in place.

@@ -49,6 +49,8 @@ const LOOK: Duration = Duration::from_secs(30);
 const LOOK_CLOSER: Duration = Duration::from_millis(500);
 /// Why a publisher without a producer takes no records.
 const LOST: &str = "the producer failed and is being replaced";
+/// Why none are taken while it is not known whether there is one.
+const DOUBTED: &str = "the producer met an error that may have ended it";
 /// What one look may take.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -128,7 +130,7 @@ impl State {
     /// Closes the publisher until the poll thread has asked librdkafka whether the producer is lost.
     fn doubt_producer(&self) {
         self.fatal.store(true, Ordering::Relaxed);
-        self.set_health(Err(LOST.into()));
+        self.set_health(Err(DOUBTED.into()));
     }
 
     fn suspect(&self, why: String) {
@@ -248,6 +250,9 @@ impl ProducerContext for Context {
         let fate = match result {
             Ok(message) => {
                 self.0.written.store(true, Ordering::Relaxed);
+                if self.0.topics.any_doubted() {
+                    self.0.topics.note(message.topic(), message.partition(), true);
+                }
                 Fate::written(message.offset())
             }
             Err((error, message)) => {
@@ -256,7 +261,10 @@ impl ProducerContext for Context {
                 tracing::debug!(topic = message.topic(), partition = message.partition(), %error, "record not acknowledged");
                 match reason {
                     Reason::ProducerLost => self.0.doubt_producer(),
-                    Reason::TimedOut | Reason::NotEnoughReplicas => self.0.suspect(reason.as_str().into()),
+                    Reason::TimedOut | Reason::NotEnoughReplicas => {
+                        self.0.topics.note(message.topic(), message.partition(), false);
+                        self.0.suspect(reason.as_str().into());
+                    }
                     _ => {}
                 }
                 Fate::failed(reason)
@@ -323,6 +331,12 @@ fn tick(state: &State, last_written: Instant) {
         _ => HashSet::new(),
     };
     state.topics.mark_stalled(&stalled);
+    if state.topics.any_doubted() {
+        let all = state.window.older_than(now, usize::MAX);
+        state
+            .topics
+            .end_tries(&all.iter().flat_map(|batch| batch.waiting()).map(|(name, at)| (name.clone(), at)).collect());
+    }
     if !state.stalled.swap(!stalled.is_empty(), Ordering::Relaxed) && !stalled.is_empty() {
         state.wake_scout();
     }

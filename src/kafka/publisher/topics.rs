@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     sync::{
         Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering},
     },
 };
 
@@ -21,17 +21,35 @@ pub(super) struct Partition {
     pub has_leader: bool,
     /// Nothing was acknowledged here for too long, while other partitions went on.
     pub stalled: AtomicBool,
+    trust: AtomicU8,
 }
+
+/// Nothing speaks against the partition.
+const TRUSTED: u8 = 0;
+/// A record's time ran out here, and nothing was acknowledged since: too few replicas may be in sync, which metadata does
+/// not tell. One batch may try.
+const DOUBTED: u8 = 1;
+/// It is trying; the others need not learn the hard way.
+const TRIED: u8 = 2;
+/// It was not seen under way: perhaps it was about to be, so it is looked for once more.
+const MISSED: u8 = 3;
 
 impl Default for Partition {
     fn default() -> Self {
-        Self { has_leader: true, stalled: AtomicBool::new(false) }
+        Self { has_leader: true, stalled: AtomicBool::new(false), trust: AtomicU8::new(TRUSTED) }
     }
 }
 
 impl Partition {
     pub fn is_open(&self) -> bool {
-        self.has_leader && !self.stalled.load(Ordering::Relaxed)
+        self.has_leader && !self.stalled.load(Ordering::Relaxed) && self.trust.load(Ordering::Relaxed) <= DOUBTED
+    }
+
+    /// Whether a batch may be sent here; of a doubted partition only one at a time.
+    pub fn enter(&self) -> bool {
+        self.is_open()
+            && (self.trust.load(Ordering::Relaxed) == TRUSTED
+                || self.trust.compare_exchange(DOUBTED, TRIED, Ordering::Relaxed, Ordering::Relaxed).is_ok())
     }
 }
 
@@ -92,15 +110,19 @@ pub(super) enum Lookup {
 
 /// The topics that were asked for.
 #[derive(Default)]
-pub(super) struct Topics(RwLock<HashMap<Arc<str>, Lookup>>);
+pub(super) struct Topics {
+    by_name: RwLock<HashMap<Arc<str>, Lookup>>,
+    /// Whether any partition is doubted; else nobody looks.
+    any_doubted: AtomicBool,
+}
 
 impl Topics {
     fn read(&self) -> RwLockReadGuard<'_, HashMap<Arc<str>, Lookup>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.by_name.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, HashMap<Arc<str>, Lookup>> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        self.by_name.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The topic, if it is known and exists.
@@ -157,6 +179,42 @@ impl Topics {
         }
     }
 
+    pub fn any_doubted(&self) -> bool {
+        self.any_doubted.load(Ordering::Relaxed)
+    }
+
+    /// A record of the partition was acknowledged, or its time ran out.
+    pub fn note(&self, topic: &str, partition: i32, acknowledged: bool) {
+        let Some(topic) = self.get(topic) else { return };
+        let Some(partition) = usize::try_from(partition).ok().and_then(|at| topic.partitions.get(at)) else { return };
+        partition.trust.store(if acknowledged { TRUSTED } else { DOUBTED }, Ordering::Relaxed);
+        if !acknowledged {
+            self.any_doubted.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Lets another batch try where the one that was to try is not under way: it may have been refused for what it is.
+    pub fn end_tries(&self, under_way: &HashSet<(Arc<str>, i32)>) {
+        let mut any = false;
+        for lookup in self.read().values() {
+            let Lookup::Known(topic) = lookup else { continue };
+            for (at, partition) in topic.partitions.iter().enumerate() {
+                let trust = partition.trust.load(Ordering::Relaxed);
+                if trust >= TRIED {
+                    let next = match trust {
+                        _ if under_way.contains(&(topic.name.clone(), at as i32)) => TRIED,
+                        TRIED => MISSED,
+                        _ => DOUBTED,
+                    };
+                    // Unless an acknowledgement has come meanwhile.
+                    let _ = partition.trust.compare_exchange(trust, next, Ordering::Relaxed, Ordering::Relaxed);
+                }
+                any |= partition.trust.load(Ordering::Relaxed) != TRUSTED;
+            }
+        }
+        self.any_doubted.store(any, Ordering::Relaxed);
+    }
+
     /// Forgets a topic that does not exist: names may come from outside, and are not to be kept.
     pub fn forget_absent(&self, name: &str) {
         let mut topics = self.write();
@@ -198,6 +256,29 @@ mod tests {
         topic.partitions[2].stalled.store(true, Ordering::Relaxed);
         let all: HashSet<i32> = (0..10).map(|_| topic.sticky(STICKY_BYTES)).collect();
         assert_eq!(all, HashSet::from([1]));
+    }
+
+    #[test]
+    fn doubted_partition_takes_one_batch_until_it_acknowledges() {
+        let topics = Topics::default();
+        topics.update(&"topics-test".into(), Some(&[true, true]));
+        let topic = topics.get("topics-test").unwrap();
+        let enter = || topic.partitions[0].enter();
+        assert!(enter() && enter() && !topics.any_doubted());
+        topics.note("topics-test", 0, false);
+        assert!(topics.any_doubted() && enter() && !enter() && !topic.partitions[0].is_open());
+        let under_way = HashSet::from([("topics-test".into(), 0)]);
+        topics.end_tries(&under_way);
+        assert!(!enter(), "it is still trying");
+        topics.end_tries(&HashSet::new());
+        assert!(!enter(), "it may be about to");
+        topics.end_tries(&HashSet::new());
+        assert!(enter() && !enter(), "that one was never sent");
+        topics.note("topics-test", 0, true);
+        topics.end_tries(&HashSet::new());
+        assert!(enter() && enter() && !topics.any_doubted());
+        topics.note("topics-test", 7, false);
+        topics.note("another", 0, false);
     }
 
     #[test]
