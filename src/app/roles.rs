@@ -285,7 +285,7 @@ fn set_schema_ids(contracts: &Contracts, schemas: &crate::schema::SchemaSet, reg
 async fn follow_schema_ids(state: IngestState, schemas: crate::schema::SchemaSet, registry: Arc<Registry>) {
     let mut changes = registry.watch();
     while changes.changed().await.is_ok() {
-        set_schema_ids(&state.contracts(), &schemas, &registry);
+        set_schema_ids(state.contracts(), &schemas, &registry);
     }
 }
 
