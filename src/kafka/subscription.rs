@@ -41,7 +41,7 @@ pub struct Incoming<'a, 'h> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flow {
     Continue,
-    /// The partition's buffer is full: fetch no more of it until [`Command::Resume`].
+    /// The partition's buffer is full: fetch no more of it until [`Ask::Resume`].
     Pause,
 }
 
@@ -49,7 +49,7 @@ pub enum Flow {
 pub struct Assigned<P> {
     pub at: TopicPartition,
     pub partition: P,
-    /// None: not claimed yet; the partition stays paused until a [`Command::Seek`].
+    /// None: not claimed yet; the partition stays paused until an [`Ask::Seek`].
     pub start: Option<i64>,
 }
 
