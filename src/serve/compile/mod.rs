@@ -14,12 +14,12 @@ use super::{
     catalog::Table,
     connections::Sql,
     cursor::Cursor,
-    format::Format,
+    format::{Format, Print, Shown},
     freshness,
     gather::Gather,
     grammar::{Filter, Query, Test, abbreviated},
     problem::{BAD_OPERATOR, UNKNOWN_COLUMN},
-    types::value_type,
+    types::{is_instant, value_type},
 };
 use crate::domain::{ColumnInfo, ident, literal, nearest};
 use crate::http::Problem;
@@ -59,8 +59,7 @@ pub struct Template {
     pub point: bool,
     /// The same for several reads at once: of a point read that takes no list and waits for no position.
     pub gather: Option<Gather>,
-    /// (expression, name shown) in order.
-    pub shown: Vec<(String, String)>,
+    pub shown: Vec<Shown>,
 }
 
 /// A template and the values for its slots.
@@ -173,18 +172,11 @@ fn gathered(query: &Query, table: &Table, frame: Frame, row: &str) -> Result<Opt
 
 /// One row more than asked is fetched, to know whether there is a next page; it is never printed. Names of our own
 /// begin with `_`, which no column that people see does.
-fn page_sql(
-    row: &str,
-    shown: &[(String, String)],
-    terms: &[Term<'_>],
-    table: &Table,
-    filter: &str,
-    frame: Frame,
-) -> String {
+fn page_sql(row: &str, shown: &[Shown], terms: &[Term<'_>], table: &Table, filter: &str, frame: Frame) -> String {
     let mut columns: Vec<String> = table.info.columns.iter().map(|c| format!("t.{}", ident(&c.name))).collect();
     columns.retain(|column| {
         let ordering = terms.iter().any(|term| term.expression() == *column);
-        ordering || shown.iter().any(|(expression, _)| expression.trim_end_matches("::text") == column)
+        ordering || shown.iter().any(|shown| shown.column == *column)
     });
     let columns = columns.join(", ");
     let order: Vec<String> = terms.iter().map(Term::order_sql).collect();
@@ -256,19 +248,24 @@ impl<'t> Compiler<'t> {
         if self.gathered { format!("_v.v{number}") } else { format!("${number}") }
     }
 
-    fn shown(&self, query: &Query) -> Result<Vec<(String, String)>, Problem> {
-        let expression = |name: &str| format!("t.{}", ident(name));
+    fn shown(&self, query: &Query) -> Result<Vec<Shown>, Problem> {
+        let shown = |column: &ColumnInfo, name: &str, as_text: bool| Shown {
+            column: format!("t.{}", ident(&column.name)),
+            name: name.to_owned(),
+            print: match as_text {
+                true => Print::Text,
+                false if is_instant(&column.pg_type) => Print::Instant,
+                false => Print::Json,
+            },
+        };
         if query.select.is_empty() {
             let all = self.table.info.columns.iter();
-            return Ok(all.map(|column| (expression(&column.name), column.name.clone())).collect());
+            return Ok(all.map(|column| shown(column, &column.name, false)).collect());
         }
-        let mut shown = Vec::with_capacity(query.select.len());
-        for item in &query.select {
-            let column = column(self.table, &item.column, "select")?;
-            let cast = if item.as_text { "::text" } else { "" };
-            shown.push((format!("{}{cast}", expression(&column.name)), item.shown_as().to_owned()));
-        }
-        Ok(shown)
+        let selected = query.select.iter();
+        selected
+            .map(|item| Ok(shown(column(self.table, &item.column, "select")?, item.shown_as(), item.as_text)))
+            .collect()
     }
 
     fn filter(&mut self, filter: &Filter, parameter: &str) -> Result<String, Problem> {
