@@ -181,17 +181,18 @@ fn page_sql(row: &str, shown: &[Shown], terms: &[Term<'_>], table: &Table, filte
     let columns = columns.join(", ");
     let order: Vec<String> = terms.iter().map(Term::order_sql).collect();
     let next: Vec<String> = terms.iter().map(|term| format!("{}::text", term.expression())).collect();
+    let (limit, fetched) = (frame.limit, u64::from(frame.limit) + 1);
+    let found =
+        format!("select {columns} from {} t{filter} order by {} limit {fetched}", table.relation, order.join(", "));
+    let numbered = format!("select row_number() over () as _n, {columns} from ({found}) t");
+    let printed = format!(
+        "select t._n, {row} as body, case when t._n = {limit} then array[{}]::text[] end as next from ({numbered}) t",
+        next.join(", ")
+    );
     format!(
-        "select string_agg(r.body, {separator} order by r._n) filter (where r._n <= {limit}) as body, count(*) as rows, \
-         max(r.next) as next from (select t._n, {row} as body, case when t._n = {limit} then array[{next}]::text[] end as next \
-         from (select row_number() over () as _n, {columns} from (select {columns} from {relation} t{filter} \
-         order by {order} limit {fetched}) t) t) r",
-        separator = literal(frame.format.separator()),
-        limit = frame.limit,
-        next = next.join(", "),
-        relation = table.relation,
-        order = order.join(", "),
-        fetched = u64::from(frame.limit) + 1,
+        "select string_agg(r.body, {} order by r._n) filter (where r._n <= {limit}) as body, \
+                count(*) as rows, max(r.next) as next from ({printed}) r",
+        literal(frame.format.separator())
     )
 }
 
