@@ -4,6 +4,39 @@ use axum::http::{HeaderMap, header};
 
 use crate::domain::{ident, literal};
 
+/// A column of an answer.
+#[derive(Debug)]
+pub struct Shown {
+    /// As it stands in the table: `t."delay"`.
+    pub column: String,
+    /// The name it is shown under.
+    pub name: String,
+    pub print: Print,
+}
+
+/// How the values of a column are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Print {
+    /// As Postgres makes JSON of them.
+    Json,
+    /// Timestamps with time zone, or arrays of them: as JSON, with `Z` for the zone, as everywhere else in Millpond.
+    Instant,
+    /// As Postgres makes text of them.
+    Text,
+}
+
+impl Shown {
+    fn json_sql(&self) -> String {
+        let Shown { column, print, .. } = self;
+        match print {
+            Print::Json => column.clone(),
+            // The session's zone is UTC, which Postgres prints like this and in no other way.
+            Print::Instant => format!("replace(to_json({column})::text, '+00:00', 'Z')::json"),
+            Print::Text => format!("{column}::text"),
+        }
+    }
+}
+
 /// A form of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Format {
@@ -58,18 +91,19 @@ impl Format {
         }
     }
 
-    /// The SQL expression that prints one row; `columns` are (expression, name shown).
-    pub fn row_sql(self, columns: &[(String, String)]) -> String {
+    /// The SQL expression that prints one row.
+    pub fn row_sql(self, columns: &[Shown]) -> String {
         if self == Format::Csv {
-            let cells: Vec<String> = columns.iter().map(|(expression, _)| csv_cell(expression)).collect();
+            let cells: Vec<String> = columns.iter().map(|shown| csv_cell(&shown.json_sql())).collect();
             return cells.join("||','||");
         }
-        let columns: Vec<String> = columns.iter().map(|(sql, name)| format!("{sql} as {}", ident(name))).collect();
+        let columns: Vec<String> =
+            columns.iter().map(|shown| format!("{} as {}", shown.json_sql(), ident(&shown.name))).collect();
         format!("(select row_to_json(_shown)::text from (select {}) _shown)", columns.join(", "))
     }
 
     /// The rows, joined by the separator, as a body.
-    pub fn body(self, rows: Option<&str>, columns: &[(String, String)]) -> Vec<u8> {
+    pub fn body(self, rows: Option<&str>, columns: &[Shown]) -> Vec<u8> {
         let text = rows.unwrap_or_default();
         let mut out = Vec::with_capacity(text.len() + 64);
         match self {
@@ -86,7 +120,7 @@ impl Format {
                 }
             }
             Format::Csv => {
-                let names: Vec<String> = columns.iter().map(|(_, name)| csv_text(name)).collect();
+                let names: Vec<String> = columns.iter().map(|shown| csv_text(&shown.name)).collect();
                 out.extend_from_slice(names.join(",").as_bytes());
                 out.extend_from_slice(b"\r\n");
                 out.extend_from_slice(text.as_bytes());

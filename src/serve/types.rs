@@ -33,6 +33,11 @@ pub fn value_type(pg_type: &str) -> String {
     format!("{element}{dimensions}")
 }
 
+/// Whether values are moments, or arrays of them.
+pub fn is_instant(pg_type: &str) -> bool {
+    value_type(pg_type).trim_end_matches("[]") == "timestamp with time zone"
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

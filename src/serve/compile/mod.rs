@@ -14,12 +14,12 @@ use super::{
     catalog::Table,
     connections::Sql,
     cursor::Cursor,
-    format::Format,
+    format::{Format, Print, Shown},
     freshness,
     gather::Gather,
     grammar::{Filter, Query, Test, abbreviated},
     problem::{BAD_OPERATOR, UNKNOWN_COLUMN},
-    types::value_type,
+    types::{is_instant, value_type},
 };
 use crate::domain::{ColumnInfo, ident, literal, nearest};
 use crate::http::Problem;
@@ -59,8 +59,7 @@ pub struct Template {
     pub point: bool,
     /// The same for several reads at once: of a point read that takes no list and waits for no position.
     pub gather: Option<Gather>,
-    /// (expression, name shown) in order.
-    pub shown: Vec<(String, String)>,
+    pub shown: Vec<Shown>,
 }
 
 /// A template and the values for its slots.
@@ -173,33 +172,27 @@ fn gathered(query: &Query, table: &Table, frame: Frame, row: &str) -> Result<Opt
 
 /// One row more than asked is fetched, to know whether there is a next page; it is never printed. Names of our own
 /// begin with `_`, which no column that people see does.
-fn page_sql(
-    row: &str,
-    shown: &[(String, String)],
-    terms: &[Term<'_>],
-    table: &Table,
-    filter: &str,
-    frame: Frame,
-) -> String {
+fn page_sql(row: &str, shown: &[Shown], terms: &[Term<'_>], table: &Table, filter: &str, frame: Frame) -> String {
     let mut columns: Vec<String> = table.info.columns.iter().map(|c| format!("t.{}", ident(&c.name))).collect();
     columns.retain(|column| {
         let ordering = terms.iter().any(|term| term.expression() == *column);
-        ordering || shown.iter().any(|(expression, _)| expression.trim_end_matches("::text") == column)
+        ordering || shown.iter().any(|shown| shown.column == *column)
     });
     let columns = columns.join(", ");
     let order: Vec<String> = terms.iter().map(Term::order_sql).collect();
     let next: Vec<String> = terms.iter().map(|term| format!("{}::text", term.expression())).collect();
+    let (limit, fetched) = (frame.limit, u64::from(frame.limit) + 1);
+    let found =
+        format!("select {columns} from {} t{filter} order by {} limit {fetched}", table.relation, order.join(", "));
+    let numbered = format!("select row_number() over () as _n, {columns} from ({found}) t");
+    let printed = format!(
+        "select t._n, {row} as body, case when t._n = {limit} then array[{}]::text[] end as next from ({numbered}) t",
+        next.join(", ")
+    );
     format!(
-        "select string_agg(r.body, {separator} order by r._n) filter (where r._n <= {limit}) as body, count(*) as rows, \
-         max(r.next) as next from (select t._n, {row} as body, case when t._n = {limit} then array[{next}]::text[] end as next \
-         from (select row_number() over () as _n, {columns} from (select {columns} from {relation} t{filter} \
-         order by {order} limit {fetched}) t) t) r",
-        separator = literal(frame.format.separator()),
-        limit = frame.limit,
-        next = next.join(", "),
-        relation = table.relation,
-        order = order.join(", "),
-        fetched = u64::from(frame.limit) + 1,
+        "select string_agg(r.body, {} order by r._n) filter (where r._n <= {limit}) as body, \
+                count(*) as rows, max(r.next) as next from ({printed}) r",
+        literal(frame.format.separator())
     )
 }
 
@@ -256,19 +249,24 @@ impl<'t> Compiler<'t> {
         if self.gathered { format!("_v.v{number}") } else { format!("${number}") }
     }
 
-    fn shown(&self, query: &Query) -> Result<Vec<(String, String)>, Problem> {
-        let expression = |name: &str| format!("t.{}", ident(name));
+    fn shown(&self, query: &Query) -> Result<Vec<Shown>, Problem> {
+        let shown = |column: &ColumnInfo, name: &str, as_text: bool| Shown {
+            column: format!("t.{}", ident(&column.name)),
+            name: name.to_owned(),
+            print: match as_text {
+                true => Print::Text,
+                false if is_instant(&column.pg_type) => Print::Instant,
+                false => Print::Json,
+            },
+        };
         if query.select.is_empty() {
             let all = self.table.info.columns.iter();
-            return Ok(all.map(|column| (expression(&column.name), column.name.clone())).collect());
+            return Ok(all.map(|column| shown(column, &column.name, false)).collect());
         }
-        let mut shown = Vec::with_capacity(query.select.len());
-        for item in &query.select {
-            let column = column(self.table, &item.column, "select")?;
-            let cast = if item.as_text { "::text" } else { "" };
-            shown.push((format!("{}{cast}", expression(&column.name)), item.shown_as().to_owned()));
-        }
-        Ok(shown)
+        let selected = query.select.iter();
+        selected
+            .map(|item| Ok(shown(column(self.table, &item.column, "select")?, item.shown_as(), item.as_text)))
+            .collect()
     }
 
     fn filter(&mut self, filter: &Filter, parameter: &str) -> Result<String, Problem> {

@@ -121,7 +121,7 @@ async fn json_shows_every_type_as_documented() {
     let answer = served.get("/v1/views/flights?flight_id=eq.a1").await;
     assert_eq!(answer.header("content-type"), Some("application/json"));
     let expected = concat!(
-        r#"[{"flight_id":"a1","carrier":"UA","delay":5,"scheduled_at":"2013-01-01T10:15:00+00:00","#,
+        r#"[{"flight_id":"a1","carrier":"UA","delay":5,"scheduled_at":"2013-01-01T10:15:00Z","#,
         r#""distance":9007199254740993,"share":"NaN","amount":12.50,"late":false,"tags":["x","y,z"],"#,
         r#""details":{"k": [1, null]},"raw":null,"day":"2013-01-01","marker":1}]"#
     );
@@ -132,14 +132,50 @@ async fn json_shows_every_type_as_documented() {
     assert_eq!(shown.json(), json!([{"id": "a1", "distance": "9007199254740993"}]));
 }
 
+/// In every format and place, but not in texts that look like one, and not as `::text`; pages go on behind them.
+#[tokio::test]
+async fn instants_are_in_utc_with_z() {
+    let served = Served::with(|_| {}).await;
+    let ddl = "create table moments (at timestamptz primary key, day_at timestamptz(0), many timestamptz[], local timestamp, \
+               said text)";
+    served.version("moments", 1, ddl).await;
+    served.live("moments", 1).await;
+    served
+        .sql(
+            "insert into p_moments_v1.moments values
+               ('2013-01-01T00:00:00+01:00', '2013-01-01', '{2013-01-01T00:00:00Z,infinity,null}', '2013-01-01', 'x+00:00'),
+               ('2013-01-01T00:00:00.000001Z', 'infinity', '{{2013-01-01,2013-01-02}}', null, null),
+               ('2013-06-01T00:00:00Z', null, null, null, null)",
+        )
+        .await;
+    let first = json!({
+        "at": "2012-12-31T23:00:00Z", "day_at": "2013-01-01T00:00:00Z",
+        "many": ["2013-01-01T00:00:00Z", "infinity", null], "local": "2013-01-01T00:00:00", "said": "x+00:00"
+    });
+    let second = json!({
+        "at": "2013-01-01T00:00:00.000001Z", "day_at": "infinity",
+        "many": [["2013-01-01T00:00:00Z", "2013-01-02T00:00:00Z"]], "local": null, "said": null
+    });
+    let page = served.get("/v1/views/moments?limit=2").await;
+    assert_eq!(page.json(), json!([first, second]));
+    assert_eq!(served.get(&page.next().unwrap()).await.json()[0]["at"], "2013-06-01T00:00:00Z");
+    assert_eq!(served.get("/v1/views/moments?at=eq.2012-12-31T23:00:00Z").await.json(), json!([first]));
+    let csv = served.get_with("/v1/views/moments?limit=1", &[("accept", "text/csv")]).await;
+    let row = "2012-12-31T23:00:00Z,2013-01-01T00:00:00Z,\
+               \"[\"\"2013-01-01T00:00:00Z\"\",\"\"infinity\"\",null]\",2013-01-01T00:00:00,x+00:00\r\n";
+    assert_eq!(csv.text.split_once("\r\n").unwrap().1, row);
+    let text = served.get("/v1/views/moments?select=at::text&limit=1").await;
+    assert_eq!(text.json(), json!([{"at": "2012-12-31 23:00:00+00"}]));
+}
+
 #[tokio::test]
 async fn formats_follow_accept() {
     let served = three_flights().await;
     let path = "/v1/views/flights?select=flight_id,delay,details,tags,scheduled_at&limit=3";
     let csv = served.get_with(path, &[("accept", "text/csv")]).await;
     let expected = "flight_id,delay,details,tags,scheduled_at\r\n\
-                    a1,5,\"{\"\"k\"\": [1, null]}\",\"[\"\"x\"\",\"\"y,z\"\"]\",2013-01-01T10:15:00+00:00\r\n\
-                    b2,,,,2013-01-02T10:15:00.123456+00:00\r\n\
+                    a1,5,\"{\"\"k\"\": [1, null]}\",\"[\"\"x\"\",\"\"y,z\"\"]\",2013-01-01T10:15:00Z\r\n\
+                    b2,,,,2013-01-02T10:15:00.123456Z\r\n\
                     c3,45,\"line\nbreak\",[],\r\n";
     assert_eq!(csv.text, expected);
     assert_eq!(csv.header("content-type"), Some("text/csv; charset=utf-8; header=present"));
