@@ -1,0 +1,142 @@
+//! Faults of the processes that apply: killed, frozen, replaced.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use super::{Fault, Field, SHOWS_WITHIN};
+use crate::proxy::{Action, Pattern, Trap};
+
+/// Whose connections apply batches and claim fences.
+const APPLYING: &str = "millpond consume";
+/// What raises an epoch.
+const CLAIM: &str = "set epoch = epoch + 1";
+/// What a batch's one message begins with.
+const FLUSH: &str = "millpond.advance_fence(";
+/// How long a trap waits for its message; under load it comes at once.
+const SPRINGS_WITHIN: Duration = Duration::from_secs(20);
+
+/// Points of the protocol at which a consumer can die, with the message at which it is there.
+const POINTS: [(&str, Option<Pattern>); 8] = [
+    ("at any moment", None),
+    ("before begin", Some(Pattern::Sent("begin"))),
+    ("while staging", Some(Pattern::Copying)),
+    ("staged, before the flush", Some(Pattern::Sent(FLUSH))),
+    ("fence and rows done, before the answer", Some(Pattern::Done { tag: "SELECT", of: FLUSH })),
+    ("committed, before the answer", Some(Pattern::Done { tag: "COMMIT", of: FLUSH })),
+    ("before a claim", Some(Pattern::Sent(CLAIM))),
+    ("claimed, before the answer", Some(Pattern::Done { tag: "UPDATE", of: CLAIM })),
+];
+
+/// C1: a consumer dies at a point of its protocol, and another takes over.
+pub async fn killed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
+    let slot = field.any("consume")?;
+    let (point, pattern) = field.random.pick(&POINTS).clone();
+    let before = field.epochs().await.context("Postgres is there")?;
+    let trap = pattern.map(|pattern| Trap::new(APPLYING, pattern, Action::Hold));
+    let claims = point.contains("claim");
+    let mut others = Vec::new();
+    if let Some(trap) = &trap {
+        field.arena.slots[slot].postgres.set(trap);
+        if claims {
+            // Nobody claims in peace: the others die first, and theirs is claimed.
+            others = field.arena.of_role("consume").into_iter().filter(|other| *other != slot).collect();
+            for other in &others {
+                field.arena.kill_9(*other);
+            }
+        }
+    }
+    let name = field.arena.slots[slot].name.clone();
+    let sprung = match &trap {
+        Some(trap) => trap.sprung(SPRINGS_WITHIN).await,
+        None => true,
+    };
+    let injected = field.begin(format!("kill -9 of {name}: {point}")).await?;
+    field.arena.kill_9(slot);
+    // Somebody has to be there to take over.
+    for other in others {
+        field.start(other)?;
+    }
+    let claimed = field.claimed_since(before).await;
+    let observed = claimed.filter(|_| sprung);
+    let recovery = field.recovery(injected.at).await;
+    field.start(slot)?;
+    Ok(field.end(injected, observed, recovery))
+}
+
+/// C2: a consumer is frozen until the group has given its partitions to another, and thaws.
+pub async fn frozen(field: &mut Field<'_>) -> anyhow::Result<Fault> {
+    let slot = field.any("consume")?;
+    let before = field.epochs().await.context("Postgres is there")?;
+    let injected = field.begin(format!("SIGSTOP of {}", field.arena.slots[slot].name)).await?;
+    let process = field.arena.slots[slot].process.as_ref().context("it runs")?;
+    process.pause();
+    let claimed = field.claimed_since(before).await;
+    let recovery = field.recovery(injected.at).await;
+    let outage = field.outage(0, 4);
+    tokio::time::sleep(outage).await;
+    field.arena.slots[slot].process.as_ref().context("it runs")?.cont();
+    let lost = lost(field, slot).await;
+    let observed = claimed.map(|claimed| format!("{claimed} meanwhile; thawed, it had {lost}"));
+    Ok(field.end(injected, observed, recovery))
+}
+
+/// C3: a consumer is frozen with a batch staged and the message that commits it on its way; that arrives after somebody
+/// else has claimed the partition.
+pub async fn late_message(field: &mut Field<'_>) -> anyhow::Result<Fault> {
+    let slot = field.any("consume")?;
+    let before = field.epochs().await.context("Postgres is there")?;
+    let trap = Trap::new(APPLYING, Pattern::Sent(FLUSH), Action::Hold);
+    field.arena.slots[slot].postgres.set(&trap);
+    let sprung = trap.sprung(SPRINGS_WITHIN).await;
+    let name = field.arena.slots[slot].name.clone();
+    let injected = field.begin(format!("SIGSTOP of {name} with a flush on its way, which arrives late")).await?;
+    field.arena.slots[slot].process.as_ref().context("it runs")?.pause();
+    let claimed = field.claimed_since(before).await;
+    trap.release();
+    let recovery = field.recovery(injected.at).await;
+    field.arena.slots[slot].process.as_ref().context("it runs")?.cont();
+    let lost = lost(field, slot).await;
+    let observed = claimed.filter(|_| sprung).map(|claimed| format!("{claimed} before the flush; then {lost}"));
+    field.arena.slots[slot].postgres.heal();
+    Ok(field.end(injected, observed, recovery))
+}
+
+/// C5: members come and go, faster than they settle.
+pub async fn storm(field: &mut Field<'_>) -> anyhow::Result<Fault> {
+    let slot = field.any("consume")?;
+    let before = field.epochs().await.context("Postgres is there")?;
+    let rounds = field.random.between(3, 5);
+    let name = field.arena.slots[slot].name.clone();
+    let injected = field.begin(format!("{name} leaves and comes back {rounds} times")).await?;
+    for _ in 0..rounds {
+        let orderly = field.random.below(2) == 0;
+        if orderly {
+            if let Some(process) = field.arena.slots[slot].process.take() {
+                tokio::task::block_in_place(|| process.stop());
+            }
+        } else {
+            field.arena.kill_9(slot);
+        }
+        tokio::time::sleep(Duration::from_millis(field.random.below(1500))).await;
+        field.start(slot)?;
+        tokio::time::sleep(Duration::from_millis(field.random.below(1500))).await;
+    }
+    let claimed = field.claimed_since(before).await;
+    let recovery = field.recovery(injected.at).await;
+    Ok(field.end(injected, claimed, recovery))
+}
+
+/// What a member that was taken for dead says when it wakes.
+async fn lost(field: &Field<'_>, slot: usize) -> String {
+    let process = field.arena.slots[slot].process.as_ref();
+    let words = || process.map_or(0, |process| process.log().matches(r#""lost":true"#).count());
+    let before = words();
+    let waited = async {
+        while words() == before {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let _ = tokio::time::timeout(SHOWS_WITHIN / 3, waited).await;
+    format!("lost its partitions {} times in its life", words())
+}
