@@ -59,7 +59,7 @@ pub struct Arena {
 
 /// Members are missed soon, or a run would wait for little else.
 const CONSUME: &[&str] =
-    &["kafka.client.session.timeout.ms=4000", "kafka.client.heartbeat.interval.ms=700", "consume.max_records=1000"];
+    &["kafka.client.session.timeout.ms=4000", "kafka.client.heartbeat.interval.ms=700", "consume.max_records=2000"];
 
 /// Who runs: two of whatever can be two.
 const SLOTS: [(&str, &str, &[&str]); 6] = [
@@ -111,10 +111,6 @@ impl Arena {
 
     pub fn folder(&self) -> &Path {
         self.folder.path()
-    }
-
-    pub fn name(&self) -> &str {
-        &self.database_name
     }
 
     /// Topics, schemas, the platform's tables, and the rig's own log of fences.

@@ -73,6 +73,7 @@ fn main() -> ExitCode {
 fn order() -> anyhow::Result<bool> {
     match arguments::read(std::env::args().skip(1))? {
         Order::Nothing => Ok(true),
+        Order::Trial => Ok(trial()),
         Order::List => {
             for scenario in faults::SCENARIOS {
                 println!("{:4} {}", scenario.name, scenario.what);
@@ -96,23 +97,40 @@ fn order() -> anyhow::Result<bool> {
 
 /// The short form, in the words of a test runner.
 fn short() -> anyhow::Result<bool> {
+    let mut results = checker::trial::run();
     let scenarios = SHORT.map(str::to_owned).to_vec();
-    println!("\nrunning {} tests", scenarios.len());
+    println!("\nrunning {} tests", results.len() + scenarios.len());
     let begun = Instant::now();
     let reports = execute(&Runs { scenarios, seconds: SHORT_SECONDS, ..Runs::default() })?;
-    let passed = |report: &&report::Report| report.violations.is_empty() && report.observed() > 0;
-    for report in &reports {
-        let result = if passed(&report) { "ok" } else { "FAILED" };
-        println!("test torture::{}_seed_{} ... {result}", report.scenario.to_lowercase(), report.seed);
+    results.extend(reports.iter().map(|report| {
+        let unseen = (report.observed() == 0).then(|| "no fault was observed".to_owned());
+        let violated =
+            (!report.violations.is_empty()).then(|| format!("{} checks do not hold", report.violations.len()));
+        (format!("{}_seed_{}", report.scenario.to_lowercase(), report.seed), violated.or(unseen))
+    }));
+    for (name, wrong) in &results {
+        match wrong {
+            None => println!("test torture::{name} ... ok"),
+            Some(wrong) => println!("test torture::{name} ... FAILED\n    {wrong}"),
+        }
     }
-    let good = reports.iter().filter(passed).count();
-    let result = if good == SHORT.len() { "ok" } else { "FAILED" };
+    let failed = results.iter().filter(|(_, wrong)| wrong.is_some()).count();
+    let result = if failed == 0 { "ok" } else { "FAILED" };
     println!(
-        "\ntest result: {result}. {good} passed; {} failed; 0 ignored; 0 measured; 0 filtered out; finished in {:.2}s\n",
-        SHORT.len() - good,
+        "\ntest result: {result}. {} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered out; finished in {:.2}s\n",
+        results.len() - failed,
         begun.elapsed().as_secs_f64()
     );
-    Ok(good == SHORT.len())
+    Ok(failed == 0)
+}
+
+/// The judge on trial alone.
+fn trial() -> bool {
+    let results = checker::trial::run();
+    for (name, wrong) in &results {
+        println!("{name}: {}", wrong.as_deref().unwrap_or("ok"));
+    }
+    results.iter().all(|(_, wrong)| wrong.is_none())
 }
 
 /// Runs every scenario with every seed on the same servers.

@@ -3,7 +3,7 @@
 use crate::random::hash;
 
 /// Lists that values are appended to.
-pub const KEYS: u64 = 600;
+pub const KEYS: u64 = 6000;
 /// Accounts between which money goes.
 const ACCOUNTS: u64 = 60;
 /// One value in so many makes a consumer fail.
@@ -38,7 +38,7 @@ pub fn append(seed: u64, client: i32, n: i64) -> Append {
 
 /// A list by its number below [`KEYS`].
 pub fn key(number: u64) -> String {
-    format!("list-{number:03}")
+    format!("list-{number:04}")
 }
 
 pub fn money(seed: u64, client: i32, n: i64) -> Money {
@@ -57,11 +57,6 @@ impl Append {
 }
 
 impl Money {
-    /// Simple name of the record type.
-    pub fn record_type(&self) -> &'static str {
-        if self.target.is_some() { "Transfer" } else { "Deposit" }
-    }
-
     pub fn transfer_id(&self) -> String {
         format!("{}/{}", self.client, self.n)
     }

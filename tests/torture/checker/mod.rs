@@ -9,6 +9,7 @@ pub mod log;
 pub mod model;
 mod outcome;
 mod tables;
+pub mod trial;
 
 use std::collections::BTreeMap;
 

@@ -91,6 +91,6 @@ pub fn tiling(case: &Case<'_>, violations: &mut Vec<Violation>) {
     finding.end(violations);
 }
 
-fn ends<T>(records: &[super::log::Placed<T>]) -> BTreeMap<i32, i64> {
+pub fn ends<T>(records: &[super::log::Placed<T>]) -> BTreeMap<i32, i64> {
     records.iter().map(|placed| (placed.partition, placed.offset + 1)).collect()
 }

@@ -143,6 +143,7 @@ pub async fn links_disturbed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
         Effect::Stall(Direction::ToClient),
         Effect::Drop(Direction::ToClient),
         Effect::CutAfter(Direction::ToClient, 20_000),
+        Effect::Refuse,
     ];
     let effect = *field.random.pick(&effects);
     let (node, _) = a_leader(field).await?;
@@ -150,6 +151,9 @@ pub async fn links_disturbed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let injected = field.begin(format!("{effect:?} between clients and broker {node} for {outage:?}")).await?;
     let proxy = &field.servers.nodes[usize::try_from(node - 1)?];
     let rule = proxy.apply(CLIENTS, effect);
+    if matches!(effect, Effect::Refuse) {
+        proxy.cut(CLIENTS);
+    }
     wait_until(field, injected.at, outage).await;
     let proxy = &field.servers.nodes[usize::try_from(node - 1)?];
     proxy.lift(&rule);

@@ -156,11 +156,6 @@ impl Proxy {
         let cut = links.values().filter(|(name, _)| name.starts_with(client));
         cut.map(|(_, end)| end.send_replace(true)).count()
     }
-
-    /// How many connections of such clients are open.
-    pub fn open(&self, client: &str) -> usize {
-        lock(&self.shared.links).values().filter(|(name, _)| name.starts_with(client)).count()
-    }
 }
 
 impl Drop for Proxy {
