@@ -95,7 +95,7 @@ impl Arena {
             slots,
             topics: Topics { appends: topic("appends"), transfers: topic("transfers"), credits: topic("credits") },
             brokers: servers.brokers(),
-            database: servers.database_url(&unique, None)?,
+            database: servers.database_url(&unique, servers.direct.port())?,
             database_name: unique,
             folder,
             project,
@@ -136,7 +136,7 @@ impl Arena {
 
     /// Starts the process of a slot and waits until it is ready.
     pub fn start(&mut self, servers: &Servers, slot: usize) -> anyhow::Result<()> {
-        let url = servers.database_url(&self.database_name, Some(self.slots[slot].postgres.port()))?;
+        let url = servers.database_url(&self.database_name, self.slots[slot].postgres.port())?;
         let (role, settings) = (self.slots[slot].role, self.slots[slot].settings);
         let mut args: Vec<String> = [role, "--listen", "127.0.0.1:0"].map(str::to_owned).to_vec();
         let own = [
@@ -168,6 +168,16 @@ impl Arena {
         }
         slot.postgres.cut("");
         slot.postgres.heal();
+    }
+
+    /// Leads every process to the server that is the primary now.
+    pub fn follow_primary(&self, servers: &Servers) -> anyhow::Result<()> {
+        let port = servers.postgres_port()?;
+        for slot in &self.slots {
+            slot.postgres.forward_to(port);
+            slot.postgres.cut("");
+        }
+        Ok(())
     }
 
     /// The slots of a role.

@@ -31,6 +31,8 @@ pub struct Runs {
     pub scale: f64,
     /// Events a second that clients offer.
     pub rate: u64,
+    /// How many values tables may be behind before clients wait for them; while Postgres is away nobody waits.
+    pub lag: i64,
     /// Leave out what the report has a run of.
     pub resume: bool,
     /// Leave folders of runs where they are.
@@ -42,7 +44,7 @@ impl Default for Runs {
         let seeds = vec![1];
         // What is unoptimised cannot apply on two cores what it would be sent.
         let rate = if cfg!(debug_assertions) { 2500 } else { 6000 };
-        Self { scenarios: Vec::new(), seeds, seconds: 60, scale: 1.0, rate, resume: false, keep: false }
+        Self { scenarios: Vec::new(), seeds, seconds: 60, scale: 1.0, rate, lag: 20_000, resume: false, keep: false }
     }
 }
 
@@ -55,6 +57,7 @@ pub const USAGE: &str = "make torture ARGS=\"…\"
   --seconds 60           how long each is under load
   --scale 1              factor on the length of outages
   --rate 6000            events a second that clients offer (unoptimised: 2500)
+  --lag 20000            values that tables may be behind before clients wait for them
   --resume               leave out what the report has a run of
   --keep                 leave the folders of runs where they are";
 
@@ -74,6 +77,7 @@ pub fn read(mut words: impl Iterator<Item = String>) -> anyhow::Result<Order> {
             "--seconds" => runs.seconds = value()?.parse().context("--seconds wants a whole number")?,
             "--scale" => runs.scale = value()?.parse().context("--scale wants a number")?,
             "--rate" => runs.rate = value()?.parse().context("--rate wants a whole number")?,
+            "--lag" => runs.lag = value()?.parse().context("--lag wants a whole number")?,
             "--resume" => runs.resume = true,
             "--keep" => runs.keep = true,
             "--help" | "-h" => bail!("{USAGE}"),

@@ -37,8 +37,8 @@ pub async fn run(servers: &mut Servers, scenario: &str, seed: u64, runs: &Runs) 
     let history = Arc::new(History::create(&arena.folder().join("history.jsonl"))?);
     let pids = Pids::default();
     let addresses = |role| arena.of_role(role).into_iter().map(|slot| arena.slots[slot].web.subscribe()).collect();
-    let workload = Workload::start(seed, runs.rate, Arc::clone(&history), addresses("ingest"), addresses("serve"));
-    let watch = Watch::start(arena.database.clone(), Arc::clone(&history), Arc::clone(&pids));
+    let workload = Workload::start(seed, runs, Arc::clone(&history), addresses("ingest"), addresses("serve"));
+    let watch = Watch::start(arena.database.clone(), Arc::clone(&history), Arc::clone(&pids), workload.lag());
     let until = Instant::now() + Duration::from_secs(runs.seconds);
 
     let faults = {
@@ -59,8 +59,11 @@ pub async fn run(servers: &mut Servers, scenario: &str, seed: u64, runs: &Runs) 
     arena.heal(servers)?;
     workload.finish().await;
     let settled = settle(servers, &arena).await?;
-    let seen = watch.seen();
+    let mut seen = watch.seen();
     drop(watch);
+    if faults::GO_BACK.contains(&scenario) {
+        seen.bank.clear();
+    }
     let (requests, reads) = history.take();
     let log = read_log(servers, &arena).await?;
     let actual = Actual::read(&mut arena.connect().await?).await?;

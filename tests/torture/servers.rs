@@ -22,6 +22,13 @@ pub struct Servers {
     /// Before each node, in the order of their ids.
     pub nodes: Vec<Proxy>,
     pub postgres: PostgresServer,
+    /// The rig's own way to Postgres, which nothing disturbs; whichever server is the primary is behind it.
+    pub direct: Proxy,
+    /// The standby's way to the primary.
+    pub replication: Proxy,
+    standby: Option<PostgresServer>,
+    /// Standbys made so far: each has a folder of its own.
+    standbys: usize,
     folder: PathBuf,
 }
 
@@ -36,7 +43,47 @@ impl Servers {
         for (proxy, port) in nodes.iter().zip(kafka.ports()) {
             proxy.forward_to(port);
         }
-        Ok(Self { kafka, nodes, postgres, folder: folder.to_owned() })
+        let direct = Proxy::listen(Protocol::Postgres, seed).await?;
+        let replication = Proxy::listen(Protocol::Postgres, seed).await?;
+        let folder = folder.to_owned();
+        let servers = Self { kafka, nodes, postgres, direct, replication, standby: None, standbys: 0, folder };
+        servers.direct.forward_to(servers.postgres_port()?);
+        servers.replication.forward_to(servers.postgres_port()?);
+        Ok(servers)
+    }
+
+    /// Makes a standby that follows the primary, if there is none.
+    pub fn ensure_standby(&mut self) -> anyhow::Result<()> {
+        if self.standby.is_none() {
+            self.standbys += 1;
+            let folder = Arc::new(Folder::open(&self.folder.join(format!("postgres-{}", self.standbys)))?);
+            let primary = self.postgres.as_primary(Some(self.replication.port()));
+            let options = postgres::Options { port: POSTGRES_PORT + apart(), ..postgres::Options::default() };
+            let standby = tokio::task::block_in_place(|| {
+                PostgresServer::start_standby(&folder, &primary, &options, &Progress::lines())
+            })?;
+            self.standby = Some(standby);
+        }
+        Ok(())
+    }
+
+    /// Kills the primary and lets the standby take its place; the rig's own way leads there from now on. What the standby
+    /// had not received is lost.
+    pub async fn fail_over(&mut self) -> anyhow::Result<()> {
+        let standby = self.standby.take().context("there is a standby")?;
+        tokio::task::block_in_place(|| self.postgres.kill_9())?;
+        // What the primary had sent is still on its way, and is not to arrive.
+        self.replication.cut("");
+        self.postgres = standby;
+        self.direct.cut("");
+        self.direct.forward_to(self.postgres_port()?);
+        let mut connection = PgConnection::connect(&self.postgres.url()).await?;
+        let promoted: bool =
+            sqlx::query_scalar("select pg_promote(wait_seconds => 30)").fetch_one(&mut connection).await?;
+        anyhow::ensure!(promoted, "the standby was not promoted within 30 s");
+        self.replication.heal();
+        self.replication.forward_to(self.postgres_port()?);
+        Ok(())
     }
 
     pub fn folder(&self) -> &Path {
@@ -55,12 +102,11 @@ impl Servers {
         Ok(address.rsplit_once(':').context("a URL with a port")?.1.parse()?)
     }
 
-    /// URL of a database, past every proxy or through the one on this port.
-    pub fn database_url(&self, database: &str, port: Option<u16>) -> anyhow::Result<String> {
+    /// URL of a database through the proxy on this port.
+    pub fn database_url(&self, database: &str, port: u16) -> anyhow::Result<String> {
         let url = self.postgres.url();
         let (address, _) = url.rsplit_once('/').context("a URL with a database")?;
-        let (user, own) = address.rsplit_once(':').context("a URL with a port")?;
-        let port = port.map_or_else(|| own.to_owned(), |port| port.to_string());
+        let (user, _) = address.rsplit_once(':').context("a URL with a port")?;
         Ok(format!("{user}:{port}/{database}"))
     }
 
@@ -93,8 +139,6 @@ impl Servers {
 }
 
 fn start_both(folder: &Path, advertised: &[u16]) -> anyhow::Result<(KafkaCluster, PostgresServer)> {
-    // Two rigs on one machine look from different ports on.
-    let apart = 13 * (std::process::id() % 97) as u16;
     let settings = [
         // A node that was killed is missed after so long.
         ("broker.session.timeout.ms", "6000"),
@@ -110,7 +154,7 @@ fn start_both(folder: &Path, advertised: &[u16]) -> anyhow::Result<(KafkaCluster
     ];
     let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
     let options = kafka::Options {
-        port: KAFKA_PORT + apart,
+        port: KAFKA_PORT + apart(),
         heap_mib: 192,
         settings,
         ready_within: Duration::from_secs(120),
@@ -120,11 +164,16 @@ fn start_both(folder: &Path, advertised: &[u16]) -> anyhow::Result<(KafkaCluster
     std::thread::scope(|scope| {
         let postgres = scope.spawn(|| {
             let folder = Arc::new(Folder::open(&folder.join("postgres"))?);
-            let options = postgres::Options { port: POSTGRES_PORT + apart, ..postgres::Options::default() };
+            let options = postgres::Options { port: POSTGRES_PORT + apart(), ..postgres::Options::default() };
             PostgresServer::start(&folder, &options, &progress)
         });
         let kafka = KafkaCluster::start(folder, &options, advertised, &progress);
         let postgres: Result<_, dev::Error> = postgres.join().expect("starting returns its errors");
         Ok((kafka?, postgres?))
     })
+}
+
+/// Two rigs on one machine look from different ports on.
+fn apart() -> u16 {
+    13 * (std::process::id() % 97) as u16
 }

@@ -1,6 +1,7 @@
 //! What is seen of a run while it goes on: how far tables are behind, what processes take, whether the bank adds up.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -37,9 +38,10 @@ pub struct Watch {
 pub type Pids = Arc<Mutex<BTreeMap<String, i32>>>;
 
 impl Watch {
-    pub fn start(database: String, history: Arc<History>, pids: Pids) -> Self {
+    /// Watches, and tells `lag` how far behind tables are.
+    pub fn start(database: String, history: Arc<History>, pids: Pids, lag: Arc<AtomicI64>) -> Self {
         let seen = Arc::new(Mutex::new(Seen::default()));
-        let task = tokio::spawn(watch(database, history, pids, Arc::clone(&seen)));
+        let task = tokio::spawn(watch(database, history, pids, Arc::clone(&seen), lag));
         Self { seen, task }
     }
 
@@ -54,7 +56,7 @@ impl Drop for Watch {
     }
 }
 
-async fn watch(database: String, history: Arc<History>, pids: Pids, seen: Arc<Mutex<Seen>>) {
+async fn watch(database: String, history: Arc<History>, pids: Pids, seen: Arc<Mutex<Seen>>, lag: Arc<AtomicI64>) {
     let mut connection: Option<PgConnection> = None;
     for round in 0_u64.. {
         tokio::time::sleep(PERIOD).await;
@@ -82,6 +84,7 @@ async fn watch(database: String, history: Arc<History>, pids: Pids, seen: Arc<Mu
             // It is away, or the connection is of no more use.
             None => connection = None,
             Some((applied, bank)) => {
+                lag.store(acknowledged - applied, Ordering::Relaxed);
                 seen.greatest_lag = seen.greatest_lag.max(acknowledged - applied);
                 if let Some(fault) = bank {
                     seen.bank_looks += 1;

@@ -34,6 +34,10 @@ pub struct Scenario {
     pub what: &'static str,
 }
 
+/// Scenarios in which Postgres goes back in time. What had left the outbox by then comes before its cause is applied
+/// again, so that a snapshot may show a credit before its debit.
+pub const GO_BACK: [&str; 2] = ["P4", "P5"];
+
 const fn scenario(name: &'static str, what: &'static str) -> Scenario {
     Scenario { name, what }
 }
@@ -49,6 +53,12 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("P1", "kill -9 of Postgres, or of one of its backends"),
     scenario("P2", "the connection is lost around a COMMIT: request lost, answer lost"),
     scenario("P3", "Postgres is restarted, or stays away"),
+    scenario("P4", "kill -9 of Postgres that acknowledges commits before they are on disk"),
+    scenario("P5", "failover to a standby that lags: the last commits are gone"),
+    scenario("P6", "Postgres is slow: locked tables, late answers"),
+    scenario("P8", "a stranger takes all connections"),
+    scenario("P9", "deadlocks with a stranger's session"),
+    scenario("P12", "vacuum full, analyze and reindex under load"),
     scenario("C1", "kill -9 of a consumer at a point of its protocol"),
     scenario("C2", "a consumer is frozen until it is taken for dead, and thaws"),
     scenario("C3", "a consumer is frozen inside a transaction; its last message arrives after it was replaced"),
@@ -102,6 +112,12 @@ pub async fn inject(scenario: &str, field: &mut Field<'_>) -> anyhow::Result<Fau
         "P1" => postgres::killed(field).await,
         "P2" => postgres::commit_lost(field).await,
         "P3" => postgres::restarted(field).await,
+        "P4" => postgres::unflushed(field).await,
+        "P5" => postgres::failed_over(field).await,
+        "P6" => postgres::slow(field).await,
+        "P8" => postgres::exhausted(field).await,
+        "P9" => postgres::deadlocked(field).await,
+        "P12" => postgres::maintained(field).await,
         "C1" => consumer::killed(field).await,
         "C2" => consumer::frozen(field).await,
         "C3" => consumer::late_message(field).await,

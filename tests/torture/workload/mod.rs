@@ -3,7 +3,7 @@
 pub mod history;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use self::history::{History, Kind, Outcome, Read, Request};
+use crate::arguments::Runs;
 use crate::random::Random;
 use crate::values;
 use crate::web::{Answer, Web};
@@ -50,11 +51,14 @@ struct Shared {
     acknowledged: AtomicU64,
     /// Position of the last acknowledged append.
     last: watch::Sender<String>,
+    /// How far tables are behind, as last seen, and when clients wait for them.
+    lag: Arc<AtomicI64>,
+    most_lag: i64,
 }
 
 impl Workload {
-    /// Lets clients begin: `rate` appended values a second in all, when the server keeps up.
-    pub fn start(seed: u64, rate: u64, history: Arc<History>, ingest: Addresses, serve: Addresses) -> Self {
+    /// Lets clients begin: so many appended values a second in all, as long as servers and tables keep up.
+    pub fn start(seed: u64, runs: &Runs, history: Arc<History>, ingest: Addresses, serve: Addresses) -> Self {
         let shared = Arc::new(Shared {
             seed,
             history,
@@ -64,9 +68,11 @@ impl Workload {
             in_flight: AtomicUsize::new(0),
             acknowledged: AtomicU64::new(0),
             last: watch::Sender::new(String::new()),
+            lag: Arc::default(),
+            most_lag: runs.lag,
         });
         let mut clients = JoinSet::new();
-        let per_client = rate.max(1) / u64::from(APPENDERS.unsigned_abs());
+        let per_client = runs.rate.max(1) / u64::from(APPENDERS.unsigned_abs());
         let period = Duration::from_secs_f64(APPENDS as f64 / per_client.max(1) as f64);
         for client in 0..APPENDERS {
             clients.spawn(Arc::clone(&shared).client(Kind::Append, client, APPENDS, period));
@@ -78,6 +84,11 @@ impl Workload {
             clients.spawn(Arc::clone(&shared).reader(Random::new(seed ^ (reader << 40))));
         }
         Self { shared, clients }
+    }
+
+    /// Where to write how far tables are behind.
+    pub fn lag(&self) -> Arc<AtomicI64> {
+        Arc::clone(&self.shared.lag)
     }
 
     /// Requests that are out now.
@@ -116,6 +127,9 @@ impl Shared {
         let mut first = 1;
         while !self.stopped() {
             ticks.tick().await;
+            if self.lag.load(Ordering::Relaxed) > self.most_lag {
+                continue;
+            }
             let Some(web) = self.choose(&self.ingest, client.unsigned_abs() as usize) else { continue };
             let request = self.request(&web, kind, client, first, count).await;
             first += i64::try_from(request.count).expect("few");
