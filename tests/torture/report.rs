@@ -50,21 +50,26 @@ pub struct Report {
     pub folder: Option<String>,
 }
 
-/// Where the reports of all runs are: it outlives the build folder's content of one run.
-fn path() -> PathBuf {
-    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("torture").join("report.jsonl")
+/// Where the reports of all runs are, and what was kept of them.
+pub fn folder() -> anyhow::Result<PathBuf> {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("torture");
+    fs::create_dir_all(&folder)?;
+    Ok(folder)
+}
+
+fn path() -> anyhow::Result<PathBuf> {
+    Ok(folder()?.join("report.jsonl"))
 }
 
 pub fn append(report: &Report) -> anyhow::Result<()> {
-    let path = path();
-    fs::create_dir_all(path.parent().context("below the build folder")?)?;
+    let path = path()?;
     let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
     writeln!(file, "{}", serde_json::to_string(report)?)?;
     Ok(())
 }
 
 pub fn read() -> anyhow::Result<Vec<Report>> {
-    let text = match fs::read_to_string(path()) {
+    let text = match fs::read_to_string(path()?) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error.into()),

@@ -1,7 +1,7 @@
 //! One run: a Millpond of its own under load, faults of one scenario, then peace, then judgement.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -81,7 +81,7 @@ pub async fn run(servers: &mut Servers, scenario: &str, seed: u64, runs: &Runs) 
     if report.violations.is_empty() && !runs.keep {
         arena.remove(servers).await?;
     } else {
-        report.folder = Some(arena.folder().display().to_string());
+        report.folder = Some(keep(servers, &arena)?.display().to_string());
     }
     Ok(report)
 }
@@ -166,6 +166,21 @@ async fn missing(servers: &Servers, arena: &Arena) -> anyhow::Result<Vec<String>
 async fn read_log(servers: &Servers, arena: &Arena) -> anyhow::Result<Log> {
     let (brokers, topics) = (servers.brokers(), arena.topics.clone());
     tokio::task::spawn_blocking(move || Log::read(&brokers, &topics)).await?
+}
+
+/// Moves what a run leaves behind to where the next one does not clean up: history, logs, and the servers' logs.
+fn keep(servers: &Servers, arena: &Arena) -> anyhow::Result<PathBuf> {
+    let kept = crate::report::folder()?.join(arena.folder().file_name().context("a folder has a name")?);
+    std::fs::rename(arena.folder(), &kept)?;
+    for entry in std::fs::read_dir(servers.folder())?.flatten() {
+        for server in ["kafka", "postgres"] {
+            let log = entry.path().join(server).join("server.log");
+            if log.is_file() {
+                std::fs::copy(log, kept.join(format!("{}.server.log", entry.file_name().to_string_lossy())))?;
+            }
+        }
+    }
+    Ok(kept)
 }
 
 /// Everything has to work again after each fault, and to come to rest in the end.

@@ -102,6 +102,61 @@ pub async fn late_message(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     Ok(field.end(injected, observed, recovery))
 }
 
+/// C4: a member is frozen between its assignment and its claim, which arrives when another has claimed already. It takes
+/// over wrongly, and both have to find out who is to go on.
+pub async fn late_claim(field: &mut Field<'_>) -> anyhow::Result<Fault> {
+    let slot = field.any("consume")?;
+    let other = field.arena.of_role("consume").into_iter().find(|other| *other != slot).context("another")?;
+    let trap = Trap::new(APPLYING, Pattern::Sent(CLAIM), Action::Hold);
+    field.arena.slots[slot].postgres.set(&trap);
+    let name = field.arena.slots[slot].name.clone();
+    let injected = field.begin(format!("SIGSTOP of {name} between assignment and claim, which arrives late")).await?;
+    // Its partitions go to the one that is to be frozen.
+    field.arena.kill_9(other);
+    let sprung = trap.sprung(SPRINGS_WITHIN).await;
+    field.arena.slots[slot].process.as_ref().context("it runs")?.pause();
+    let before = field.epochs().await.context("Postgres is there")?;
+    field.start(other)?;
+    let claimed = field.claimed_since(before).await;
+    let between = field.epochs().await.context("Postgres is there")?;
+    trap.release();
+    let late = field.claimed_since(between).await;
+    field.arena.slots[slot].process.as_ref().context("it runs")?.cont();
+    let recovery = field.recovery(injected.at).await;
+    field.arena.slots[slot].postgres.heal();
+    let observed = claimed.zip(late).filter(|_| sprung);
+    let observed =
+        observed.map(|(claimed, late)| format!("{claimed} while it was frozen, {late} after its own arrived"));
+    Ok(field.end(injected, observed, recovery))
+}
+
+/// I6: an ingest node is told to end, or dies, with requests on their way.
+pub async fn ingest_gone(field: &mut Field<'_>) -> anyhow::Result<Fault> {
+    let slot = field.any("ingest")?;
+    let name = field.arena.slots[slot].name.clone();
+    let orderly = field.random.below(2) == 0;
+    let injected = field.begin(format!("{} of {name} under load", if orderly { "SIGTERM" } else { "kill -9" })).await?;
+    if orderly {
+        if let Some(process) = field.arena.slots[slot].process.take() {
+            process.terminate();
+            field.arena.slots[slot].web.send_replace(None);
+            tokio::task::block_in_place(|| process.stop());
+        }
+    } else {
+        field.arena.kill_9(slot);
+    }
+    let told = field.history.look(|requests| {
+        let late = requests.iter().filter(|request| request.completed > injected.at);
+        late.filter(|request| request.outcome != crate::workload::history::Outcome::Ok).count()
+    });
+    let outage = field.outage(1, 3);
+    tokio::time::sleep(outage).await;
+    field.start(slot)?;
+    let recovery = field.recovery(injected.at).await;
+    let observed = format!("it was gone for {outage:.1?}, {told} requests without a 202 by then");
+    Ok(field.end(injected, Some(observed), recovery))
+}
+
 /// C5: members come and go, faster than they settle.
 pub async fn storm(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let slot = field.any("consume")?;

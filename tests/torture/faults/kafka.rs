@@ -59,9 +59,7 @@ pub async fn leader_killed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let (node, partitions) = a_leader(field).await?;
     let outage = field.outage(6, 12);
     let injected = field.begin(format!("kill -9 of broker {node}, which leads {partitions:?}, for {outage:?}")).await?;
-    tokio::task::block_in_place(|| {
-        field.servers.kafka.node(node).context("a node")?.kill_9().map_err(anyhow::Error::from)
-    })?;
+    kill(field, &[node])?;
     let observed = moved(field, node, &partitions).await;
     let recovery = field.recovery(injected.at).await;
     wait_until(field, injected.at, outage).await;
@@ -79,9 +77,7 @@ pub async fn follower_killed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let outage = field.outage(4, 8);
     let injected =
         field.begin(format!("kill -9 of broker {node}, which leads only {partitions:?}, for {outage:?}")).await?;
-    tokio::task::block_in_place(|| {
-        field.servers.kafka.node(node).context("a node")?.kill_9().map_err(anyhow::Error::from)
-    })?;
+    kill(field, &[node])?;
     let observed = moved(field, node, &partitions).await;
     let recovery = field.recovery(injected.at).await;
     wait_until(field, injected.at, outage).await;
@@ -95,12 +91,7 @@ pub async fn two_killed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let second = first % 3 + 1;
     let outage = field.outage(8, 12);
     let injected = field.begin(format!("kill -9 of brokers {first} and {second} for {outage:?}")).await?;
-    tokio::task::block_in_place(|| -> anyhow::Result<()> {
-        for node in [first, second] {
-            field.servers.kafka.node(node).context("a node")?.kill_9()?;
-        }
-        Ok(())
-    })?;
+    kill(field, &[first, second])?;
     wait_until(field, injected.at, outage).await;
     let refused = unacknowledged_since(field, injected.at);
     restart(field, &[first, second])?;
@@ -118,6 +109,61 @@ pub async fn leader_frozen(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     wait_until(field, injected.at, outage).await;
     let observed = moved(field, node, &partitions).await;
     field.servers.kafka.node(node).context("a node")?.cont()?;
+    let recovery = field.recovery(injected.at).await;
+    Ok(field.end(injected, observed, recovery))
+}
+
+/// K5: the leader of the controllers' quorum dies.
+pub async fn controller_killed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
+    let (epoch, node) = active_controller(field).context("a controller has said that it is the active one")?;
+    let outage = field.outage(6, 12);
+    let injected = field.begin(format!("kill -9 of broker {node}, the active controller, for {outage:?}")).await?;
+    kill(field, &[node])?;
+    let begun = Instant::now();
+    let mut observed = None;
+    while observed.is_none() && begun.elapsed() < SHOWS_WITHIN {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let next = active_controller(field).filter(|(now, _)| *now > epoch);
+        let seconds = begun.elapsed().as_secs_f64();
+        observed = next.map(|(_, node)| format!("{node} is the active controller after {seconds:.1} s"));
+    }
+    let recovery = field.recovery(injected.at).await;
+    wait_until(field, injected.at, outage).await;
+    restart(field, &[node])?;
+    Ok(field.end(injected, observed, recovery))
+}
+
+/// Epoch and id of the controller that became the active one last, by what the nodes have logged.
+fn active_controller(field: &Field<'_>) -> Option<(u64, i32)> {
+    let told = |node: i32| {
+        let log = field.servers.folder().join(format!("kafka-{node}/kafka/server.log"));
+        let text = String::from_utf8_lossy(&std::fs::read(log).ok()?).into_owned();
+        let (_, last) = text.rsplit_once("Becoming the active controller at epoch ")?;
+        let digits: String = last.chars().take_while(char::is_ascii_digit).collect();
+        Some((digits.parse().ok()?, node))
+    };
+    (1..=3).filter_map(told).max()
+}
+
+/// K6: every broker is stopped in good order and started again, one after another.
+pub async fn rolled(field: &mut Field<'_>) -> anyhow::Result<Fault> {
+    let before = leaders(field).await?;
+    let injected = field.begin("rolling restart of all brokers").await?;
+    let mut seen = Vec::new();
+    for node in 1..=3 {
+        let partitions: Vec<i32> =
+            leaders(field).await?.into_iter().filter(|(_, leader)| *leader == node).map(|(id, _)| id).collect();
+        tokio::task::block_in_place(|| {
+            field.servers.kafka.node(node).context("a node")?.stop().map_err(anyhow::Error::from)
+        })?;
+        seen.extend(moved(field, node, &partitions).await);
+        restart(field, &[node])?;
+        // The next one may go when this one is in sync again, as an operator would wait for.
+        field.recovery(field.history.now()).await;
+    }
+    let after = leaders(field).await?;
+    let moved = before.iter().filter(|(id, leader)| after.get(id) != Some(leader)).count();
+    let observed = (seen.len() == 3).then(|| format!("three brokers restarted, {moved} leaders elsewhere than before"));
     let recovery = field.recovery(injected.at).await;
     Ok(field.end(injected, observed, recovery))
 }
@@ -180,6 +226,16 @@ fn unacknowledged_since(field: &Field<'_>, since: u64) -> Option<String> {
 async fn wait_until(field: &Field<'_>, since: u64, outage: Duration) {
     let gone = Duration::from_nanos(field.history.now() - since);
     tokio::time::sleep(outage.saturating_sub(gone)).await;
+}
+
+/// Kills these brokers as a crash would.
+fn kill(field: &mut Field<'_>, nodes: &[i32]) -> anyhow::Result<()> {
+    tokio::task::block_in_place(|| {
+        for node in nodes {
+            field.servers.kafka.node(*node).context("there is such a node")?.kill_9()?;
+        }
+        Ok(())
+    })
 }
 
 /// Starts these brokers again, at once, and waits until all serve.

@@ -48,6 +48,8 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("K2", "kill -9 of a follower"),
     scenario("K3", "kill -9 of two of three brokers: below the least in-sync replicas"),
     scenario("K4", "a leader is frozen, and thaws"),
+    scenario("K5", "kill -9 of the active controller"),
+    scenario("K6", "rolling restart of all brokers"),
     scenario("K7", "kill -9 of all brokers at once"),
     scenario("K9", "clients' links to brokers: latency, resets, half-open, one direction lost"),
     scenario("P1", "kill -9 of Postgres, or of one of its backends"),
@@ -62,8 +64,10 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("C1", "kill -9 of a consumer at a point of its protocol"),
     scenario("C2", "a consumer is frozen until it is taken for dead, and thaws"),
     scenario("C3", "a consumer is frozen inside a transaction; its last message arrives after it was replaced"),
+    scenario("C4", "a consumer is frozen between assignment and claim, which arrives late"),
     scenario("C5", "consumers come and go all the time"),
     scenario("O1", "kill -9 of the relay between Kafka's acknowledgement and the outbox"),
+    scenario("I6", "SIGTERM or kill -9 of an ingest node under load"),
 ];
 
 /// One injected fault.
@@ -107,6 +111,8 @@ pub async fn inject(scenario: &str, field: &mut Field<'_>) -> anyhow::Result<Fau
         "K2" => kafka::follower_killed(field).await,
         "K3" => kafka::two_killed(field).await,
         "K4" => kafka::leader_frozen(field).await,
+        "K5" => kafka::controller_killed(field).await,
+        "K6" => kafka::rolled(field).await,
         "K7" => kafka::all_killed(field).await,
         "K9" => kafka::links_disturbed(field).await,
         "P1" => postgres::killed(field).await,
@@ -121,7 +127,9 @@ pub async fn inject(scenario: &str, field: &mut Field<'_>) -> anyhow::Result<Fau
         "C1" => consumer::killed(field).await,
         "C2" => consumer::frozen(field).await,
         "C3" => consumer::late_message(field).await,
+        "C4" => consumer::late_claim(field).await,
         "C5" => consumer::storm(field).await,
+        "I6" => consumer::ingest_gone(field).await,
         "O1" => outbox::relay_killed(field).await,
         other => bail!("there is no scenario {other}; `make torture ARGS=list` names them"),
     }
