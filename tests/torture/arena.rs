@@ -73,7 +73,7 @@ const SLOTS: [(&str, &str, &[&str]); 6] = [
 
 impl Arena {
     /// Makes project, topics, schemas and database, and starts every process.
-    pub async fn open(servers: &Servers, name: &str, seed: u64) -> anyhow::Result<Self> {
+    pub async fn open(servers: &Servers, name: &str, seed: u64, bug: Option<&str>) -> anyhow::Result<Self> {
         let unique = crate::harness::unique(name);
         let path = servers.folder().join("runs").join(&unique);
         let folder = Arc::new(Folder::open(&path)?);
@@ -102,7 +102,7 @@ impl Arena {
             application,
             lives: 0,
         };
-        arena.prepare().await?;
+        arena.prepare(bug).await?;
         for slot in 0..arena.slots.len() {
             arena.start(servers, slot)?;
         }
@@ -114,7 +114,7 @@ impl Arena {
     }
 
     /// Topics, schemas, the platform's tables, and the rig's own log of fences.
-    async fn prepare(&self) -> anyhow::Result<()> {
+    async fn prepare(&self, bug: Option<&str>) -> anyhow::Result<()> {
         let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_millpond"))
             .args(["schema", "push", "--set", "log.level=warn"])
             .args(["--set", &format!("project.dir={}", self.project.display())])
@@ -126,6 +126,9 @@ impl Arena {
         let mut connection = self.connect().await?;
         millpond::store::migrate(&mut connection).await?;
         connection.execute(sqlx::raw_sql(FENCE_LOG)).await?;
+        if let Some(bug) = bug {
+            crate::planted::plant(&mut connection, bug).await?;
+        }
         Ok(())
     }
 

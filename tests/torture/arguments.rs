@@ -33,6 +33,8 @@ pub struct Runs {
     pub rate: u64,
     /// How many values tables may be behind before clients wait for them; while Postgres is away nobody waits.
     pub lag: i64,
+    /// A bug to plant, to see whether it is found.
+    pub plant: Option<String>,
     /// Leave out what the report has a run of.
     pub resume: bool,
     /// Leave folders of runs where they are.
@@ -44,7 +46,17 @@ impl Default for Runs {
         let seeds = vec![1];
         // What is unoptimised cannot apply on two cores what it would be sent.
         let rate = if cfg!(debug_assertions) { 2500 } else { 6000 };
-        Self { scenarios: Vec::new(), seeds, seconds: 60, scale: 1.0, rate, lag: 20_000, resume: false, keep: false }
+        Self {
+            scenarios: Vec::new(),
+            seeds,
+            seconds: 60,
+            scale: 1.0,
+            rate,
+            lag: 20_000,
+            plant: None,
+            resume: false,
+            keep: false,
+        }
     }
 }
 
@@ -58,6 +70,7 @@ pub const USAGE: &str = "make torture ARGS=\"…\"
   --scale 1              factor on the length of outages
   --rate 6000            events a second that clients offer (unoptimised: 2500)
   --lag 20000            values that tables may be behind before clients wait for them
+  --plant a              a planted bug: a, b, c or ab; it has to be found
   --resume               leave out what the report has a run of
   --keep                 leave the folders of runs where they are";
 
@@ -78,6 +91,7 @@ pub fn read(mut words: impl Iterator<Item = String>) -> anyhow::Result<Order> {
             "--scale" => runs.scale = value()?.parse().context("--scale wants a number")?,
             "--rate" => runs.rate = value()?.parse().context("--rate wants a whole number")?,
             "--lag" => runs.lag = value()?.parse().context("--lag wants a whole number")?,
+            "--plant" => runs.plant = Some(value()?),
             "--resume" => runs.resume = true,
             "--keep" => runs.keep = true,
             "--help" | "-h" => bail!("{USAGE}"),

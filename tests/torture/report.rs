@@ -20,10 +20,14 @@ pub struct Report {
     pub seconds: u64,
     pub scale: f64,
     pub commit: String,
+    /// The bug that was planted; such a run is to find something, and is in no sum.
+    pub planted: Option<String>,
     /// Values by what their clients were told.
     pub acknowledged: usize,
     pub failed: usize,
     pub unknown: usize,
+    /// Requests by what they were answered, but for 202.
+    pub answers: BTreeMap<String, usize>,
     /// Of the acknowledged, those while an observed fault was in force or being recovered from.
     pub acknowledged_under_faults: usize,
     /// Acknowledged a second.
@@ -111,6 +115,11 @@ impl Report {
             "  values     {} acknowledged ({:.0}/s), {} refused, {} unknown; {} while faults were in force",
             self.acknowledged, self.per_second, self.failed, self.unknown, self.acknowledged_under_faults
         );
+        if !self.answers.is_empty() {
+            let answers: Vec<String> =
+                self.answers.iter().map(|(answer, count)| format!("{count} × {answer}")).collect();
+            println!("  answers    {}", answers.join(", "));
+        }
         println!(
             "  judged     {} records in the log, {} reads ({} unanswered), {} snapshots of the bank, {} repeated downstream",
             self.log_records, self.reads, self.reads_unanswered, self.bank_looks, self.repeated_downstream

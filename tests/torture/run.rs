@@ -33,7 +33,7 @@ const MEMORY_BUDGET_KIB: u64 = 400 * 1024;
 /// Runs a scenario with a seed.
 pub async fn run(servers: &mut Servers, scenario: &str, seed: u64, runs: &Runs) -> anyhow::Result<Report> {
     let begun = Instant::now();
-    let mut arena = Arena::open(servers, &scenario.to_lowercase(), seed).await?;
+    let mut arena = Arena::open(servers, &scenario.to_lowercase(), seed, runs.plant.as_deref()).await?;
     let history = Arc::new(History::create(&arena.folder().join("history.jsonl"))?);
     let pids = Pids::default();
     let addresses = |role| arena.of_role(role).into_iter().map(|slot| arena.slots[slot].web.subscribe()).collect();
@@ -230,6 +230,11 @@ fn account(
         let at = request.completed as f64 / 1e9;
         faults.iter().filter(|fault| fault.observed.is_some()).any(|fault| (fault.at..fault.until).contains(&at))
     };
+    let mut answers: BTreeMap<String, usize> = BTreeMap::new();
+    for request in requests.iter().filter(|request| request.answer != "202") {
+        // Words of libraries about a broken connection are long.
+        *answers.entry(request.answer.chars().take(60).collect()).or_default() += 1;
+    }
     let last = requests.iter().map(|request| request.completed).max().unwrap_or(1);
     let good: std::collections::BTreeSet<u64> = requests
         .iter()
@@ -243,6 +248,8 @@ fn account(
         scale: runs.scale,
         commit: crate::report::commit(),
         acknowledged: count(Outcome::Ok),
+        answers,
+        planted: runs.plant.clone(),
         failed: count(Outcome::Fail),
         unknown: count(Outcome::Info),
         acknowledged_under_faults: requests.iter().filter(in_force).map(|request| request.count(Outcome::Ok)).sum(),
