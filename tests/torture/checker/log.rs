@@ -17,6 +17,8 @@ use crate::values::{Append, Money};
 
 /// How long a topic may take to be read to its end.
 const WITHIN: Duration = Duration::from_secs(120);
+/// Dead letters of the consumer `appends`, in all runs on these servers.
+const DEAD_LETTERS: &str = "appends.dlq";
 
 /// A record, and where it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,16 +58,26 @@ impl Log {
     /// Reads all topics of a run to their ends.
     pub fn read(brokers: &str, topics: &Topics) -> anyhow::Result<Self> {
         let mut log = Self::default();
-        read_topic(brokers, &topics.appends, |at| Ok(log.appends.push(at.place(decode_append)?)))?;
-        // A topic with two types: a transfer has a target, which is what tells them apart.
+        read_topic(brokers, &topics.appends, |at| {
+            log.appends.push(at.place(decode_append)?);
+            Ok(())
+        })?;
+        // The one topic with two types: which it is, the schema's id says.
         let ids = schema_ids(brokers)?;
         read_topic(brokers, &topics.transfers, |at| {
             let deposit = ids.get(&schema_id(at.payload)?).is_some_and(|name| name.ends_with("Deposit"));
-            Ok(log.money.push(at.place(|avro| decode_money(avro, deposit))?))
+            log.money.push(at.place(|avro| decode_money(avro, deposit))?);
+            Ok(())
         })?;
-        read_topic(brokers, &topics.credits, |at| Ok(log.credits.push(at.place(decode_credit)?)))?;
-        if topic_exists(brokers, "appends.dlq")? {
-            read_topic(brokers, "appends.dlq", |at| Ok(log.dead.extend(at.dead(&topics.appends)?)))?;
+        read_topic(brokers, &topics.credits, |at| {
+            log.credits.push(at.place(decode_credit)?);
+            Ok(())
+        })?;
+        if topic_exists(brokers, DEAD_LETTERS)? {
+            read_topic(brokers, DEAD_LETTERS, |at| {
+                log.dead.extend(at.dead(&topics.appends)?);
+                Ok(())
+            })?;
         }
         Ok(log)
     }

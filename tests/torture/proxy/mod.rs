@@ -153,8 +153,12 @@ impl Proxy {
     /// Resets the connections of clients whose name begins so; how many there were.
     pub fn cut(&self, client: &str) -> usize {
         let links = lock(&self.shared.links);
-        let cut = links.values().filter(|(name, _)| name.starts_with(client));
-        cut.map(|(_, end)| end.send_replace(true)).count()
+        let mut count = 0;
+        for (_, end) in links.values().filter(|(name, _)| name.starts_with(client)) {
+            end.send_replace(true);
+            count += 1;
+        }
+        count
     }
 }
 
