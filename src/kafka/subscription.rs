@@ -195,6 +195,10 @@ impl<A: Assignee> ConsumerContext for Context<A> {
                 let lost = consumer.assignment_lost();
                 self.forget(&partitions);
                 self.assignee.revoked(partitions, lost);
+                // librdkafka keeps a pause beyond the assignment: a partition that came back would never be fetched.
+                if let Err(error) = consumer.resume(tpl) {
+                    self.assignee.failed(&format!("cannot resume what is taken away: {error}"));
+                }
                 if cooperative { consumer.incremental_unassign(tpl) } else { consumer.unassign() }
             }
             other => {
