@@ -39,14 +39,14 @@ async fn a_leader(field: &mut Field<'_>) -> anyhow::Result<(i32, Vec<i32>)> {
 }
 
 /// Waits until other brokers lead these partitions.
-async fn moved(field: &Field<'_>, from: i32, partitions: &[i32]) -> Option<String> {
+async fn moved(field: &Field<'_>, since: u64, from: i32, partitions: &[i32]) -> Option<String> {
     let begun = Instant::now();
     while begun.elapsed() < SHOWS_WITHIN {
         if let Ok(leaders) = leaders(field).await {
             let elsewhere = |partition| leaders.get(partition).is_some_and(|leader| *leader > 0 && *leader != from);
             if partitions.iter().all(elsewhere) {
-                let seconds = begun.elapsed().as_secs_f64();
-                return Some(format!("{} partitions have new leaders after {seconds:.1} s", partitions.len()));
+                let seconds = Duration::from_nanos(field.history.now() - since).as_secs_f64();
+                return Some(format!("{} partitions have new leaders, seen after {seconds:.1} s", partitions.len()));
             }
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -60,7 +60,7 @@ pub async fn leader_killed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let outage = field.outage(6, 12);
     let injected = field.begin(format!("kill -9 of broker {node}, which leads {partitions:?}, for {outage:?}")).await?;
     kill(field, &[node])?;
-    let observed = moved(field, node, &partitions).await;
+    let observed = moved(field, injected.at, node, &partitions).await;
     let recovery = field.recovery(injected.at).await;
     wait_until(field, injected.at, outage).await;
     restart(field, &[node])?;
@@ -78,7 +78,7 @@ pub async fn follower_killed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let injected =
         field.begin(format!("kill -9 of broker {node}, which leads only {partitions:?}, for {outage:?}")).await?;
     kill(field, &[node])?;
-    let observed = moved(field, node, &partitions).await;
+    let observed = moved(field, injected.at, node, &partitions).await;
     let recovery = field.recovery(injected.at).await;
     wait_until(field, injected.at, outage).await;
     restart(field, &[node])?;
@@ -107,7 +107,7 @@ pub async fn leader_frozen(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     field.servers.kafka.node(node).context("a node")?.pause()?;
     // The frozen one would hold whoever asks it: only unanswered requests are looked at.
     wait_until(field, injected.at, outage).await;
-    let observed = moved(field, node, &partitions).await;
+    let observed = moved(field, injected.at, node, &partitions).await;
     field.servers.kafka.node(node).context("a node")?.cont()?;
     let recovery = field.recovery(injected.at).await;
     Ok(field.end(injected, observed, recovery))
@@ -156,7 +156,7 @@ pub async fn rolled(field: &mut Field<'_>) -> anyhow::Result<Fault> {
         tokio::task::block_in_place(|| {
             field.servers.kafka.node(node).context("a node")?.stop().map_err(anyhow::Error::from)
         })?;
-        seen.extend(moved(field, node, &partitions).await);
+        seen.extend(moved(field, injected.at, node, &partitions).await);
         restart(field, &[node])?;
         // The next one may go when this one is in sync again, as an operator would wait for.
         field.recovery(field.history.now()).await;
