@@ -26,7 +26,7 @@ struct Member {
 impl Assignee for Member {
     type Partition = i32;
 
-    fn assigned(&self, partitions: Vec<TopicPartition>) -> Vec<Assigned<i32>> {
+    fn assigned(&self, partitions: Vec<TopicPartition>, _assignment: u64) -> Vec<Assigned<i32>> {
         let start = self.claims.lock().unwrap().then_some(0);
         self.owned.lock().unwrap().extend(partitions.iter().map(|at| at.partition));
         partitions.into_iter().map(|at| Assigned { partition: at.partition, start, at }).collect()

@@ -115,13 +115,12 @@ impl Arena {
 
     /// Topics, schemas, the platform's tables, and the rig's own log of fences.
     async fn prepare(&self, bug: Option<&str>) -> anyhow::Result<()> {
-        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_millpond"))
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_millpond"))
             .args(["schema", "push", "--set", "log.level=warn"])
             .args(["--set", &format!("project.dir={}", self.project.display())])
             .args(["--set", &format!("kafka.brokers={}", self.brokers)])
             .current_dir(&self.project)
-            .output()
-            .await?;
+            .output()?;
         ensure!(output.status.success(), "schema push failed: {}", String::from_utf8_lossy(&output.stderr));
         let mut connection = self.connect().await?;
         millpond::store::migrate(&mut connection).await?;

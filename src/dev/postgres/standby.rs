@@ -20,7 +20,7 @@ impl PostgresServer {
     /// What a standby of this server has to know. `port`: that of a proxy before it, if there is one.
     #[must_use]
     pub fn as_primary(&self, port: Option<u16>) -> Primary {
-        Primary { port: port.unwrap_or(self.port), password: self.password.clone() }
+        Primary { port: port.unwrap_or(self.port), password: self.kind.password.clone() }
     }
 
     /// Starts a standby on a new copy of `primary` in `folder`, and waits until it answers reads.

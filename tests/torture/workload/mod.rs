@@ -13,9 +13,10 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use self::history::{History, Kind, Outcome, Read, Request};
 use crate::arguments::Runs;
+use crate::harness::Answer;
 use crate::random::Random;
 use crate::values;
-use crate::web::{Answer, Web};
+use crate::web::Web;
 
 /// Clients that append, and values in one of their requests.
 const APPENDERS: i32 = 8;
