@@ -57,9 +57,10 @@ pub struct Arena {
     lives: usize,
 }
 
-/// Members are missed soon, or a run would wait for little else.
+/// Members are missed soon, or a run would wait for little else; and before Postgres ends what they left open (8 s), or no
+/// message of theirs could arrive late.
 const CONSUME: &[&str] =
-    &["kafka.client.session.timeout.ms=4000", "kafka.client.heartbeat.interval.ms=700", "consume.max_records=2000"];
+    &["kafka.client.session.timeout.ms=2500", "kafka.client.heartbeat.interval.ms=500", "consume.max_records=2000"];
 
 /// Who runs: two of whatever can be two.
 const SLOTS: [(&str, &str, &[&str]); 6] = [

@@ -48,7 +48,7 @@ use self::web::Web;
 const SOON: Duration = Duration::from_secs(60);
 /// The scenarios of the short form, and how long each is under load.
 const SHORT: [&str; 3] = ["K1", "C1", "P1"];
-const SHORT_SECONDS: u64 = 15;
+const SHORT_SECONDS: u64 = 8;
 
 /// Where this program's source is.
 fn source() -> PathBuf {

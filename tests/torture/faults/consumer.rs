@@ -85,21 +85,70 @@ pub async fn frozen(field: &mut Field<'_>) -> anyhow::Result<Fault> {
 /// else has claimed the partition.
 pub async fn late_message(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let slot = field.any("consume")?;
-    let before = field.epochs().await.context("Postgres is there")?;
     let trap = Trap::new(APPLYING, Pattern::Sent(FLUSH), Action::Hold);
     field.arena.slots[slot].postgres.set(&trap);
-    let sprung = trap.sprung(SPRINGS_WITHIN).await;
+    anyhow::ensure!(trap.sprung(SPRINGS_WITHIN).await, "no batch was flushed within {SPRINGS_WITHIN:?}");
+    let flush = Flush::read(&trap.caught()).context("a flush names its fence")?;
     let name = field.arena.slots[slot].name.clone();
     let injected = field.begin(format!("SIGSTOP of {name} with a flush on its way, which arrives late")).await?;
     field.arena.slots[slot].process.as_ref().context("it runs")?.pause();
-    let claimed = field.claimed_since(before).await;
+    let moved = flush.waits_until_moved(field).await;
+    let open = open_transactions(field).await;
     trap.release();
     let recovery = field.recovery(injected.at).await;
     field.arena.slots[slot].process.as_ref().context("it runs")?.cont();
     let lost = lost(field, slot).await;
-    let observed = claimed.filter(|_| sprung).map(|claimed| format!("{claimed} before the flush; then {lost}"));
+    // Postgres may have ended the session by then: nothing arrives late there.
+    let observed = moved.filter(|_| open > 0).map(|moved| format!("{moved} when the flush arrived; then it {lost}"));
     field.arena.slots[slot].postgres.heal();
     Ok(field.end(injected, observed, recovery))
+}
+
+/// Sessions of consumers that wait inside a transaction for what comes next.
+async fn open_transactions(field: &Field<'_>) -> i64 {
+    let sql = "select count(*) from pg_stat_activity where datname = current_database()
+                and application_name like 'millpond consume %' and state = 'idle in transaction'
+                and state_change < now() - interval '1 s'";
+    let Ok(mut connection) = field.arena.connect().await else { return 0 };
+    sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap_or(0)
+}
+
+/// A flush on its way: which fence it moves, and from where.
+struct Flush {
+    projection: String,
+    topic: String,
+    partition: i32,
+    from: i64,
+}
+
+impl Flush {
+    /// Reads the arguments of `advance_fence(projection, version, topic, partition, owner, epoch, from, …)`.
+    fn read(statement: &str) -> Option<Self> {
+        let (_, arguments) = statement.split_once(FLUSH)?;
+        let words: Vec<&str> = arguments.split(',').map(|word| word.trim().trim_matches('\'')).take(7).collect();
+        let [projection, _, topic, partition, _, _, from] = words[..] else { return None };
+        let (projection, topic) = (projection.to_owned(), topic.to_owned());
+        Some(Self { projection, topic, partition: partition.parse().ok()?, from: from.parse().ok()? })
+    }
+
+    /// Waits until somebody else has moved the fence that this one is to move.
+    async fn waits_until_moved(&self, field: &Field<'_>) -> Option<String> {
+        let sql = "select next_offset from millpond.fences where projection = $1 and topic = $2 and partition = $3";
+        let moved = async {
+            loop {
+                if let Ok(mut connection) = field.arena.connect().await {
+                    let query = sqlx::query_scalar(sql).bind(&self.projection).bind(&self.topic).bind(self.partition);
+                    let at: i64 = query.fetch_one(&mut connection).await.unwrap_or(self.from);
+                    if at > self.from {
+                        let Self { projection, partition, from, .. } = self;
+                        return format!("the fence of {projection} on {partition} had gone from {from} to {at}");
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(SHOWS_WITHIN, moved).await.ok()
+    }
 }
 
 /// C4: a member is frozen between its assignment and its claim, which arrives when another has claimed already. It takes

@@ -3,12 +3,12 @@
 //! This is how a fault meets one exact point of a protocol (staged and not flushed, committed and not answered) without
 //! a line in the code under test.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::Direction;
+use super::{Direction, lock};
 
 /// The message that springs a trap.
 #[derive(Debug, Clone)]
@@ -46,12 +46,15 @@ pub struct Trap {
     pub pattern: Pattern,
     pub action: Action,
     state: Arc<watch::Sender<State>>,
+    /// The statement that sprang it.
+    caught: Arc<Mutex<String>>,
 }
 
 impl Trap {
     /// For the first matching message of a client whose name begins so.
     pub fn new(client: &str, pattern: Pattern, action: Action) -> Self {
-        Self { client: client.to_owned(), pattern, action, state: Arc::new(watch::Sender::new(State::Set)) }
+        let state = Arc::new(watch::Sender::new(State::Set));
+        Self { client: client.to_owned(), pattern, action, state, caught: Arc::default() }
     }
 
     /// Waits until the message has come; whether it has.
@@ -92,9 +95,17 @@ impl Trap {
             let set = *state == State::Set;
             if set {
                 *state = State::Sprung;
+                if let Message::Statement(statement) = message {
+                    lock(&self.caught).push_str(statement);
+                }
             }
             set
         })
+    }
+
+    /// The statement that sprang it; empty for another message.
+    pub fn caught(&self) -> String {
+        lock(&self.caught).clone()
     }
 }
 
