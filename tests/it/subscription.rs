@@ -1,12 +1,12 @@
 //! Members of a consumer group on a real broker: what they are given, and whether its records come.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::Duration;
 
 use millpond::domain::TopicPartition;
 use millpond::kafka::Publisher;
-use millpond::kafka::subscription::{Assigned, Assignee, Flow, Incoming, Subscription};
+use millpond::kafka::subscription::{Ask, Assigned, Assignee, Command, Flow, Incoming, Subscription};
 
 use crate::harness::{eventually_async, unique};
 use crate::publisher::{batch, new_topic, options};
@@ -82,4 +82,85 @@ async fn partition_taken_away_while_paused_is_read_when_it_comes_back() {
     has(&first, 2).await;
     eventually_async(SOON, async || first.read.lock().unwrap().contains(&back)).await;
     tokio::task::spawn_blocking(|| stays.stop()).await.unwrap();
+}
+
+/// A member whose claims come when its partitions are assigned already: each is sought at once.
+#[derive(Default)]
+struct LateClaims {
+    commands: OnceLock<mpsc::Sender<Command>>,
+    /// Offsets that came behind the seek, per partition.
+    read: Mutex<BTreeMap<i32, Vec<i64>>>,
+}
+
+impl Assignee for LateClaims {
+    type Partition = i32;
+
+    fn assigned(&self, partitions: Vec<TopicPartition>, assignment: u64) -> Vec<Assigned<i32>> {
+        for at in &partitions {
+            let at = at.clone();
+            self.commands.get().unwrap().send(Command::Ask { at, assignment, ask: Ask::Seek(0) }).unwrap();
+        }
+        partitions.into_iter().map(|at| Assigned { partition: at.partition, start: None, at }).collect()
+    }
+
+    fn revoked(&self, _partitions: Vec<TopicPartition>, _lost: bool) {}
+
+    fn record(&self, partition: &i32, record: Incoming<'_, '_>) -> Flow {
+        if let Some(offsets) = self.read.lock().unwrap().get_mut(partition) {
+            offsets.push(record.offset);
+        }
+        Flow::Continue
+    }
+
+    fn sought(&self, partition: &i32, _offset: i64) {
+        self.read.lock().unwrap().insert(*partition, Vec::new());
+    }
+
+    fn lost_place(&self) {}
+
+    fn failed(&self, error: &str) {
+        eprintln!("{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partition_sought_right_after_its_assignment_is_read_without_a_gap() {
+    const PARTITIONS: u32 = 12;
+    let topic = new_topic(PARTITIONS).await;
+    let publisher = Publisher::start(&options(), [topic.as_str()]).unwrap();
+    publisher.wait_ready().await;
+    let member = Arc::new(LateClaims::default());
+    let commands = Arc::clone(&member);
+    let subscription =
+        Subscription::start(&options(), &unique("group"), &[topic.clone()], Arc::clone(&member), move |way| {
+            commands.commands.set(way).unwrap();
+        })
+        .unwrap();
+    // Somebody writes all the while: an end that is looked up later is another.
+    let keys: Vec<String> = (0..200).map(|key| key.to_string()).collect();
+    let records: Vec<_> = keys.iter().map(|key| (Some(key.as_str()), Some("value"), "id")).collect();
+    let mut written = 0;
+    let sought = || member.read.lock().unwrap().len() == PARTITIONS as usize;
+    let begun = std::time::Instant::now();
+    let mut since = None;
+    // Two seconds are four times what the client waits before it looks up an end once more.
+    while since.is_none_or(|since: std::time::Instant| since.elapsed() < Duration::from_secs(2)) {
+        assert!(begun.elapsed() < SOON, "not assigned");
+        assert!(publisher.publish(batch(&topic, &records)).unwrap().await.all_written());
+        written += records.len();
+        since = since.or_else(|| sought().then(std::time::Instant::now));
+    }
+    let come = || member.read.lock().unwrap().values().map(Vec::len).sum::<usize>();
+    let complete = async {
+        while come() < written {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let complete = tokio::time::timeout(Duration::from_secs(20), complete).await;
+    for (partition, offsets) in &*member.read.lock().unwrap() {
+        let gap = offsets.iter().zip(0..).find(|(offset, expected)| *offset != expected);
+        assert!(gap.is_none(), "partition {partition}: {gap:?} of {} read", offsets.len());
+    }
+    assert!(complete.is_ok(), "{} of {written} have come", come());
+    tokio::task::spawn_blocking(|| subscription.stop()).await.unwrap();
 }
