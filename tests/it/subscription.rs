@@ -131,11 +131,16 @@ async fn partition_sought_right_after_its_assignment_is_read_without_a_gap() {
     publisher.wait_ready().await;
     let member = Arc::new(LateClaims::default());
     let commands = Arc::clone(&member);
-    let subscription =
-        Subscription::start(&options(), &unique("group"), &[topic.clone()], Arc::clone(&member), move |way| {
+    let subscription = Subscription::start(
+        &options(),
+        &unique("group"),
+        std::slice::from_ref(&topic),
+        Arc::clone(&member),
+        move |way| {
             commands.commands.set(way).unwrap();
-        })
-        .unwrap();
+        },
+    )
+    .unwrap();
     // Somebody writes all the while: an end that is looked up later is another.
     let keys: Vec<String> = (0..200).map(|key| key.to_string()).collect();
     let records: Vec<_> = keys.iter().map(|key| (Some(key.as_str()), Some("value"), "id")).collect();
