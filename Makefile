@@ -1,6 +1,6 @@
 # The commands of the repository. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap dev test check lint fmt bench docs docs-check docs-write kafka-jars-lock ci
+.PHONY: help bootstrap dev test torture check lint fmt bench docs docs-check docs-write kafka-jars-lock ci
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | awk -F'|' '{ printf "  make %-16s %s\n", $$1, $$2 }'
@@ -13,6 +13,9 @@ dev: bootstrap ## run all of Millpond with real Kafka and Postgres (ARGS="--no-d
 
 test: bootstrap ## run all tests (ARGS="name of a test")
 	cargo test $(ARGS)
+
+torture: bootstrap ## break everything around Millpond and judge what is left (ARGS="--scenario K1 --seed 7", ARGS=report)
+	cargo test --test torture -- $(or $(ARGS),--seed 1)
 
 check: fmt-check lint ## what a commit must pass before its tests
 

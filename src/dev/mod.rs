@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use folder::Folder;
-pub use kafka::KafkaServer;
+pub use kafka::{KafkaCluster, KafkaServer};
 pub use postgres::PostgresServer;
 pub use progress::Progress;
 

@@ -195,6 +195,10 @@ impl<A: Assignee> ConsumerContext for Context<A> {
                 let lost = consumer.assignment_lost();
                 self.forget(&partitions);
                 self.assignee.revoked(partitions, lost);
+                // librdkafka keeps a pause beyond the assignment: a partition that came back would never be fetched.
+                if let Err(error) = consumer.resume(tpl) {
+                    self.assignee.failed(&format!("cannot resume what is taken away: {error}"));
+                }
                 if cooperative { consumer.incremental_unassign(tpl) } else { consumer.unassign() }
             }
             other => {
@@ -228,8 +232,10 @@ impl<A: Assignee> Context<A> {
         let mut waiting = TopicPartitionList::new();
         let mut owned = self.lock();
         for Assigned { at, partition, start } in assigned {
-            // Without a claim the place to start at is unknown; the end is harmless, for nothing is fetched yet.
-            let offset = start.map_or(Offset::End, Offset::Offset);
+            // Without a claim the place to start at is unknown, and whatever comes from here is thrown away. But it has to
+            // be a number: librdkafka looks up an end or a beginning in its own time, also once more half a second after
+            // a seek, and then goes on from there, over everything between.
+            let offset = Offset::Offset(start.unwrap_or(0));
             list.add_partition_offset(&at.topic, at.partition, offset)?;
             if start.is_none() {
                 waiting.add_partition(&at.topic, at.partition);

@@ -22,5 +22,6 @@ mod registry_routes;
 mod relay;
 mod serve;
 mod siege;
+mod subscription;
 mod topics;
 mod transcode;

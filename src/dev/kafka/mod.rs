@@ -1,13 +1,14 @@
-//! One real Kafka node (KRaft, broker and controller in one process) as a child.
+//! One real Kafka node (KRaft, broker and controller in one process) as a child; several make a [`cluster`].
 //!
 //! Owns `kafka/` in the data folder. Topics and records there are its clients' business.
 
+pub mod cluster;
 mod jars;
 mod java;
 pub mod probe;
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use super::progress::Step;
 use super::server::{Kind, Server};
 use super::{Error, Folder, Progress, doing, ports, settings};
 
+pub use cluster::{KafkaCluster, Place};
 pub use jars::VERSION;
 
 const SETTINGS: &str = include_str!("../../../deploy/dev-servers/kafka.properties");
@@ -40,11 +42,13 @@ pub struct Options {
     pub ready_within: Duration,
     /// Settings over those of `deploy/dev-servers/kafka.properties`.
     pub settings: Vec<(String, String)>,
+    /// Where it stands among several; without it the node is a cluster by itself, on ports of its own choice.
+    pub place: Option<Place>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { port: 9092, heap_mib: 256, ready_within: Duration::from_secs(90), settings: Vec::new() }
+        Self { port: 9092, heap_mib: 256, ready_within: Duration::from_secs(90), settings: Vec::new(), place: None }
     }
 }
 
@@ -56,6 +60,7 @@ pub type KafkaServer = Server<Kafka>;
 pub struct Kafka {
     cluster: String,
     controller: u16,
+    log: PathBuf,
 }
 
 /// The settings that every node started here has, ports and folders aside.
@@ -74,13 +79,14 @@ impl KafkaServer {
         let program = Program { java, class_path, dir };
         program.prepare()?;
         let server = Self::launch(folder, options.ready_within, || {
-            let client = ports::choose("kafka", folder.port("kafka"), options.port, &[])?;
-            let controller =
-                ports::choose("kafka's controller", folder.port("kafka-controller"), options.port + 1, &[client])?;
+            let (client, controller) = match &options.place {
+                Some(place) => (place.client, place.controller()),
+                None => choose_ports(folder, options)?,
+            };
             program.write_settings(options, client, controller)?;
-            let cluster = program.cluster_id(&step)?;
+            let cluster = program.cluster_id(options, &step)?;
             step.now(&format!("starting {VERSION} on port {client}"));
-            Ok((Kafka { cluster, controller }, program.launch(options), client))
+            Ok((Kafka { cluster, controller, log: log(&program.dir) }, program.launch(options), client))
         })?;
         folder.remember_port("kafka", server.port)?;
         folder.remember_port("kafka-controller", server.kind.controller)?;
@@ -92,6 +98,13 @@ impl KafkaServer {
     #[must_use]
     pub fn bootstrap(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// How many brokers of its cluster this one knows to serve; none while it does not answer.
+    #[must_use]
+    pub fn brokers_seen(&self) -> usize {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
+        probe::ask(address, Duration::from_secs(1)).map_or(0, |told| told.brokers)
     }
 
     /// Deletes all topics and records in `folder`; for a stopped node only.
@@ -107,13 +120,20 @@ impl Kind for Kafka {
 
     /// A broker of *this* cluster answers: a stranger on the port is none.
     fn is_ready(&self, _child: &Child, address: SocketAddr) -> bool {
-        probe::ask(address, Duration::from_secs(1)).is_ok_and(|told| told.id == self.cluster && told.brokers == 1)
+        probe::ask(address, Duration::from_secs(1)).is_ok_and(|told| told.id == self.cluster && told.brokers > 0)
     }
 
     /// One of its ports is taken: somebody was faster between the look and the bind.
     fn may_pass(&self, _log: &Path, port: u16) -> bool {
         ![port, self.controller].into_iter().all(ports::is_free)
     }
+}
+
+/// Ports of a node that stands alone: for clients and for its controller.
+fn choose_ports(folder: &Folder, options: &Options) -> Result<(u16, u16), Error> {
+    let client = ports::choose("kafka", folder.port("kafka"), options.port, &[])?;
+    let remembered = folder.port("kafka-controller");
+    Ok((client, ports::choose("kafka's controller", remembered, options.port + 1, &[client])?))
 }
 
 /// The Java program and its folder, which is its working directory: so no path has to be written into a properties file,
@@ -143,18 +163,21 @@ impl Program {
         for (name, value) in &options.settings {
             text.push_str(&format!("{name}={value}\n"));
         }
-        text.push_str(&format!(
-            "listeners=PLAINTEXT://127.0.0.1:{client},CONTROLLER://127.0.0.1:{controller}\n\
-             listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\n\
-             advertised.listeners=PLAINTEXT://127.0.0.1:{client}\n\
-             controller.quorum.voters=1@127.0.0.1:{controller}\n"
-        ));
+        match &options.place {
+            Some(place) => text.push_str(&place.settings()),
+            None => text.push_str(&format!(
+                "listeners=PLAINTEXT://127.0.0.1:{client},CONTROLLER://127.0.0.1:{controller}\n\
+                 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\n\
+                 advertised.listeners=PLAINTEXT://127.0.0.1:{client}\n\
+                 controller.quorum.voters=1@127.0.0.1:{controller}\n"
+            )),
+        }
         self.write("server.properties", &format!("{text}log.dirs=data\n"))?;
         self.write("format.properties", &format!("{text}log.dirs=data.new\n"))
     }
 
     /// The id of the cluster whose data is in the folder, formatted now if there is none.
-    fn cluster_id(&self, step: &Step) -> Result<String, Error> {
+    fn cluster_id(&self, options: &Options, step: &Step) -> Result<String, Error> {
         let data = self.dir.join("data");
         let meta = data.join("meta.properties");
         if let Ok(text) = fs::read_to_string(&meta) {
@@ -165,7 +188,7 @@ impl Program {
                 .ok_or_else(|| doing("find cluster.id in", &meta, std::io::ErrorKind::InvalidData.into()));
         }
         step.now("formatting a new data folder");
-        let id = new_cluster_id();
+        let id = options.place.as_ref().map_or_else(new_cluster_id, |place| place.cluster.clone());
         // Formatted aside and renamed: a folder that is there is whole.
         let new = self.dir.join("data.new");
         super::delete(&new)?;
@@ -196,6 +219,10 @@ impl Program {
         let heap = format!("-Xmx{}m", options.heap_mib);
         // One collector thread: the heap is small, and the machine's cores are wanted elsewhere.
         let mut args = os([&"-Xms64m", &heap, &"-XX:+UseSerialGC", &"-XX:+ExitOnOutOfMemoryError"]);
+        if options.place.is_some() {
+            // Several of them warm up side by side: the second compiler would take their cores for a minute.
+            args.push("-XX:TieredStopAtLevel=1".into());
+        }
         args.extend(self.common_flags().map(Into::into));
         args.extend(os([&"kafka.Kafka", &"server.properties"]));
         Launch {

@@ -6,6 +6,7 @@
 mod account;
 mod install;
 pub mod probe;
+pub mod standby;
 
 use std::fs;
 use std::io::Write as _;
@@ -172,8 +173,7 @@ fn write_secret(path: &Path, secret: &str) -> Result<(), Error> {
 /// Makes a cluster with the one user and their database; aside first, so that a folder that is there is whole.
 fn create(install: &Install, account: &Account, data: &Path, password: &str, step: &Step) -> Result<(), Error> {
     step.now("creating a new database cluster");
-    let new = data.with_extension("new");
-    super::delete(&new)?;
+    let new = cleared_name(data)?;
     let secret = account.home.join("password.initdb");
     write_secret(&secret, password)?;
     account.give(&secret)?;
@@ -184,6 +184,13 @@ fn create(install: &Install, account: &Account, data: &Path, password: &str, ste
     made?;
     create_database(install, account, &new)?;
     fs::rename(&new, data).map_err(|e| doing("rename", &new, e))
+}
+
+/// The name under which `data` is made, with nothing there yet.
+fn cleared_name(data: &Path) -> Result<PathBuf, Error> {
+    let new = data.with_extension("new");
+    super::delete(&new)?;
+    Ok(new)
 }
 
 /// In single-user mode: no port, no client program.

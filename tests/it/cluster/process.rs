@@ -2,7 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,11 +26,16 @@ pub struct Process {
 impl Process {
     /// Starts the binary and waits until it says that it is ready.
     pub fn start(folder: &Arc<Folder>, name: &str, args: Vec<String>) -> Self {
+        Self::start_program(folder, name, Path::new(env!("CARGO_BIN_EXE_millpond")), args)
+    }
+
+    /// [`Self::start`] of another program with the same command line.
+    pub fn start_program(folder: &Arc<Folder>, name: &str, program: &Path, args: Vec<String>) -> Self {
         let log = folder.path().join(format!("{name}.log"));
         let launch = Launch {
             name: name.to_owned(),
             wrapper: Vec::new(),
-            program: env!("CARGO_BIN_EXE_millpond").into(),
+            program: program.to_owned(),
             args: args.into_iter().chain(["--set".into(), "log.format=json".into()]).map(Into::into).collect(),
             account: None,
             locale: "C.UTF-8",

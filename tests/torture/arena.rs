@@ -1,0 +1,242 @@
+//! One run's Millpond: a project, a database, and processes of the real binary, each with its own way to Postgres.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, ensure};
+use millpond::dev::Folder;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
+use tokio::sync::watch;
+
+use crate::process::Process;
+use crate::proxy::{Protocol, Proxy};
+use crate::servers::Servers;
+use crate::web::Web;
+
+/// What the rig has in the database: every step of every fence, written in the transaction that makes it.
+const FENCE_LOG: &str = include_str!("fence_log.sql");
+/// How the project calls its topics; a run has topics of its own.
+const TOPIC_PREFIX: &str = "torture.";
+
+/// A role that runs as one process, or is to.
+pub struct Slot {
+    /// `consume-1`.
+    pub name: String,
+    pub role: &'static str,
+    settings: &'static [&'static str],
+    pub process: Option<Process>,
+    /// Its own way to Postgres.
+    pub postgres: Proxy,
+    /// Where it is to be reached; none while it is not there.
+    pub web: watch::Sender<Option<Web>>,
+    /// Logs of its lives so far.
+    pub logs: Vec<PathBuf>,
+}
+
+/// The names of one run's topics.
+#[derive(Debug, Clone)]
+pub struct Topics {
+    pub appends: String,
+    pub transfers: String,
+    pub credits: String,
+}
+
+/// One run's Millpond.
+pub struct Arena {
+    pub slots: Vec<Slot>,
+    pub topics: Topics,
+    pub brokers: String,
+    /// URL of the database, past every proxy.
+    pub database: String,
+    database_name: String,
+    folder: Arc<Folder>,
+    project: PathBuf,
+    /// This program under the name that makes it the application; see `main`.
+    application: PathBuf,
+    lives: usize,
+}
+
+/// Members are missed soon, or a run would wait for little else; and before Postgres ends what they left open (8 s), or no
+/// message of theirs could arrive late.
+const CONSUME: &[&str] =
+    &["kafka.client.session.timeout.ms=2500", "kafka.client.heartbeat.interval.ms=500", "consume.max_records=2000"];
+
+/// Who runs: two of whatever can be two.
+const SLOTS: [(&str, &str, &[&str]); 6] = [
+    ("ingest-1", "ingest", &[]),
+    ("ingest-2", "ingest", &[]),
+    ("consume-1", "consume", CONSUME),
+    ("consume-2", "consume", CONSUME),
+    ("serve-1", "serve", &[]),
+    ("publish-1", "publish", &[]),
+];
+
+impl Arena {
+    /// Makes project, topics, schemas and database, and starts every process.
+    pub async fn open(servers: &Servers, name: &str, seed: u64, bug: Option<&str>) -> anyhow::Result<Self> {
+        let unique = crate::harness::unique(name);
+        let path = servers.folder().join("runs").join(&unique);
+        let folder = Arc::new(Folder::open(&path)?);
+        let project = path.join("project");
+        let topic = |what: &str| format!("{unique}.{what}.v1");
+        copy_project(&crate::source().join("project"), &project, &format!("{unique}."))?;
+        let application = path.join("millpond");
+        std::os::unix::fs::symlink(std::env::current_exe()?, &application)?;
+        servers.create_database(&unique).await?;
+        let port = servers.postgres_port()?;
+        let mut slots = Vec::new();
+        for (number, (name, role, settings)) in (0..).zip(SLOTS) {
+            let postgres = Proxy::listen(Protocol::Postgres, seed ^ (number << 32)).await?;
+            postgres.forward_to(port);
+            let web = watch::Sender::new(None);
+            slots.push(Slot { name: name.into(), role, settings, process: None, postgres, web, logs: Vec::new() });
+        }
+        let mut arena = Self {
+            slots,
+            topics: Topics { appends: topic("appends"), transfers: topic("transfers"), credits: topic("credits") },
+            brokers: servers.brokers(),
+            database: servers.database_url(&unique, servers.direct.port())?,
+            database_name: unique,
+            folder,
+            project,
+            application,
+            lives: 0,
+        };
+        arena.prepare(bug).await?;
+        for slot in 0..arena.slots.len() {
+            arena.start(servers, slot)?;
+        }
+        Ok(arena)
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Topics, schemas, the platform's tables, and the rig's own log of fences.
+    async fn prepare(&self, bug: Option<&str>) -> anyhow::Result<()> {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_millpond"))
+            .args(["schema", "push", "--set", "log.level=warn"])
+            .args(["--set", &format!("project.dir={}", self.project.display())])
+            .args(["--set", &format!("kafka.brokers={}", self.brokers)])
+            .current_dir(&self.project)
+            .output()?;
+        ensure!(output.status.success(), "schema push failed: {}", String::from_utf8_lossy(&output.stderr));
+        let mut connection = self.connect().await?;
+        millpond::store::migrate(&mut connection).await?;
+        connection.execute(sqlx::raw_sql(FENCE_LOG)).await?;
+        if let Some(bug) = bug {
+            crate::planted::plant(&mut connection, bug).await?;
+        }
+        Ok(())
+    }
+
+    /// A connection past every proxy.
+    pub async fn connect(&self) -> anyhow::Result<PgConnection> {
+        PgConnection::connect(&self.database).await.context("cannot connect to Postgres")
+    }
+
+    /// Starts the process of a slot and waits until it is ready.
+    pub fn start(&mut self, servers: &Servers, slot: usize) -> anyhow::Result<()> {
+        let url = servers.database_url(&self.database_name, self.slots[slot].postgres.port())?;
+        let (role, settings) = (self.slots[slot].role, self.slots[slot].settings);
+        let mut args: Vec<String> = [role, "--listen", "127.0.0.1:0"].map(str::to_owned).to_vec();
+        let own = [
+            format!("project.dir={}", self.project.display()),
+            format!("kafka.brokers={}", self.brokers),
+            format!("postgres.url={url}"),
+        ];
+        for setting in own.into_iter().chain(settings.iter().map(|setting| (*setting).to_owned())) {
+            args.extend(["--set".to_owned(), setting]);
+        }
+        self.lives += 1;
+        let name = format!("{}.{}", self.slots[slot].name, self.lives);
+        // Only the consuming side needs to know the handler.
+        let program = if role == "consume" { &*self.application } else { Path::new(env!("CARGO_BIN_EXE_millpond")) };
+        let process = tokio::task::block_in_place(|| Process::start_program(&self.folder, &name, program, args));
+        let slot = &mut self.slots[slot];
+        slot.logs.push(self.folder.path().join(format!("{name}.log")));
+        slot.web.send_replace(Some(process.web.clone()));
+        slot.process = Some(process);
+        Ok(())
+    }
+
+    /// Kills the process of a slot, and makes sure that its connections are as dead as it is.
+    pub fn kill_9(&mut self, slot: usize) {
+        let slot = &mut self.slots[slot];
+        slot.web.send_replace(None);
+        if let Some(process) = slot.process.take() {
+            tokio::task::block_in_place(|| process.kill_9());
+        }
+        slot.postgres.cut("");
+        slot.postgres.heal();
+    }
+
+    /// Leads every process to the server that is the primary now.
+    pub fn follow_primary(&self, servers: &Servers) -> anyhow::Result<()> {
+        let port = servers.postgres_port()?;
+        for slot in &self.slots {
+            slot.postgres.forward_to(port);
+            slot.postgres.cut("");
+        }
+        Ok(())
+    }
+
+    /// The slots of a role.
+    pub fn of_role(&self, role: &str) -> Vec<usize> {
+        (0..self.slots.len()).filter(|slot| self.slots[*slot].role == role).collect()
+    }
+
+    /// Ends every disturbance of processes: those that are missing are started.
+    pub fn heal(&mut self, servers: &Servers) -> anyhow::Result<()> {
+        for slot in 0..self.slots.len() {
+            self.slots[slot].postgres.heal();
+            match &self.slots[slot].process {
+                Some(process) if process.runs() => process.cont(),
+                _ => self.start(servers, slot)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends all processes in good order.
+    pub fn close(&mut self) {
+        for slot in &mut self.slots {
+            if let Some(process) = &slot.process {
+                process.terminate();
+            }
+        }
+        for slot in &mut self.slots {
+            if let Some(process) = slot.process.take() {
+                tokio::task::block_in_place(|| process.stop());
+            }
+        }
+    }
+
+    /// Removes the database and the folder.
+    pub async fn remove(self, servers: &Servers) -> anyhow::Result<()> {
+        let mut connection = PgConnection::connect(&servers.postgres.url()).await?;
+        let drop = format!("drop database {} with (force)", self.database_name);
+        connection.execute(AssertSqlSafe(drop)).await?;
+        fs::remove_dir_all(self.folder.path())?;
+        Ok(())
+    }
+}
+
+/// Copies the project, with the topics of this run in it.
+fn copy_project(from: &Path, to: &Path, prefix: &str) -> anyhow::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let to = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_project(&entry.path(), &to, prefix)?;
+        } else if to.extension().is_none_or(|extension| extension != "avsc") {
+            fs::write(to, fs::read_to_string(entry.path())?.replace(TOPIC_PREFIX, prefix))?;
+        } else {
+            fs::copy(entry.path(), to)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,113 @@
+//! What is asked for on the command line.
+
+use anyhow::{Context as _, bail};
+
+/// What to do.
+#[derive(Debug, Clone)]
+pub enum Order {
+    /// What `cargo test` asks for: a few scenarios, three minutes at most.
+    Short,
+    /// Runs of scenarios.
+    Run(Runs),
+    /// The sum of all runs so far.
+    Report,
+    /// Made-up worlds with one thing wrong, to see whether the judge finds it.
+    Trial,
+    /// Names and descriptions of all scenarios.
+    List,
+    /// `cargo test` with the name of a test of another target.
+    Nothing,
+}
+
+/// Runs: every scenario with every seed.
+#[derive(Debug, Clone)]
+pub struct Runs {
+    /// Names of scenarios; none for all.
+    pub scenarios: Vec<String>,
+    pub seeds: Vec<u64>,
+    /// How long each is under load.
+    pub seconds: u64,
+    /// Factor on the length of outages.
+    pub scale: f64,
+    /// Events a second that clients offer.
+    pub rate: u64,
+    /// How many values tables may be behind before clients wait for them; while Postgres is away nobody waits.
+    pub lag: i64,
+    /// A bug to plant, to see whether it is found.
+    pub plant: Option<String>,
+    /// Leave out what the report has a run of.
+    pub resume: bool,
+    /// Leave folders of runs where they are.
+    pub keep: bool,
+}
+
+impl Default for Runs {
+    fn default() -> Self {
+        let seeds = vec![1];
+        // What is unoptimised cannot apply on two cores what it would be sent.
+        let rate = if cfg!(debug_assertions) { 2500 } else { 6000 };
+        Self {
+            scenarios: Vec::new(),
+            seeds,
+            seconds: 60,
+            scale: 1.0,
+            rate,
+            lag: 20_000,
+            plant: None,
+            resume: false,
+            keep: false,
+        }
+    }
+}
+
+pub const USAGE: &str = "make torture ARGS=\"…\"
+  report                 the sum of all runs so far
+  list                   all scenarios
+  trial                  the judge on trial: worlds with one thing wrong
+  --scenario K1[,C1…]    these (default: all)
+  --seed 7[,8…|..12]     these seeds (default: 1)
+  --seconds 60           how long each is under load
+  --scale 1              factor on the length of outages
+  --rate 6000            events a second that clients offer (unoptimised: 2500)
+  --lag 20000            values that tables may be behind before clients wait for them
+  --plant a              a planted bug: a, b, c or ab; it has to be found
+  --resume               leave out what the report has a run of
+  --keep                 leave the folders of runs where they are";
+
+/// Reads the arguments; those of a test runner mean nothing here.
+pub fn read(mut words: impl Iterator<Item = String>) -> anyhow::Result<Order> {
+    let mut runs = Runs::default();
+    let mut asked = false;
+    while let Some(word) = words.next() {
+        let mut value = || words.next().with_context(|| format!("{word} wants a value\n{USAGE}"));
+        match word.as_str() {
+            "report" => return Ok(Order::Report),
+            "list" => return Ok(Order::List),
+            "trial" => return Ok(Order::Trial),
+            "short" => return Ok(Order::Short),
+            "--scenario" => runs.scenarios = value()?.split(',').map(str::to_owned).collect(),
+            "--seed" => runs.seeds = seeds(&value()?)?,
+            "--seconds" => runs.seconds = value()?.parse().context("--seconds wants a whole number")?,
+            "--scale" => runs.scale = value()?.parse().context("--scale wants a number")?,
+            "--rate" => runs.rate = value()?.parse().context("--rate wants a whole number")?,
+            "--lag" => runs.lag = value()?.parse().context("--lag wants a whole number")?,
+            "--plant" => runs.plant = Some(value()?),
+            "--resume" => runs.resume = true,
+            "--keep" => runs.keep = true,
+            "--help" | "-h" => bail!("{USAGE}"),
+            // `cargo test name`, `cargo test -- --list` and the like.
+            _ => return Ok(Order::Nothing),
+        }
+        asked = true;
+    }
+    Ok(if asked { Order::Run(runs) } else { Order::Short })
+}
+
+/// `7`, `7,9` or `7..12`, the last one included.
+fn seeds(text: &str) -> anyhow::Result<Vec<u64>> {
+    let number = |text: &str| text.parse::<u64>().with_context(|| format!("{text} is no seed"));
+    match text.split_once("..") {
+        Some((first, last)) => Ok((number(first)?..=number(last)?).collect()),
+        None => text.split(',').map(number).collect(),
+    }
+}

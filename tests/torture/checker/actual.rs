@@ -1,0 +1,95 @@
+//! What came out: the tables as Postgres has them, all from one snapshot.
+
+use sqlx::postgres::PgRow;
+use sqlx::{Executor as _, PgConnection, Row as _};
+
+use super::model::{AccountRow, AppendRow, ChainRow, CreditRow, Tables};
+
+/// A step of a fence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    pub projection: String,
+    pub topic: String,
+    pub partition: i32,
+    pub epoch: i64,
+    pub owner: Option<uuid::Uuid>,
+    pub from: i64,
+    pub to: i64,
+}
+
+/// All that the checks look at in Postgres.
+#[derive(Debug, Default)]
+pub struct Actual {
+    pub tables: Tables,
+    /// In the order in which they were taken.
+    pub steps: Vec<Step>,
+    /// Rows left in the outbox.
+    pub outbox: i64,
+    /// Sessions that are open in a transaction, with what they are.
+    pub stuck: Vec<String>,
+}
+
+impl Actual {
+    pub async fn read(connection: &mut PgConnection) -> anyhow::Result<Self> {
+        connection.execute("begin isolation level repeatable read read only").await?;
+        let mut actual = Self { tables: tables(connection).await?, ..Self::default() };
+        let steps = "select projection, topic, partition, epoch, owner, from_offset, to_offset
+                       from rig.fence_log order by id";
+        actual.steps = sqlx::query(steps).fetch_all(&mut *connection).await?.iter().map(step).collect();
+        actual.outbox = sqlx::query_scalar("select count(*) from millpond.outbox").fetch_one(&mut *connection).await?;
+        let stuck =
+            "select format('%s: %s for %s s', application_name, state, extract(epoch from now() - xact_start)::int)
+                       from pg_stat_activity
+                      where datname = current_database() and pid <> pg_backend_pid() and state like 'idle in %'
+                        and xact_start < now() - interval '10 s'";
+        actual.stuck = sqlx::query_scalar(stuck).fetch_all(&mut *connection).await?;
+        connection.execute("commit").await?;
+        Ok(actual)
+    }
+}
+
+async fn tables(connection: &mut PgConnection) -> anyhow::Result<Tables> {
+    let mut tables = Tables::default();
+    let appends = "select client, n, key, times::int8, weight::int8, first_offset, last_offset from live.appends";
+    for row in connection.fetch_all(appends).await? {
+        let (first_offset, last_offset) = (row.try_get(5)?, row.try_get(6)?);
+        let value = AppendRow {
+            key: row.try_get(2)?,
+            times: row.try_get(3)?,
+            weight: row.try_get(4)?,
+            first_offset,
+            last_offset,
+        };
+        tables.appends.insert((row.try_get(0)?, row.try_get(1)?), value);
+    }
+    for row in connection.fetch_all("select key, length, chain, last from live.chains").await? {
+        let value = ChainRow { length: row.try_get(1)?, chain: row.try_get(2)?, last: row.try_get(3)? };
+        tables.chains.insert(row.try_get(0)?, value);
+    }
+    for row in connection.fetch_all("select account, deposited, debited from live.accounts").await? {
+        let value = AccountRow { deposited: row.try_get(1)?, debited: row.try_get(2)? };
+        tables.accounts.insert(row.try_get(0)?, value);
+    }
+    for row in connection.fetch_all("select account, transfer_id, amount, times::int8 from live.credits").await? {
+        let value = CreditRow { amount: row.try_get(2)?, times: row.try_get(3)? };
+        tables.credits.insert((row.try_get(0)?, row.try_get(1)?), value);
+    }
+    let place = |row: &PgRow| -> anyhow::Result<(i32, i64)> { Ok((row.try_get(0)?, row.try_get(1)?)) };
+    let dead = r#"select partition, "offset" from millpond.dead_letters where projection = 'appends'"#;
+    tables.dead_letters = connection.fetch_all(dead).await?.iter().map(place).collect::<Result<_, _>>()?;
+    let refused = r#"select partition, "offset" from millpond.refusals where projection = 'accounts'"#;
+    tables.refusals = connection.fetch_all(refused).await?.iter().map(place).collect::<Result<_, _>>()?;
+    Ok(tables)
+}
+
+fn step(row: &PgRow) -> Step {
+    Step {
+        projection: row.get(0),
+        topic: row.get(1),
+        partition: row.get(2),
+        epoch: row.get(3),
+        owner: row.get(4),
+        from: row.get(5),
+        to: row.get(6),
+    }
+}

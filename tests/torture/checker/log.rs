@@ -1,0 +1,245 @@
+//! The log as any consumer sees it: read from its start, records decoded by hand.
+//!
+//! Shares no code with what is under test, the client library aside: its own reading, its own Avro.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
+use rdkafka::{Offset, TopicPartitionList};
+
+use crate::arena::Topics;
+use crate::values::{Append, Money};
+
+/// How long a topic may take to be read to its end.
+const WITHIN: Duration = Duration::from_secs(120);
+/// Dead letters of the consumer `appends`, in all runs on these servers.
+const DEAD_LETTERS: &str = "appends.dlq";
+
+/// A record, and where it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed<T> {
+    pub partition: i32,
+    pub offset: i64,
+    pub event_id: String,
+    pub value: T,
+}
+
+/// What an accepted transfer brings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credit {
+    pub account: String,
+    pub transfer_id: String,
+    pub amount: i64,
+}
+
+/// Where a dead letter was before it died.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DeadFrom {
+    pub topic: String,
+    pub partition: i32,
+    pub offset: i64,
+}
+
+/// Everything that was written, each topic in the order of its partitions and offsets.
+#[derive(Debug, Default)]
+pub struct Log {
+    pub appends: Vec<Placed<Append>>,
+    pub money: Vec<Placed<Money>>,
+    pub credits: Vec<Placed<Credit>>,
+    pub dead: Vec<Placed<DeadFrom>>,
+}
+
+impl Log {
+    /// Reads all topics of a run to their ends.
+    pub fn read(brokers: &str, topics: &Topics) -> anyhow::Result<Self> {
+        let mut log = Self::default();
+        read_topic(brokers, &topics.appends, |at| {
+            log.appends.push(at.place(decode_append)?);
+            Ok(())
+        })?;
+        // The one topic with two types: which it is, the schema's id says.
+        let ids = schema_ids(brokers)?;
+        read_topic(brokers, &topics.transfers, |at| {
+            let deposit = ids.get(&schema_id(at.payload)?).is_some_and(|name| name.ends_with("Deposit"));
+            log.money.push(at.place(|avro| decode_money(avro, deposit))?);
+            Ok(())
+        })?;
+        read_topic(brokers, &topics.credits, |at| {
+            log.credits.push(at.place(decode_credit)?);
+            Ok(())
+        })?;
+        if topic_exists(brokers, DEAD_LETTERS)? {
+            read_topic(brokers, DEAD_LETTERS, |at| {
+                log.dead.extend(at.dead(&topics.appends)?);
+                Ok(())
+            })?;
+        }
+        Ok(log)
+    }
+}
+
+/// A record as it comes.
+struct Raw<'a> {
+    partition: i32,
+    offset: i64,
+    payload: &'a [u8],
+    message: &'a BorrowedMessage<'a>,
+}
+
+impl Raw<'_> {
+    fn place<T>(&self, decode: impl FnOnce(&mut Avro<'_>) -> anyhow::Result<T>) -> anyhow::Result<Placed<T>> {
+        let place = || format!("the record at partition {} offset {}", self.partition, self.offset);
+        schema_id(self.payload).with_context(place)?;
+        let mut avro = Avro(&self.payload[5..]);
+        let value = decode(&mut avro).with_context(place)?;
+        ensure!(avro.0.is_empty(), "{} has {} bytes too many", place(), avro.0.len());
+        let event_id = self.header("mp-event-id").with_context(place)?;
+        Ok(Placed { partition: self.partition, offset: self.offset, event_id, value })
+    }
+
+    /// The dead letter of this run's topic, by its headers.
+    fn dead(&self, topic: &str) -> anyhow::Result<Option<Placed<DeadFrom>>> {
+        let from = DeadFrom {
+            topic: self.header("mp-dlq-topic")?,
+            partition: self.header("mp-dlq-partition")?.parse()?,
+            offset: self.header("mp-dlq-offset")?.parse()?,
+        };
+        let dead = Placed { partition: self.partition, offset: self.offset, event_id: String::new(), value: from };
+        Ok((dead.value.topic == topic).then_some(dead))
+    }
+
+    fn header(&self, name: &str) -> anyhow::Result<String> {
+        let headers = self.message.headers().context("no headers")?;
+        let header = headers.iter().find(|header| header.key == name).with_context(|| format!("no header {name}"))?;
+        Ok(String::from_utf8(header.value.unwrap_or_default().to_vec())?)
+    }
+}
+
+/// Confluent's framing: a zero, four bytes of schema id, Avro.
+fn schema_id(payload: &[u8]) -> anyhow::Result<u32> {
+    match payload {
+        [0, a, b, c, d, ..] => Ok(u32::from_be_bytes([*a, *b, *c, *d])),
+        _ => bail!("not in Confluent's framing: {payload:?}"),
+    }
+}
+
+/// Names of records by the id of their schema, from the topic of the registry.
+fn schema_ids(brokers: &str) -> anyhow::Result<BTreeMap<u32, String>> {
+    let mut ids = BTreeMap::new();
+    read_topic(brokers, "_schemas", |at| {
+        let Ok(value) = serde_json::from_slice::<serde_json::Value>(at.payload) else { return Ok(()) };
+        if let (Some(id), Some(subject)) = (value["id"].as_u64(), value["subject"].as_str()) {
+            ids.insert(u32::try_from(id)?, subject.to_owned());
+        }
+        Ok(())
+    })?;
+    Ok(ids)
+}
+
+fn consumer(brokers: &str) -> anyhow::Result<BaseConsumer> {
+    let consumer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("client.id", "rig")
+        .set("group.id", "rig")
+        .set("enable.auto.commit", "false")
+        .set("isolation.level", "read_committed")
+        .set("enable.partition.eof", "true")
+        .set("auto.offset.reset", "error")
+        .set("check.crcs", "true")
+        .create()?;
+    Ok(consumer)
+}
+
+fn topic_exists(brokers: &str, topic: &str) -> anyhow::Result<bool> {
+    let metadata = consumer(brokers)?.fetch_metadata(None, WITHIN)?;
+    Ok(metadata.topics().iter().any(|found| found.name() == topic))
+}
+
+/// The ends of a topic's partitions.
+pub fn ends(brokers: &str, topic: &str) -> anyhow::Result<BTreeMap<i32, i64>> {
+    let consumer = consumer(brokers)?;
+    let limit = Duration::from_secs(10);
+    let metadata = consumer.fetch_metadata(Some(topic), limit)?;
+    let found = metadata.topics().first().with_context(|| format!("no topic {topic}"))?;
+    let end = |id| anyhow::Ok((id, consumer.fetch_watermarks(topic, id, limit)?.1));
+    found.partitions().iter().map(|partition| end(partition.id())).collect()
+}
+
+/// Hands every committed record of a topic to `take`.
+fn read_topic(brokers: &str, topic: &str, mut take: impl FnMut(&Raw<'_>) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let consumer = consumer(brokers)?;
+    let mut list = TopicPartitionList::new();
+    let mut open = ends(brokers, topic)?;
+    for partition in open.keys() {
+        list.add_partition_offset(topic, *partition, Offset::Beginning)?;
+    }
+    consumer.assign(&list)?;
+    let deadline = Instant::now() + WITHIN;
+    while !open.is_empty() {
+        ensure!(Instant::now() < deadline, "{topic} could not be read to its end within {WITHIN:?}");
+        match consumer.poll(Duration::from_millis(200)) {
+            None => {}
+            Some(Err(KafkaError::PartitionEOF(partition))) => drop(open.remove(&partition)),
+            // A broker that is away for a moment.
+            Some(Err(KafkaError::MessageConsumption(_))) => {}
+            Some(Err(error)) => return Err(error).with_context(|| format!("cannot read {topic}")),
+            Some(Ok(message)) => {
+                let payload = message.payload().unwrap_or_default();
+                let (partition, offset) = (message.partition(), message.offset());
+                take(&Raw { partition, offset, payload, message: &message })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What is left of an Avro value.
+struct Avro<'a>(&'a [u8]);
+
+impl Avro<'_> {
+    /// A whole number: seven bits a byte, the lowest first, the sign in the lowest bit.
+    fn long(&mut self) -> anyhow::Result<i64> {
+        let (mut value, mut shift) = (0_u64, 0);
+        loop {
+            let (first, rest) = self.0.split_first().context("a number is cut off")?;
+            self.0 = rest;
+            value |= u64::from(first & 0x7f) << shift;
+            if first & 0x80 == 0 {
+                break;
+            }
+            shift += 7;
+            ensure!(shift < 64, "a number is too long");
+        }
+        Ok((value >> 1).cast_signed() ^ -(value & 1).cast_signed())
+    }
+
+    fn int(&mut self) -> anyhow::Result<i32> {
+        Ok(i32::try_from(self.long()?)?)
+    }
+
+    fn string(&mut self) -> anyhow::Result<String> {
+        let length = usize::try_from(self.long()?)?;
+        let (text, rest) = self.0.split_at_checked(length).context("a text is cut off")?;
+        self.0 = rest;
+        Ok(std::str::from_utf8(text)?.to_owned())
+    }
+}
+
+fn decode_append(avro: &mut Avro<'_>) -> anyhow::Result<Append> {
+    Ok(Append { key: avro.string()?, client: avro.int()?, n: avro.long()?, poison: avro.int()? })
+}
+
+fn decode_money(avro: &mut Avro<'_>, deposit: bool) -> anyhow::Result<Money> {
+    let account = avro.string()?;
+    let target = if deposit { None } else { Some(avro.string()?) };
+    Ok(Money { account, target, amount: avro.long()?, client: avro.int()?, n: avro.long()? })
+}
+
+fn decode_credit(avro: &mut Avro<'_>) -> anyhow::Result<Credit> {
+    Ok(Credit { account: avro.string()?, transfer_id: avro.string()?, amount: avro.long()? })
+}

@@ -1,0 +1,252 @@
+//! Faults of brokers and of the way to them.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+
+use super::{Fault, Field, SHOWS_WITHIN};
+use crate::proxy::{Direction, Effect};
+use crate::workload::history::Outcome;
+
+/// The id that Millpond's clients give; the rig itself has another, and is left alone.
+const CLIENTS: &str = "millpond";
+
+/// The leader of each partition of the appends; −1 for none.
+async fn leaders(field: &Field<'_>) -> anyhow::Result<BTreeMap<i32, i32>> {
+    let (brokers, topic) = (field.servers.brokers(), field.arena.topics.appends.clone());
+    tokio::task::spawn_blocking(move || {
+        let client: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", brokers)
+            .set("client.id", "rig")
+            .set("log_level", "0")
+            .create()?;
+        let metadata = client.fetch_metadata(Some(&topic), Duration::from_secs(3))?;
+        let topic = metadata.topics().first().context("the topic is there")?;
+        Ok(topic.partitions().iter().map(|partition| (partition.id(), partition.leader())).collect())
+    })
+    .await?
+}
+
+/// A broker that leads, and the partitions that it leads.
+async fn a_leader(field: &mut Field<'_>) -> anyhow::Result<(i32, Vec<i32>)> {
+    let leaders = leaders(field).await?;
+    let leading: Vec<i32> = leaders.values().copied().filter(|leader| *leader > 0).collect();
+    let node = *field.random.pick(&leading);
+    Ok((node, leaders.into_iter().filter(|(_, leader)| *leader == node).map(|(partition, _)| partition).collect()))
+}
+
+/// Waits until other brokers lead these partitions.
+async fn moved(field: &Field<'_>, since: u64, from: i32, partitions: &[i32]) -> Option<String> {
+    let begun = Instant::now();
+    while begun.elapsed() < SHOWS_WITHIN {
+        if let Ok(leaders) = leaders(field).await {
+            let elsewhere = |partition| leaders.get(partition).is_some_and(|leader| *leader > 0 && *leader != from);
+            if partitions.iter().all(elsewhere) {
+                let seconds = Duration::from_nanos(field.history.now() - since).as_secs_f64();
+                return Some(format!("{} partitions have new leaders, seen after {seconds:.1} s", partitions.len()));
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    None
+}
+
+/// K1: the leader of a partition dies and comes back after a while.
+pub async fn leader_killed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
+    let (node, partitions) = a_leader(field).await?;
+    let outage = field.outage(6, 12);
+    let injected = field.begin(format!("kill -9 of broker {node}, which leads {partitions:?}, for {outage:?}")).await?;
+    kill(field, &[node])?;
+    let observed = moved(field, injected.at, node, &partitions).await;
+    let recovery = field.recovery(injected.at).await;
+    wait_until(field, injected.at, outage).await;
+    restart(field, &[node])?;
+    Ok(field.end(injected, observed, recovery))
+}
+
+/// K2: a follower dies; what is left are two in sync, which is enough.
+pub async fn follower_killed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
+    // Every broker leads something with six partitions; one that leads least is nearest to a mere follower.
+    let leaders = leaders(field).await?;
+    let led = |node: &i32| leaders.values().filter(|leader| *leader == node).count();
+    let node = (1..=3).min_by_key(led).context("three nodes")?;
+    let partitions: Vec<i32> = leaders.iter().filter(|(_, leader)| **leader == node).map(|(id, _)| *id).collect();
+    let outage = field.outage(4, 8);
+    let injected =
+        field.begin(format!("kill -9 of broker {node}, which leads only {partitions:?}, for {outage:?}")).await?;
+    kill(field, &[node])?;
+    let observed = moved(field, injected.at, node, &partitions).await;
+    let recovery = field.recovery(injected.at).await;
+    wait_until(field, injected.at, outage).await;
+    restart(field, &[node])?;
+    Ok(field.end(injected, observed, recovery))
+}
+
+/// K3: two of three die. Nothing may be acknowledged until one is back.
+pub async fn two_killed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
+    let (first, _) = a_leader(field).await?;
+    let second = first % 3 + 1;
+    let outage = field.outage(8, 12);
+    let injected = field.begin(format!("kill -9 of brokers {first} and {second} for {outage:?}")).await?;
+    kill(field, &[first, second])?;
+    wait_until(field, injected.at, outage).await;
+    let refused = unacknowledged_since(field, injected.at);
+    restart(field, &[first, second])?;
+    let recovery = field.recovery(injected.at).await;
+    Ok(field.end(injected, refused, recovery))
+}
+
+/// K4: a leader is frozen for longer than it takes to be replaced, and thaws.
+pub async fn leader_frozen(field: &mut Field<'_>) -> anyhow::Result<Fault> {
+    let (node, partitions) = a_leader(field).await?;
+    let outage = field.outage(10, 15);
+    let injected = field.begin(format!("SIGSTOP of broker {node}, which leads {partitions:?}, for {outage:?}")).await?;
+    field.servers.kafka.node(node).context("a node")?.pause()?;
+    // The frozen one would hold whoever asks it: only unanswered requests are looked at.
+    wait_until(field, injected.at, outage).await;
+    let observed = moved(field, injected.at, node, &partitions).await;
+    field.servers.kafka.node(node).context("a node")?.cont()?;
+    let recovery = field.recovery(injected.at).await;
+    Ok(field.end(injected, observed, recovery))
+}
+
+/// K5: the leader of the controllers' quorum dies.
+pub async fn controller_killed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
+    let (epoch, node) = active_controller(field).context("a controller has said that it is the active one")?;
+    let outage = field.outage(6, 12);
+    let injected = field.begin(format!("kill -9 of broker {node}, the active controller, for {outage:?}")).await?;
+    kill(field, &[node])?;
+    let begun = Instant::now();
+    let mut observed = None;
+    while observed.is_none() && begun.elapsed() < SHOWS_WITHIN {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let next = active_controller(field).filter(|(now, _)| *now > epoch);
+        let seconds = begun.elapsed().as_secs_f64();
+        observed = next.map(|(_, node)| format!("{node} is the active controller after {seconds:.1} s"));
+    }
+    let recovery = field.recovery(injected.at).await;
+    wait_until(field, injected.at, outage).await;
+    restart(field, &[node])?;
+    Ok(field.end(injected, observed, recovery))
+}
+
+/// Epoch and id of the controller that became the active one last, by what the nodes have logged.
+fn active_controller(field: &Field<'_>) -> Option<(u64, i32)> {
+    let told = |node: i32| {
+        let log = field.servers.folder().join(format!("kafka-{node}/kafka/server.log"));
+        let text = String::from_utf8_lossy(&std::fs::read(log).ok()?).into_owned();
+        let (_, last) = text.rsplit_once("Becoming the active controller at epoch ")?;
+        let digits: String = last.chars().take_while(char::is_ascii_digit).collect();
+        Some((digits.parse().ok()?, node))
+    };
+    (1..=3).filter_map(told).max()
+}
+
+/// K6: every broker is stopped in good order and started again, one after another.
+pub async fn rolled(field: &mut Field<'_>) -> anyhow::Result<Fault> {
+    let before = leaders(field).await?;
+    let injected = field.begin("rolling restart of all brokers").await?;
+    let mut seen = Vec::new();
+    for node in 1..=3 {
+        let partitions: Vec<i32> =
+            leaders(field).await?.into_iter().filter(|(_, leader)| *leader == node).map(|(id, _)| id).collect();
+        tokio::task::block_in_place(|| {
+            field.servers.kafka.node(node).context("a node")?.stop().map_err(anyhow::Error::from)
+        })?;
+        seen.extend(moved(field, injected.at, node, &partitions).await);
+        restart(field, &[node])?;
+        // The next one may go when this one is in sync again, as an operator would wait for.
+        field.recovery(field.history.now()).await;
+    }
+    let after = leaders(field).await?;
+    let moved = before.iter().filter(|(id, leader)| after.get(id) != Some(leader)).count();
+    let observed = (seen.len() == 3).then(|| format!("three brokers restarted, {moved} leaders elsewhere than before"));
+    let recovery = field.recovery(injected.at).await;
+    Ok(field.end(injected, observed, recovery))
+}
+
+/// K7: all brokers die at once and come back.
+pub async fn all_killed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
+    let outage = field.outage(2, 5);
+    let injected = field.begin(format!("kill -9 of all brokers for {outage:?}")).await?;
+    tokio::task::block_in_place(|| field.servers.kafka.nodes().iter_mut().try_for_each(|node| node.kill_9()))?;
+    wait_until(field, injected.at, outage).await;
+    restart(field, &[1, 2, 3])?;
+    let observed = unacknowledged_since(field, injected.at);
+    let recovery = field.recovery(injected.at).await;
+    Ok(field.end(injected, observed, recovery))
+}
+
+/// K9: the way between Millpond and one broker is disturbed.
+pub async fn links_disturbed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
+    let effects = [
+        Effect::Latency { least: Duration::ZERO, most: Duration::from_millis(400) },
+        Effect::Reset { per_mille: 10 },
+        Effect::Stall(Direction::ToServer),
+        Effect::Stall(Direction::ToClient),
+        Effect::Drop(Direction::ToClient),
+        Effect::CutAfter(Direction::ToClient, 20_000),
+        Effect::Refuse,
+    ];
+    let effect = *field.random.pick(&effects);
+    let (node, _) = a_leader(field).await?;
+    let outage = field.outage(4, 9);
+    let injected = field.begin(format!("{effect:?} between clients and broker {node} for {outage:?}")).await?;
+    let proxy = &field.servers.nodes[usize::try_from(node - 1)?];
+    let rule = proxy.apply(CLIENTS, effect);
+    if matches!(effect, Effect::Refuse) {
+        proxy.cut(CLIENTS);
+    }
+    wait_until(field, injected.at, outage).await;
+    let proxy = &field.servers.nodes[usize::try_from(node - 1)?];
+    proxy.lift(&rule);
+    // What was thrown away leaves the connection out of step: it has to go.
+    proxy.cut(CLIENTS);
+    let touched = rule.touched();
+    let recovery = field.recovery(injected.at).await;
+    Ok(field.end(injected, (touched > 0).then(|| format!("{touched} pieces disturbed")), recovery))
+}
+
+/// What clients were told instead of 202 since then.
+fn unacknowledged_since(field: &Field<'_>, since: u64) -> Option<String> {
+    let (fail, info) = field.history.look(|requests| {
+        let late = requests.iter().filter(|request| request.completed > since);
+        late.fold((0, 0), |(fail, info), request| match request.outcome {
+            Outcome::Fail => (fail + 1, info),
+            Outcome::Info => (fail, info + 1),
+            Outcome::Ok => (fail, info + usize::from(!request.others.is_empty())),
+        })
+    });
+    (fail + info > 0).then(|| format!("{fail} requests refused, {info} of unknown outcome"))
+}
+
+async fn wait_until(field: &Field<'_>, since: u64, outage: Duration) {
+    let gone = Duration::from_nanos(field.history.now() - since);
+    tokio::time::sleep(outage.saturating_sub(gone)).await;
+}
+
+/// Kills these brokers as a crash would.
+fn kill(field: &mut Field<'_>, nodes: &[i32]) -> anyhow::Result<()> {
+    tokio::task::block_in_place(|| {
+        for node in nodes {
+            field.servers.kafka.node(*node).context("there is such a node")?.kill_9()?;
+        }
+        Ok(())
+    })
+}
+
+/// Starts these brokers again, at once, and waits until all serve.
+fn restart(field: &mut Field<'_>, nodes: &[i32]) -> anyhow::Result<()> {
+    tokio::task::block_in_place(|| {
+        std::thread::scope(|scope| {
+            let dead = (1..).zip(field.servers.kafka.nodes()).filter(|(id, _)| nodes.contains(id));
+            let starting: Vec<_> = dead.map(|(_, node)| scope.spawn(|| node.restart())).collect();
+            starting.into_iter().try_for_each(|node| node.join().expect("starting returns its errors"))
+        })?;
+        field.servers.kafka.wait_complete()
+    })?;
+    Ok(())
+}

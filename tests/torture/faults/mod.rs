@@ -1,0 +1,236 @@
+//! Faults: what is broken, how its effect is seen, and how it is mended.
+//!
+//! A fault is injected while requests are out. It counts only when what it does was seen from outside: a leader that has
+//! moved, an epoch that was raised, a message that was held. Recovery is the time from the injection until every partition
+//! has taken a write that began after it, and every table shows those writes.
+
+mod consumer;
+mod kafka;
+mod outbox;
+mod postgres;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{bail, ensure};
+use serde::{Deserialize, Serialize};
+use sqlx::Row as _;
+
+use crate::arena::Arena;
+use crate::random::Random;
+use crate::servers::Servers;
+use crate::watch::{Pids, acknowledged};
+use crate::workload::Workload;
+use crate::workload::history::History;
+
+/// How long the effect of a fault may take to show.
+const SHOWS_WITHIN: Duration = Duration::from_secs(30);
+/// How long everything may take to work again. Not a measurement: that is in the report.
+const RECOVERS_WITHIN: Duration = Duration::from_secs(90);
+
+/// A scenario: faults of one kind, again and again.
+pub struct Scenario {
+    pub name: &'static str,
+    pub what: &'static str,
+}
+
+/// Scenarios in which Postgres goes back in time. What had left the outbox by then comes before its cause is applied
+/// again, so that a snapshot may show a credit before its debit.
+pub const GO_BACK: [&str; 2] = ["P4", "P5"];
+
+const fn scenario(name: &'static str, what: &'static str) -> Scenario {
+    Scenario { name, what }
+}
+
+/// All scenarios. The names are those of the list in `docs/torture.md`.
+pub const SCENARIOS: &[Scenario] = &[
+    scenario("K1", "kill -9 of a partition's leader, back after a while"),
+    scenario("K2", "kill -9 of a follower"),
+    scenario("K3", "kill -9 of two of three brokers: below the least in-sync replicas"),
+    scenario("K4", "a leader is frozen, and thaws"),
+    scenario("K5", "kill -9 of the active controller"),
+    scenario("K6", "rolling restart of all brokers"),
+    scenario("K7", "kill -9 of all brokers at once"),
+    scenario("K9", "clients' links to brokers: latency, resets, half-open, one direction lost"),
+    scenario("P1", "kill -9 of Postgres, or of one of its backends"),
+    scenario("P2", "the connection is lost around a COMMIT: request lost, answer lost"),
+    scenario("P3", "Postgres is restarted, or stays away"),
+    scenario("P4", "kill -9 of Postgres that acknowledges commits before they are on disk"),
+    scenario("P5", "failover to a standby that lags: the last commits are gone"),
+    scenario("P6", "Postgres is slow: locked tables, late answers"),
+    scenario("P8", "a stranger takes all connections"),
+    scenario("P9", "deadlocks with a stranger's session"),
+    scenario("P12", "vacuum full, analyze and reindex under load"),
+    scenario("C1", "kill -9 of a consumer at a point of its protocol"),
+    scenario("C2", "a consumer is frozen until it is taken for dead, and thaws"),
+    scenario("C3", "a consumer is frozen inside a transaction; its last message arrives after it was replaced"),
+    scenario("C4", "a consumer is frozen between assignment and claim, which arrives late"),
+    scenario("C5", "consumers come and go all the time"),
+    scenario("O1", "kill -9 of the relay between Kafka's acknowledgement and the outbox"),
+    scenario("I6", "SIGTERM or kill -9 of an ingest node under load"),
+];
+
+/// One injected fault.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Fault {
+    pub what: String,
+    /// Seconds since the run began.
+    pub at: f64,
+    /// Requests that were out.
+    pub in_flight: usize,
+    /// What was seen of it; a fault without does not count.
+    pub observed: Option<String>,
+    /// Milliseconds until everything worked again; none when it did not.
+    pub recovery_ms: Option<u64>,
+    /// Seconds since the run began until which it was in force or being recovered from.
+    pub until: f64,
+}
+
+/// Where faults are injected.
+pub struct Field<'a> {
+    pub servers: &'a mut Servers,
+    pub arena: &'a mut Arena,
+    pub workload: &'a Workload,
+    pub history: &'a History,
+    pub pids: &'a Pids,
+    pub random: Random,
+    pub scale: f64,
+}
+
+/// A fault under way: what it is and when it began.
+struct Injected {
+    what: String,
+    at: u64,
+    in_flight: usize,
+}
+
+/// Injects one fault of a scenario, sees its effect, mends it, and waits until everything works again.
+pub async fn inject(scenario: &str, field: &mut Field<'_>) -> anyhow::Result<Fault> {
+    match scenario {
+        "K1" => kafka::leader_killed(field).await,
+        "K2" => kafka::follower_killed(field).await,
+        "K3" => kafka::two_killed(field).await,
+        "K4" => kafka::leader_frozen(field).await,
+        "K5" => kafka::controller_killed(field).await,
+        "K6" => kafka::rolled(field).await,
+        "K7" => kafka::all_killed(field).await,
+        "K9" => kafka::links_disturbed(field).await,
+        "P1" => postgres::killed(field).await,
+        "P2" => postgres::commit_lost(field).await,
+        "P3" => postgres::restarted(field).await,
+        "P4" => postgres::unflushed(field).await,
+        "P5" => postgres::failed_over(field).await,
+        "P6" => postgres::slow(field).await,
+        "P8" => postgres::exhausted(field).await,
+        "P9" => postgres::deadlocked(field).await,
+        "P12" => postgres::maintained(field).await,
+        "C1" => consumer::killed(field).await,
+        "C2" => consumer::frozen(field).await,
+        "C3" => consumer::late_message(field).await,
+        "C4" => consumer::late_claim(field).await,
+        "C5" => consumer::storm(field).await,
+        "I6" => consumer::ingest_gone(field).await,
+        "O1" => outbox::relay_killed(field).await,
+        other => bail!("there is no scenario {other}; `make torture ARGS=list` names them"),
+    }
+}
+
+impl Field<'_> {
+    /// Waits until requests are out, and says when that was.
+    async fn begin(&self, what: impl Into<String>) -> anyhow::Result<Injected> {
+        for _ in 0..5000 {
+            let in_flight = self.workload.in_flight();
+            if in_flight > 0 {
+                return Ok(Injected { what: what.into(), at: self.history.now(), in_flight });
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        bail!("no request was out for ten seconds")
+    }
+
+    /// Ends the account of a fault.
+    fn end(&self, injected: Injected, observed: Option<String>, recovery: Option<Duration>) -> Fault {
+        let Injected { what, at, in_flight } = injected;
+        let recovery_ms = recovery.map(|recovery| u64::try_from(recovery.as_millis()).unwrap_or(u64::MAX));
+        Fault { what, at: seconds(at), in_flight, observed, recovery_ms, until: seconds(self.history.now()) }
+    }
+
+    /// Waits until everything works again; how long that took from `since`, or nothing when it took too long.
+    pub async fn recovery(&self, since: u64) -> Option<Duration> {
+        let all = async {
+            let mut wanted = BTreeMap::new();
+            loop {
+                if wanted.len() < 6 {
+                    wanted = acknowledged(self.history, since);
+                } else if self.shows(&wanted).await.unwrap_or(false) {
+                    return Duration::from_nanos(self.history.now() - since);
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(RECOVERS_WITHIN, all).await.ok()
+    }
+
+    /// Whether the tables show everything below these offsets.
+    async fn shows(&self, wanted: &BTreeMap<i32, i64>) -> anyhow::Result<bool> {
+        let sql = "select projection, partition, next_offset from millpond.fences
+                    where projection in ('appends', 'chains')";
+        let mut connection = self.arena.connect().await?;
+        let rows = sqlx::query(sql).fetch_all(&mut connection).await?;
+        let there = |(partition, end): (&i32, &i64)| {
+            let fences = rows.iter().filter(|row| row.get::<i32, _>(1) == *partition);
+            fences.filter(|row| row.get::<i64, _>(2) >= *end).count() == 2
+        };
+        Ok(wanted.iter().all(there))
+    }
+
+    /// The sum of all epochs: it grows with every claim.
+    async fn epochs(&self) -> Option<i64> {
+        let mut connection = self.arena.connect().await.ok()?;
+        let sql = "select coalesce(sum(epoch), 0)::int8 from millpond.fences";
+        sqlx::query_scalar(sql).fetch_one(&mut connection).await.ok()
+    }
+
+    /// Waits until fences have been claimed anew; how many times.
+    async fn claimed_since(&self, before: i64) -> Option<String> {
+        let claimed = async {
+            loop {
+                if let Some(now) = self.epochs().await.filter(|now| *now > before) {
+                    return format!("{} claims", now - before);
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(SHOWS_WITHIN, claimed).await.ok()
+    }
+
+    /// The length of an outage.
+    fn outage(&mut self, least: u64, most: u64) -> Duration {
+        let milliseconds = self.random.between(least * 1000, most * 1000);
+        Duration::from_secs_f64(milliseconds as f64 / 1000.0 * self.scale)
+    }
+
+    fn start(&mut self, slot: usize) -> anyhow::Result<()> {
+        self.arena.start(self.servers, slot)?;
+        self.note_pids();
+        Ok(())
+    }
+
+    /// Tells the watch who runs now.
+    pub fn note_pids(&self) {
+        let running =
+            self.arena.slots.iter().filter_map(|slot| Some((slot.name.clone(), slot.process.as_ref()?.pid())));
+        *self.pids.lock().expect("nobody panics with it") = running.collect();
+    }
+
+    /// A slot of a role, by chance.
+    fn any(&mut self, role: &str) -> anyhow::Result<usize> {
+        let slots = self.arena.of_role(role);
+        ensure!(!slots.is_empty(), "nobody has the role {role}");
+        Ok(*self.random.pick(&slots))
+    }
+}
+
+fn seconds(nanoseconds: u64) -> f64 {
+    (nanoseconds as f64 / 1e6).round() / 1e3
+}

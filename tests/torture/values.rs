@@ -1,0 +1,69 @@
+//! What clients send: it follows from seed, client and number, so that nothing but these has to be remembered.
+
+use crate::random::hash;
+
+/// Lists that values are appended to.
+pub const KEYS: u64 = 6000;
+/// Accounts between which money goes.
+const ACCOUNTS: u64 = 60;
+/// One value in so many makes a consumer fail.
+const POISON_EVERY: u64 = 4000;
+/// One command about money in so many is a deposit.
+const DEPOSIT_EVERY: u64 = 4;
+
+/// A value appended to a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Append {
+    pub key: String,
+    pub client: i32,
+    pub n: i64,
+    pub poison: i32,
+}
+
+/// A deposit, or a transfer when there is a target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Money {
+    pub account: String,
+    pub target: Option<String>,
+    pub amount: i64,
+    pub client: i32,
+    pub n: i64,
+}
+
+pub fn append(seed: u64, client: i32, n: i64) -> Append {
+    let chance = hash(seed, client.unsigned_abs().into(), n.unsigned_abs());
+    let poison = i32::from((chance >> 32).is_multiple_of(POISON_EVERY));
+    Append { key: key(chance % KEYS), client, n, poison }
+}
+
+/// A list by its number below [`KEYS`].
+pub fn key(number: u64) -> String {
+    format!("list-{number:04}")
+}
+
+pub fn money(seed: u64, client: i32, n: i64) -> Money {
+    let chance = hash(!seed, client.unsigned_abs().into(), n.unsigned_abs());
+    let account = |number: u64| format!("account-{:02}", number % ACCOUNTS);
+    let deposit = (chance >> 20).is_multiple_of(DEPOSIT_EVERY);
+    let target = (!deposit).then(|| account(chance >> 40));
+    let amount = i64::try_from((chance >> 8) % 100 + 1).expect("at most a hundred");
+    Money { account: account(chance), target, amount, client, n }
+}
+
+impl Append {
+    pub fn json(&self) -> String {
+        format!(r#"{{"key":"{}","client":{},"n":{},"poison":{}}}"#, self.key, self.client, self.n, self.poison)
+    }
+}
+
+impl Money {
+    pub fn transfer_id(&self) -> String {
+        format!("{}/{}", self.client, self.n)
+    }
+
+    pub fn json(&self) -> String {
+        let Self { account, amount, client, n, .. } = self;
+        let target = self.target.as_ref().map_or_else(String::new, |target| format!(r#""target":"{target}","#));
+        format!(r#"{{"account":"{account}",{target}"amount":{amount},"client":{client},"n":{n}}}"#)
+    }
+}

@@ -1,0 +1,141 @@
+//! What is seen of a run while it goes on: how far tables are behind, what processes take, whether the bank adds up.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sqlx::{Connection as _, PgConnection, Row as _};
+use tokio::task::JoinHandle;
+
+use crate::checker;
+use crate::workload::history::{History, Kind, Outcome};
+
+const PERIOD: Duration = Duration::from_millis(250);
+/// The bank is looked at in every so many periods.
+const BANK_EVERY: u64 = 4;
+
+/// What was seen.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
+    /// Most values that were acknowledged and not in every table yet.
+    pub greatest_lag: i64,
+    /// Most resident memory of a role's process, in KiB.
+    pub memory: BTreeMap<String, u64>,
+    /// Snapshots in which the bank did not add up.
+    pub bank: Vec<String>,
+    /// Snapshots of the bank in all.
+    pub bank_looks: usize,
+}
+
+/// Watches a run until it is dropped.
+pub struct Watch {
+    seen: Arc<Mutex<Seen>>,
+    task: JoinHandle<()>,
+}
+
+/// The processes that are watched: names and pids, as they are now.
+pub type Pids = Arc<Mutex<BTreeMap<String, i32>>>;
+
+impl Watch {
+    /// Watches, and tells `lag` how far behind tables are.
+    pub fn start(database: String, history: Arc<History>, pids: Pids, lag: Arc<AtomicI64>) -> Self {
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let task = tokio::spawn(watch(database, history, pids, Arc::clone(&seen), lag));
+        Self { seen, task }
+    }
+
+    pub fn seen(&self) -> Seen {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn watch(database: String, history: Arc<History>, pids: Pids, seen: Arc<Mutex<Seen>>, lag: Arc<AtomicI64>) {
+    let mut connection: Option<PgConnection> = None;
+    for round in 0_u64.. {
+        tokio::time::sleep(PERIOD).await;
+        if connection.is_none() {
+            connection = PgConnection::connect(&database).await.ok();
+        }
+        let look = tokio::time::timeout(Duration::from_secs(5), async {
+            let connection = connection.as_mut()?;
+            let applied = applied(connection).await.ok()?;
+            let bank = if round.is_multiple_of(BANK_EVERY) { bank(connection).await.ok()? } else { None };
+            Some((applied, bank))
+        });
+        let looked = look.await.ok().flatten();
+        let acknowledged: i64 = acknowledged(&history, 0).values().sum();
+        let memory: Vec<(String, u64)> = {
+            let pids = pids.lock().unwrap_or_else(PoisonError::into_inner);
+            pids.iter().filter_map(|(name, pid)| Some((name.clone(), resident(*pid)?))).collect()
+        };
+        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, kib) in memory {
+            let most = seen.memory.entry(name).or_default();
+            *most = kib.max(*most);
+        }
+        match looked {
+            // It is away, or the connection is of no more use.
+            None => connection = None,
+            Some((applied, bank)) => {
+                lag.store(acknowledged - applied, Ordering::Relaxed);
+                seen.greatest_lag = seen.greatest_lag.max(acknowledged - applied);
+                if let Some(fault) = bank {
+                    seen.bank_looks += 1;
+                    seen.bank.extend(fault);
+                }
+            }
+        }
+    }
+}
+
+/// How many appends every projection has applied.
+async fn applied(connection: &mut PgConnection) -> sqlx::Result<i64> {
+    let sql = "select coalesce(min(applied), 0)::int8 from (
+                 select sum(next_offset) as applied from millpond.fences where projection in ('appends', 'chains')
+                  group by projection) s";
+    sqlx::query_scalar(sql).fetch_one(connection).await
+}
+
+/// In one snapshot: no credit before its debit, no balance below zero. The inner value is the fault, if there is one.
+async fn bank(connection: &mut PgConnection) -> sqlx::Result<Option<Option<String>>> {
+    let sql = "select (select coalesce(sum(amount), 0)::int8 from live.credits),
+                      (select coalesce(sum(debited), 0)::int8 from live.accounts),
+                      (select coalesce(min(deposited - debited), 0)::int8 from live.accounts)";
+    let row = sqlx::query(sql).fetch_one(connection).await?;
+    let (credited, debited, least): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
+    let fault = (credited > debited || least < 0)
+        .then(|| format!("a snapshot had {credited} credited of {debited} debited, and a balance of {least}"));
+    Ok(Some(fault))
+}
+
+/// Resident memory in KiB.
+fn resident(pid: i32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+    line.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+/// How far each partition of appends is acknowledged by requests that began after `since`.
+pub fn acknowledged(history: &History, since: u64) -> BTreeMap<i32, i64> {
+    history.look(|requests| {
+        let mut ends = BTreeMap::new();
+        // The last few of each client say it all; all of them are looked at only while there are few.
+        for request in requests.iter().rev().take(400) {
+            if request.kind != Kind::Append || request.outcome != Outcome::Ok || request.invoked < since {
+                continue;
+            }
+            for (partition, end) in checker::position(request.position.as_deref().unwrap_or_default()) {
+                let most = ends.entry(partition).or_insert(0);
+                *most = end.max(*most);
+            }
+        }
+        ends
+    })
+}
