@@ -22,5 +22,7 @@ mod registry_routes;
 mod relay;
 mod serve;
 mod siege;
+mod startup;
+mod subscription;
 mod topics;
 mod transcode;
