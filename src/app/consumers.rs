@@ -24,7 +24,7 @@ use crate::{
     spec::{ConsumerSpec, UnknownType},
     store::{
         self, PgConnection, status,
-        versions::{self, Definition, Ensured, OnChange},
+        versions::{self, Definition, Dropped, Ensured, OnChange},
     },
 };
 
@@ -376,21 +376,26 @@ pub async fn command(config: &Config, command: Consumer, handlers: &Handlers) ->
         }
         Consumer::Pause { name } => set_paused(config, &name, true).await?,
         Consumer::Resume { name } => set_paused(config, &name, false).await?,
-        Consumer::Drop { name } => drop_projection(config, &name).await?,
+        Consumer::Drop { name, discard_unsent } => drop_projection(config, &name, discard_unsent).await?,
         Consumer::Restart { name, from_zero, skip_removed } => restart(config, &name, from_zero, skip_removed).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Refuses while the folder is there: the next look at it would build the projection again.
-async fn drop_projection(config: &Config, name: &str) -> anyhow::Result<()> {
+async fn drop_projection(config: &Config, name: &str, discard_unsent: bool) -> anyhow::Result<()> {
     let folder = config.project.dir.join("consumers").join(name);
     if folder.exists() {
         bail!("{} is still there, and would be built again; remove the folder first", folder.display());
     }
     let mut connection = wiring::database(config, "millpond consumer").await?;
-    if !versions::drop_projection(&mut connection, name).await? {
-        bail!("there is no projection {name} in this database; see `millpond status`");
+    match versions::drop_projection(&mut connection, name, discard_unsent).await? {
+        Dropped::Done => {}
+        Dropped::Unknown => bail!("there is no projection {name} in this database; see `millpond status`"),
+        Dropped::Unsent(rows) => bail!(
+            "{rows} downstream events of {name} have not been sent yet: have a process with the role publish send them \
+             first, or give them up with `millpond consumer drop {name} --discard-unsent`"
+        ),
     }
     say!("{name}: dropped; its topic {name}.dlq stays, as every topic does");
     Ok(())

@@ -228,7 +228,7 @@ async fn record_of_an_unknown_schema_waits_until_the_schema_is_registered() {
 #[tokio::test(flavor = "multi_thread")]
 async fn consumer_that_halts_says_why_and_goes_on_when_told() {
     let cluster = Cluster::of("halt", readings).await;
-    let all = cluster.start("all", &[]);
+    let all = cluster.start("all", &["log.level=info,millpond::kafka::subscription=debug"]);
     for good in 0..20 {
         post(&all, &reading("s", good, 1)).await;
     }
@@ -250,6 +250,9 @@ async fn consumer_that_halts_says_why_and_goes_on_when_told() {
     let said = String::from_utf8(status.stdout).unwrap();
     assert_eq!(status.status.code(), Some(1), "{said}");
     assert!(said.contains("halted") && said.contains("millpond consumer restart strict"), "{said}");
+    error_is_told_of_its_partition_alone(&cluster, poison.position()).await;
+    // Nothing more of it is fetched, to be thrown away.
+    eventually_async(SOON, async || all.log().contains(r#""fetching":"Closed""#)).await;
     // The other one set it aside and went on.
     becomes(&all, "lenient", behind.position(), "applied").await;
 
@@ -262,6 +265,22 @@ async fn consumer_that_halts_says_why_and_goes_on_when_told() {
     becomes(&all, "strict", behind.position(), "applied").await;
     assert_eq!(cluster.number("select sum(value) from live.strict").await, Some(19 - 7 + 50));
     all.stop();
+}
+
+/// `status` names the partition that halted, and no other has its error.
+async fn error_is_told_of_its_partition_alone(cluster: &Cluster, position: &str) {
+    let at = position.split_once('@').unwrap().0;
+    let told = format!("last error of {at}: the record at {at} offset");
+    let said = || String::from_utf8(cluster.run(&["status"]).stdout).unwrap();
+    eventually_async(SOON, async || said().contains(&told)).await;
+    let status: Value = serde_json::from_slice(&cluster.run(&["status", "--json"]).stdout).unwrap();
+    let strict = status.as_array().unwrap().iter().find(|of| of["projection"] == "strict").unwrap();
+    let partitions = strict["partitions"].as_array().unwrap();
+    assert_eq!(partitions.len(), PARTITIONS as usize);
+    for partition in partitions {
+        let name = format!("{}/{}", partition["topic"].as_str().unwrap(), partition["partition"]);
+        assert_eq!(partition["last_error"].is_string(), name == at, "{partition}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
