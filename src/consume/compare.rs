@@ -7,8 +7,8 @@ use crate::store::fence::{Claim, Halt};
 /// Compares what Kafka holds now with what was claimed.
 pub fn compare(consumer: &str, claim: &Claim, found: &Inspected) -> Result<(), Halt> {
     let (at, next) = (&claim.at, claim.next_offset);
-    let command = format!("millpond consumer restart {consumer}");
-    let from_zero = format!("to empty its tables and read the log as it is now: {command} --from-zero");
+    let command = format!("`millpond consumer restart {consumer}");
+    let from_zero = format!("to empty its tables and read the log as it is now, run {command} --from-zero`");
     let halt = |code, reason| Err(Halt { code, reason });
     if next > found.high {
         let what = format!("{at} ends at offset {}, but {consumer} has applied it up to {next}", found.high);
@@ -16,7 +16,7 @@ pub fn compare(consumer: &str, claim: &Claim, found: &Inspected) -> Result<(), H
     }
     if next < found.low {
         let what = format!("{at} starts at offset {}, but {consumer} has applied it only up to {next}", found.low);
-        let go_on = format!("to go on without the records that were removed: {command} --skip-removed");
+        let go_on = format!("to go on without the records that were removed, run {command} --skip-removed`");
         return halt("log_was_cut", format!("{what}; {go_on}"));
     }
     if let (Some(last), Some(record)) = (&claim.last, &found.last) {

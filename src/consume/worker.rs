@@ -116,8 +116,8 @@ impl Worker {
         Broken::Halt(Halt {
             code: "panicked",
             reason: format!(
-                "applying {} from offset {next} on panicked: {text}; mend the handler, then run `millpond consumer \
-                 restart {}`",
+                "applying {} from offset {next} on panicked: {text}; mend the handler, start the processes with the role \
+                 consume anew, then run `millpond consumer restart {}`",
                 self.partition.at, self.engine.projection
             ),
         })
@@ -319,8 +319,9 @@ impl Worker {
         Halt {
             code: "poison",
             reason: format!(
-                "the record at {} offset {offset} cannot be applied: {}; mend the consumer's folder and run `millpond \
-                 consumer restart {2}`, or set on_error = \"skip\" to dead-letter it",
+                "the record at {} offset {offset} cannot be applied: {}; to build the tables anew from a mended folder, \
+                 run `millpond consumer restart {2} --from-zero`; to set the record aside, set on_error = \"skip\" in \
+                 the folder, restart the processes with the role consume, and run `millpond consumer restart {2}`",
                 self.partition.at, fault.reason, self.engine.projection
             ),
         }
@@ -332,7 +333,9 @@ impl Worker {
             Class::Deploy => Broken::Halt(Halt {
                 code: "statements_do_not_fit",
                 reason: format!(
-                    "the statements of consumer {0} failed: {error}; mend its folder and run `millpond consumer restart {0}`",
+                    "the statements of consumer {0} failed: {error}; undo what was changed in the database and run \
+                     `millpond consumer restart {0}`, or build its tables anew with `millpond consumer restart {0} \
+                     --from-zero`",
                     self.engine.projection
                 ),
             }),

@@ -138,8 +138,8 @@ fn sentence(message: &str, code: &str, parts: [(&str, Option<&str>); 5]) -> Stri
     }
     if matches!(code, "42P01" | "3F000") && message.contains("millpond.") {
         text.push_str(
-            "; this database has no tables of Millpond yet: start a process with the role consume (`millpond consume`, \
-             or `millpond dev`), or check postgres.url with `millpond config`",
+            "; this database has no tables of Millpond yet: start `millpond consume`, `millpond publish` or `millpond \
+             serve` on it, or check postgres.url with `millpond config`",
         );
     }
     text

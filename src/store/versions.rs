@@ -82,8 +82,8 @@ pub async fn ensure(
         Some(_) if on_change == OnChange::Refuse => {
             return Err(Error::Refused(format!(
                 "the folder of consumer {0} has changed since its live version was built; outside `millpond dev` a \
-                 changed folder is not applied to existing tables: restore the folder, or drop the projection with \
-                 `millpond consumer restart {0} --from-zero`, which empties its tables and reads the log again",
+                 changed folder is not applied to existing tables: restore the folder, or start over with `millpond consumer \
+                 restart {0} --from-zero`, which empties its tables and reads the log again",
                 definition.projection
             )));
         }

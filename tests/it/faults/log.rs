@@ -43,7 +43,8 @@ async fn halted(cluster: &Cluster) -> (String, Vec<String>) {
     let [halted] = halted[..] else { panic!("{status}") };
     let (code, reason) = (halted["halt_code"].as_str().unwrap(), halted["halt_reason"].as_str().unwrap());
     assert!(status["next"].as_str().unwrap().contains(reason), "{status}");
-    let command = reason.rsplit_once("millpond ").unwrap_or_else(|| panic!("{reason}")).1;
+    let command = reason.rsplit('`').nth(1).and_then(|command| command.strip_prefix("millpond "));
+    let command = command.unwrap_or_else(|| panic!("{reason}"));
     (code.to_owned(), command.split(' ').map(str::to_owned).collect())
 }
 
