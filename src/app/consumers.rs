@@ -24,7 +24,7 @@ use crate::{
     spec::{ConsumerSpec, UnknownType},
     store::{
         self, PgConnection, status,
-        versions::{self, Definition, Ensured, OnChange},
+        versions::{self, Definition, Dropped, Ensured, OnChange},
     },
 };
 
@@ -167,10 +167,22 @@ pub struct Members {
     running: tokio::sync::Mutex<Running>,
 }
 
+/// A consumer at work, and the folder that it was started with.
+struct Working {
+    member: Member,
+    spec: ConsumerSpec,
+}
+
+impl Working {
+    fn engine(&self) -> &Engine {
+        &self.member.engine
+    }
+}
+
 /// What works, and what should.
 #[derive(Default)]
 struct Running {
-    members: BTreeMap<String, Member>,
+    members: BTreeMap<String, Working>,
     /// Consumers that were stopped to be started anew and could not be, with the reason; tried again and again.
     failed: BTreeMap<String, String>,
 }
@@ -195,7 +207,7 @@ impl Members {
         let mut running = BTreeMap::new();
         for (spec, compiled) in ready {
             let member = context.start(project, spec, compiled, &mut connection).await?;
-            running.insert(spec.name.clone(), member);
+            running.insert(spec.name.clone(), Working { member, spec: spec.clone() });
         }
         Ok(Self { context, running: tokio::sync::Mutex::new(Running { members: running, failed: BTreeMap::new() }) })
     }
@@ -205,37 +217,53 @@ impl Members {
         let mut running = self.running.lock().await;
         let Some(spec) = project.consumers.iter().find(|c| c.name == name) else {
             running.failed.remove(name);
-            if let Some(member) = running.members.remove(name) {
-                member.stop().await;
-                eprintln!("consumer {name}: its folder is gone; stopped, its tables stay");
+            if let Some(working) = running.members.remove(name) {
+                working.member.stop().await;
+                self.tell(name, "its folder is gone; stopped, its tables stay");
             }
             return Ok(());
         };
         let mut connection = store::connect(&self.context.config.postgres.url, "millpond compile").await?;
         let compiled = self.context.prepare(project, spec, &mut connection).await?;
-        // A README or a test case changes no rows.
-        if let Some(member) = running.members.get(name)
-            && member.engine.definition == self.context.definition_hash(spec, &compiled)
-            && !member.engine.vitals.is_superseded()
+        // A README or a test case changes nothing; `on_error` and the like no rows, but what is done with records.
+        if let Some(working) = running.members.get(name)
+            && working.engine().definition == self.context.definition_hash(spec, &compiled)
+            && working.spec == *spec
+            && !working.engine().vitals.is_superseded()
         {
             return Ok(());
         }
         // From here on it is wanted and does not run, whatever happens: also if this future is dropped.
         running.failed.insert(name.to_owned(), "it is being started anew".to_owned());
-        if let Some(member) = running.members.remove(name) {
-            member.stop().await;
+        let mut before = None;
+        if let Some(working) = running.members.remove(name) {
+            before = Some(working.engine().version);
+            working.member.stop().await;
         }
         match self.context.start(project, spec, compiled, &mut connection).await {
             Ok(member) => {
-                eprintln!("consumer {name}: version {} reads the log from its start", member.engine.version);
+                let version = member.engine.version;
+                if before == Some(version) {
+                    self.tell(name, "goes on with other settings");
+                } else {
+                    self.tell(name, &format!("version {version} reads the log from its start"));
+                }
                 running.failed.remove(name);
-                running.members.insert(name.to_owned(), member);
+                running.members.insert(name.to_owned(), Working { member, spec: spec.clone() });
                 Ok(())
             }
             Err(error) => {
                 running.failed.insert(name.to_owned(), format!("{error:#}"));
                 Err(error)
             }
+        }
+    }
+
+    /// Says what has changed: to the person at `millpond dev`, elsewhere to the log.
+    fn tell(&self, consumer: &str, what: &str) {
+        match self.context.on_change {
+            OnChange::StartOver => eprintln!("consumer {consumer}: {what}"),
+            OnChange::Refuse => info!(consumer, "{what}"),
         }
     }
 
@@ -257,8 +285,8 @@ impl Members {
             tokio::time::sleep(FOLLOW).await;
             let waiting: Vec<String> = {
                 let running = self.running.lock().await;
-                let superseded = running.members.values().filter(|m| m.engine.vitals.is_superseded());
-                superseded.map(|m| m.engine.projection.clone()).chain(running.failed.keys().cloned()).collect()
+                let superseded = running.members.iter().filter(|(_, w)| w.engine().vitals.is_superseded());
+                superseded.map(|(name, _)| name.clone()).chain(running.failed.keys().cloned()).collect()
             };
             for name in waiting {
                 let reloaded = match Project::load(&dir) {
@@ -282,8 +310,9 @@ impl Members {
         let silent: Vec<&str> = running
             .members
             .values()
-            .filter(|m| !m.engine.vitals.has_reported())
-            .map(|m| m.engine.projection.as_str())
+            .map(Working::engine)
+            .filter(|engine| !engine.vitals.has_reported())
+            .map(|engine| engine.projection.as_str())
             .collect();
         if silent.is_empty() {
             return Ok(());
@@ -294,7 +323,7 @@ impl Members {
     /// Leaves all groups, each in order.
     pub async fn stop(&self) {
         let running = std::mem::take(&mut *self.running.lock().await);
-        futures_util::future::join_all(running.members.into_values().map(Member::stop)).await;
+        futures_util::future::join_all(running.members.into_values().map(|working| working.member.stop())).await;
     }
 }
 
@@ -376,21 +405,26 @@ pub async fn command(config: &Config, command: Consumer, handlers: &Handlers) ->
         }
         Consumer::Pause { name } => set_paused(config, &name, true).await?,
         Consumer::Resume { name } => set_paused(config, &name, false).await?,
-        Consumer::Drop { name } => drop_projection(config, &name).await?,
+        Consumer::Drop { name, discard_unsent } => drop_projection(config, &name, discard_unsent).await?,
         Consumer::Restart { name, from_zero, skip_removed } => restart(config, &name, from_zero, skip_removed).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Refuses while the folder is there: the next look at it would build the projection again.
-async fn drop_projection(config: &Config, name: &str) -> anyhow::Result<()> {
+async fn drop_projection(config: &Config, name: &str, discard_unsent: bool) -> anyhow::Result<()> {
     let folder = config.project.dir.join("consumers").join(name);
     if folder.exists() {
         bail!("{} is still there, and would be built again; remove the folder first", folder.display());
     }
     let mut connection = wiring::database(config, "millpond consumer").await?;
-    if !versions::drop_projection(&mut connection, name).await? {
-        bail!("there is no projection {name} in this database; see `millpond status`");
+    match versions::drop_projection(&mut connection, name, discard_unsent).await? {
+        Dropped::Done => {}
+        Dropped::Unknown => bail!("there is no projection {name} in this database; see `millpond status`"),
+        Dropped::Unsent(rows) => bail!(
+            "{rows} downstream events of {name} have not been sent yet: have a process with the role publish send them \
+             first, or give them up with `millpond consumer drop {name} --discard-unsent`"
+        ),
     }
     say!("{name}: dropped; its topic {name}.dlq stays, as every topic does");
     Ok(())

@@ -98,11 +98,12 @@ async fn live(
 ) -> anyhow::Result<()> {
     let listener = listen(config, state).await?;
     roles.address = listener.local_addr()?;
+    // From before the folders are read: what changes while the roles start is taken in afterwards.
+    let mut watch = Watch::new(&config.project.dir)?;
     roles.start(listener).await?;
     let base = format!("http://{}", roles.address);
     let demo = start_demo(config, arguments, state, &base).await?;
     banner(config, &base, demo.is_some());
-    let mut watch = Watch::new(&config.project.dir)?;
     let mut line = LiveLine::new(config.postgres.url.clone(), demo);
     let mut ticks = 0_u32;
     loop {

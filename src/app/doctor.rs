@@ -113,15 +113,18 @@ async fn database(config: &Config) -> Result<String, String> {
     let mut connection = store::connect(&config.postgres.url, "millpond doctor")
         .await
         .map_err(|e| format!("{e}; is postgres.url right, and does Postgres run there?"))?;
-    store::status::server(&mut connection).await.map_err(|e| e.to_string()).and_then(|server| {
-        if server.version < 150_000 {
-            return Err(format!("server version {} is below 15", server.version));
-        }
-        if !server.fsync {
-            return Err("fsync is off: a crash of the machine would lose what was committed; set fsync = on".to_owned());
-        }
-        Ok(format!("version {}.{}", server.version / 10_000, server.version % 10_000))
-    })
+    let server = store::status::server(&mut connection).await.map_err(|e| e.to_string())?;
+    if server.version < 150_000 {
+        return Err(format!("server version {} is below 15", server.version));
+    }
+    if !server.fsync {
+        return Err("fsync is off: a crash of the machine would lose what was committed; set fsync = on".to_owned());
+    }
+    let version = format!("version {}.{}", server.version / 10_000, server.version % 10_000);
+    if store::has_tables(&mut connection).await.map_err(|e| e.to_string())? {
+        return Ok(version);
+    }
+    Ok(format!("{version}; no tables of Millpond yet: the first process whose account may make them does"))
 }
 
 async fn clock(config: &Config) -> Result<String, String> {

@@ -64,17 +64,16 @@ fn judge(projection: &ProjectionStatus, project: &Path) -> Verdict {
     if projection.partitions.iter().any(|p| p.age_seconds.is_some_and(|a| a > BEHIND_SECONDS)) {
         return bad(
             "behind",
-            format!(
-                "{}the lag per partition (--json), and `millpond doctor`",
-                if projection.dead_letters > 0 { format!("millpond dlq list {name}, ") } else { String::new() }
-            ),
+            "see the lag of each partition with `millpond status --json`, and run `millpond doctor`".to_owned(),
         );
     }
     if projection.outbox_seconds.is_some_and(|s| s > BEHIND_SECONDS) {
         let waiting = format!("{} downstream events wait", projection.outbox);
         return bad(
             "not sending",
-            format!("{waiting}: does a process with the role publish run? its log says what holds them"),
+            format!(
+                "{waiting}: start a process with the role publish (millpond publish), or see in its log what holds them"
+            ),
         );
     }
     let advice = (projection.dead_letters > 0).then(|| format!("millpond dlq list {name}"));
@@ -136,19 +135,20 @@ fn halts(projection: &ProjectionStatus) -> Option<String> {
     }
     let told = by_code.into_iter().map(|(code, halted)| {
         let reason = halted[0].halt_reason.as_deref().unwrap_or_default();
-        match halted.len() {
-            1 => format!("{reason} ({code})"),
-            n => format!("{reason} ({code}; {n} partitions)"),
+        let others: Vec<String> = halted[1..].iter().map(|p| format!("{}/{}", p.topic, p.partition)).collect();
+        match others[..] {
+            [] => format!("{reason} ({code})"),
+            _ => format!("{reason} ({code}; so have {})", others.join(", ")),
         }
     });
     let told: Vec<String> = told.collect();
     (!told.is_empty()).then(|| told.join("; besides: "))
 }
 
-/// Errors of the last minute, each with the partitions that have it.
+/// Errors of the last minute, each with the partitions that have it; those that halted are told of already.
 fn last_errors(projection: &ProjectionStatus) -> Vec<(&str, String)> {
     let mut errors: Vec<(&str, String)> = Vec::new();
-    for partition in &projection.partitions {
+    for partition in projection.partitions.iter().filter(|p| p.state != "halted") {
         let Some(error) = partition.last_error.as_deref() else { continue };
         let at = format!("{}/{}", partition.topic, partition.partition);
         match errors.iter_mut().find(|(known, _)| *known == error) {

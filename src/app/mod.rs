@@ -2,6 +2,7 @@
 
 mod client;
 mod consumers;
+mod database;
 mod demo;
 mod dev;
 mod doctor;

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use super::{
     consumers::{self, Members},
+    database::{self, Tables},
     open_files,
     project::Project,
     schemas, wiring,
@@ -27,7 +28,7 @@ use crate::{
     kafka::{Publisher, registry::Registry},
     publish,
     serve::{self, ServeState},
-    store::{self, versions::OnChange},
+    store::versions::OnChange,
 };
 
 /// Which roles a process has.
@@ -162,7 +163,7 @@ impl Running {
             router = router.merge(ingest::router(state)).merge(ingest::registry_routes::routes(Arc::clone(registry)));
         }
         if roles.consume || roles.publish {
-            migrate(config).await?;
+            database::migrate(config).await?;
         }
         let mut members = None;
         if let (true, Some(registry)) = (roles.consume, registry) {
@@ -176,8 +177,10 @@ impl Running {
         let relay = publisher.as_ref().filter(|_| roles.publish).map(|publisher| Relay::start(config, publisher));
         if roles.serve {
             let state = ServeState::start(wiring::serve_options(config))?;
-            let reads = state.clone();
+            let (reads, tables) = (state.clone(), Arc::new(Tables::default()));
+            parts.push(essential("tables", Arc::clone(&tables).make(config.postgres.url.clone())));
             health = health.with("postgres", move || {
+                tables.check()?;
                 let health = reads.health();
                 let why = health.last_error.unwrap_or_else(|| "no connection to Postgres yet".to_owned());
                 if health.ready { Ok(()) } else { Err(format!("{why}; run `millpond doctor`")) }
@@ -286,27 +289,5 @@ async fn follow_schema_ids(state: IngestState, schemas: crate::schema::SchemaSet
     let mut changes = registry.watch();
     while changes.changed().await.is_ok() {
         set_schema_ids(state.contracts(), &schemas, &registry);
-    }
-}
-
-/// Retries while the database is not there yet: roles may start in any order.
-async fn migrate(config: &Config) -> anyhow::Result<()> {
-    let mut said = false;
-    loop {
-        let result = async {
-            let mut connection = store::connect(&config.postgres.url, "millpond migrate").await?;
-            store::migrate(&mut connection).await
-        };
-        match result.await {
-            Ok(()) => return Ok(()),
-            Err(error) if error.class() == store::Class::Transient => {
-                if !said {
-                    warn!(%error, "waiting for Postgres");
-                    said = true;
-                }
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-            Err(error) => return Err(error.into()),
-        }
     }
 }

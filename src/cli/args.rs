@@ -207,8 +207,13 @@ pub enum Consumer {
     Pause { name: String },
     /// Go on applying records
     Resume { name: String },
-    /// Remove a projection whose folder is gone: its tables, views, fences and unsent events
-    Drop { name: String },
+    /// Remove a projection whose folder is gone: its tables, views, fences and dead letters
+    Drop {
+        name: String,
+        /// Also give up the events and mirrors of dead letters that have not been sent yet
+        #[arg(long)]
+        discard_unsent: bool,
+    },
     /// End a halt: claim again and go on where it stopped
     Restart {
         name: String,

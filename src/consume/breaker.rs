@@ -19,12 +19,16 @@ pub struct Breaker {
 }
 
 impl Breaker {
-    /// Counts a batch; returns the failures and records of the window when it trips.
+    /// Counts a batch; returns the failures and records of the window when it trips. Only a batch with failures does:
+    /// it is its partition that halts.
     pub fn count(&mut self, now: Instant, records: usize, failures: usize) -> Option<(usize, usize)> {
         while self.batches.front().is_some_and(|(at, ..)| now.duration_since(*at) > WINDOW) {
             self.batches.pop_front();
         }
         self.batches.push_back((now, records, failures));
+        if failures == 0 {
+            return None;
+        }
         let records: usize = self.batches.iter().map(|b| b.1).sum();
         let failures: usize = self.batches.iter().map(|b| b.2).sum();
         let share = failures as f64 / records.max(1) as f64;
@@ -47,6 +51,16 @@ mod tests {
         assert_eq!(Breaker::default().count(now, 19, 19), None);
         assert_eq!(Breaker::default().count(now, 1000, 50), None);
         assert_eq!(Breaker::default().count(now, 1000, 51), Some((51, 1000)));
+    }
+
+    #[test]
+    fn a_batch_without_failures_does_not_trip_when_good_ones_fall_out_of_the_window() {
+        let mut breaker = Breaker::default();
+        let start = Instant::now();
+        assert_eq!(breaker.count(start, 10_000, 0), None);
+        assert_eq!(breaker.count(start + Duration::from_secs(30), 100, 30), None);
+        assert_eq!(breaker.count(start + Duration::from_secs(70), 10, 0), None);
+        assert_eq!(breaker.count(start + Duration::from_secs(71), 1, 1), Some((31, 111)));
     }
 
     #[test]

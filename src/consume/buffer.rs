@@ -138,8 +138,11 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// Adds a record.
+    /// Adds a record. One from before where the buffer stands is of no use: it was taken, or is not asked for.
     pub fn push(&mut self, record: Incoming<'_, '_>, bounds: Bounds) -> Pushed {
+        if record.offset < self.position {
+            return Pushed { pause: false, wake: false };
+        }
         let was_empty = self.chunks.is_empty();
         let open = self.chunks.back().is_some_and(|c| !is_full(c, bounds));
         if !open {
@@ -231,6 +234,18 @@ mod tests {
         }
         assert_eq!(buffer.pop().0.unwrap().from, 10);
         assert_eq!(buffer.pop().0.unwrap().from, 14);
+    }
+
+    #[test]
+    fn a_record_from_before_the_buffers_place_is_left_out() {
+        let mut buffer = Buffer::default();
+        buffer.accept(10);
+        for offset in [3, 10, 11, 11, 10] {
+            push(&mut buffer, offset);
+        }
+        let chunk = buffer.pop().0.unwrap();
+        assert_eq!(chunk.records.iter().map(|r| r.offset).collect::<Vec<_>>(), [10, 11]);
+        assert!(buffer.is_empty());
     }
 
     #[test]

@@ -6,9 +6,11 @@
 
 mod breaker;
 mod buffer;
+mod compare;
 mod engine;
 mod group;
 pub mod handler;
+mod limit;
 mod partition;
 mod prepare;
 mod reporter;

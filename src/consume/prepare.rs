@@ -13,7 +13,10 @@ use super::{
     handler::{Effects, Record},
 };
 use crate::{
-    kafka::registry::{Registered, Registry},
+    kafka::{
+        self,
+        registry::{Registered, Registry},
+    },
     projection::{Compiled, Relation, TOMBSTONES},
     schema::{JsonDecoder, Schema, Scratch, Transcoder, framing, parse},
     store::{CopyBuffer, fence::LastApplied},
@@ -111,6 +114,14 @@ impl WriterSchemas {
             Self::Registry(registry) => registry.schema_by_id(id),
             Self::Known(schemas) => schemas.get(&id).cloned(),
         }
+    }
+
+    /// As [`Self::by_id`], but asks Kafka now.
+    async fn hold(&self, id: i32) -> Result<bool, kafka::Error> {
+        let Self::Registry(registry) = self else { return Ok(self.by_id(id).is_some()) };
+        let registry = Arc::clone(registry);
+        // Without an answer it is not known to be absent.
+        tokio::task::spawn_blocking(move || registry.holds(id)).await.unwrap_or(Ok(true))
     }
 }
 
@@ -303,9 +314,13 @@ impl Preparer {
         Ok(route)
     }
 
-    /// Ends the waiting for a schema: its records are faulty now. Should it be registered later, they no longer are.
-    pub fn give_up(&self, id: i32) {
-        self.given_up.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+    /// Ends the waiting for a schema, unless the registry has it after all: its records are faulty now. Should it be
+    /// registered later, they no longer are.
+    pub async fn give_up(&self, id: i32) -> Result<(), kafka::Error> {
+        if !self.schemas.hold(id).await? {
+            self.given_up.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+        }
+        Ok(())
     }
 
     fn compile_route(&self, subject: &str, text: &str) -> Route {

@@ -17,7 +17,9 @@ use uuid::Uuid;
 
 use super::{
     buffer::Chunk,
+    compare::compare,
     engine::{Engine, OnError},
+    limit::Limit,
     partition::{Next, Partition, Stop},
     prepare::{self, Fault, Prepared, UnknownSchema},
     transaction::{self, DeadLetter, Failure, Work},
@@ -42,6 +44,7 @@ pub struct Worker {
     unknown_since: Option<(i32, Instant)>,
     /// Whether the last record before the claim was compared with Kafka's.
     verified: bool,
+    limit: Limit,
 }
 
 /// Why applying a batch stopped.
@@ -63,7 +66,16 @@ impl Worker {
         if let Some(claim) = &claim {
             partition.set_next_offset(claim.next_offset);
         }
-        Self { engine, partition, commands, claim, pending: None, unknown_since: None, verified: false }
+        Self {
+            engine,
+            partition,
+            commands,
+            claim,
+            pending: None,
+            unknown_since: None,
+            verified: false,
+            limit: Limit::default(),
+        }
     }
 
     /// Works until the partition is taken away.
@@ -104,8 +116,8 @@ impl Worker {
         Broken::Halt(Halt {
             code: "panicked",
             reason: format!(
-                "applying {} from offset {next} on panicked: {text}; mend the handler, then run `millpond consumer \
-                 restart {}`",
+                "applying {} from offset {next} on panicked: {text}; mend the handler, start the processes with the role \
+                 consume anew, then run `millpond consumer restart {}`",
                 self.partition.at, self.engine.projection
             ),
         })
@@ -197,33 +209,11 @@ impl Worker {
         Ok(true)
     }
 
-    /// Compares the log with the fence: a topic that was deleted, recreated or cut must not be taken for the same.
+    /// Compares the log with the fence.
     async fn verify(&mut self) -> Result<(), Broken> {
-        let Some(claim) = self.claim.clone() else { return Ok(()) };
-        let found = self.engine.inspect(&claim).await.map_err(Broken::Retry)?;
-        let name = &self.engine.projection;
-        let at = &claim.at;
-        let next = claim.next_offset;
-        let command = format!("millpond consumer restart {name}");
-        let from_zero = format!("to empty its tables and read the log as it is now: {command} --from-zero");
-        let halt = |code, reason: String| Err(Broken::Halt(Halt { code, reason }));
-        if next > found.high {
-            let what = format!("{at} ends at offset {}, but {name} has applied it up to {next}", found.high);
-            return halt("log_is_shorter", format!("{what}: the topic was recreated or lost records; {from_zero}"));
-        }
-        if next < found.low {
-            let what = format!("{at} starts at offset {}, but {name} has applied it only up to {next}", found.low);
-            let go_on = format!("to go on without the records that were removed: {command} --skip-removed");
-            return halt("log_was_cut", format!("{what}; {go_on}"));
-        }
-        if let (Some(last), Some(record)) = (&claim.last, &found.last) {
-            let checksum = prepare::checksum(record.key.as_deref(), record.payload.as_deref());
-            if checksum != last.checksum {
-                let what = format!("the record at {at} offset {} is not the one {name} applied", last.offset);
-                return halt("log_is_another", format!("{what}: the topic was recreated; {from_zero}"));
-            }
-        }
-        Ok(())
+        let Some(claim) = &self.claim else { return Ok(()) };
+        let found = self.engine.inspect(claim).await.map_err(Broken::Retry)?;
+        compare(&self.engine.projection, claim, &found).map_err(Broken::Halt)
     }
 
     pub(super) async fn apply(&mut self, chunk: &Chunk) -> Result<(), Broken> {
@@ -245,11 +235,12 @@ impl Worker {
             if self.partition.stopping() != Stop::Run {
                 return Ok(());
             }
-            let prepared = self
-                .engine
-                .preparer
-                .prepare(&self.partition.at.topic, self.partition.at.partition, chunk, range.clone())
-                .map_err(|unknown| self.unknown_schema(unknown))?;
+            let wanted = range.start..range.start + self.limit.of(range.len());
+            let at = &self.partition.at;
+            let prepared = match self.engine.preparer.prepare(&at.topic, at.partition, chunk, wanted) {
+                Ok(prepared) => prepared,
+                Err(unknown) => return Err(self.unknown_schema(unknown).await),
+            };
             self.unknown_since = None;
             let done = prepared.end;
             if done < range.end {
@@ -269,7 +260,15 @@ impl Worker {
                     fault.record_type = self.engine.preparer.record_type(chunk, &chunk.records[index]);
                     self.around(chunk, &mut ranges, range, index, fault).await?;
                 }
-                Err(Failure::Store(e)) if e.class() == Class::Record || (e.is_timeout() && range.len() > 1) => {
+                Err(Failure::Store(e)) if e.is_too_slow() => {
+                    self.limit.too_slow(range.len());
+                    // Whether one without an answer was committed is known only from a new claim.
+                    if e.sqlstate().is_none() || range.len() == 1 {
+                        return Err(self.broken(e));
+                    }
+                    ranges.push(range);
+                }
+                Err(Failure::Store(e)) if e.class() == Class::Record => {
                     metrics::BATCHES.with_label_values(&[self.engine.projection.as_str(), "record_error"]).inc();
                     if range.len() > 1 {
                         // Bisect: each half is a transaction of its own that advances the fence.
@@ -320,8 +319,9 @@ impl Worker {
         Halt {
             code: "poison",
             reason: format!(
-                "the record at {} offset {offset} cannot be applied: {}; mend the consumer's folder and run `millpond \
-                 consumer restart {2}`, or set on_error = \"skip\" to dead-letter it",
+                "the record at {} offset {offset} cannot be applied: {}; to build the tables anew from a mended folder, \
+                 run `millpond consumer restart {2} --from-zero`; to set the record aside, set on_error = \"skip\" in \
+                 the folder, restart the processes with the role consume, and run `millpond consumer restart {2}`",
                 self.partition.at, fault.reason, self.engine.projection
             ),
         }
@@ -333,7 +333,9 @@ impl Worker {
             Class::Deploy => Broken::Halt(Halt {
                 code: "statements_do_not_fit",
                 reason: format!(
-                    "the statements of consumer {0} failed: {error}; mend its folder and run `millpond consumer restart {0}`",
+                    "the statements of consumer {0} failed: {error}; undo what was changed in the database and run \
+                     `millpond consumer restart {0}`, or build its tables anew with `millpond consumer restart {0} \
+                     --from-zero`",
                     self.engine.projection
                 ),
             }),
@@ -359,7 +361,7 @@ impl Worker {
             skipped: prepared.skipped,
             classes: faults.iter().map(|(_, f)| f.class).collect(),
         };
-        let mut lease = self.engine.sessions.batch().await?;
+        let mut lease = store::bounded(self.engine.sessions.batch()).await?;
         let work = Work { claim: &claim, chunk, from: claim.next_offset, to, prepared, dead };
         let result = store::bounded(transaction::run(&self.engine, &mut lease.connection, work)).await;
         let committed = result?;
@@ -370,18 +372,22 @@ impl Worker {
         }
         self.partition.set_next_offset(to);
         self.ask(Ask::Commit(to));
+        self.limit.done(started.elapsed());
         tally.report(&self.engine.projection, committed.refused, started);
         Ok(())
     }
 
     /// The schema may be on its way: the record waits for it, but not for ever.
-    fn unknown_schema(&mut self, unknown: UnknownSchema) -> Broken {
+    async fn unknown_schema(&mut self, unknown: UnknownSchema) -> Broken {
         let (id, since) = *self.unknown_since.get_or_insert((unknown.0, Instant::now()));
         if id != unknown.0 {
             self.unknown_since = None;
         } else if since.elapsed() > SCHEMA_PATIENCE {
             self.unknown_since = None;
-            self.engine.preparer.give_up(unknown.0);
+            // A registry that cannot be read must not look like poison.
+            if let Err(error) = self.engine.preparer.give_up(id).await {
+                return Broken::Retry(format!("{unknown}; the registry cannot be read now: {error}"));
+            }
         }
         Broken::Retry(unknown.to_string())
     }

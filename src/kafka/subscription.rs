@@ -288,13 +288,14 @@ const POLL_FULL: Duration = Duration::from_millis(2);
 
 fn poll<A: Assignee>(consumer: &BaseConsumer<Context<A>>, inbox: &mpsc::Receiver<Command>) {
     let mut recent: Option<Recent<A::Partition>> = None;
-    let mut retries: Vec<Command> = Vec::new();
+    let mut retries: Vec<(Command, u32)> = Vec::new();
     loop {
-        let pending: Vec<Command> = std::mem::take(&mut retries).into_iter().chain(inbox.try_iter()).collect();
-        for command in pending {
-            match obey(consumer, command) {
+        let new = inbox.try_iter().map(|command| (command, 0));
+        let pending: Vec<(Command, u32)> = std::mem::take(&mut retries).into_iter().chain(new).collect();
+        for (command, tries) in pending {
+            match obey(consumer, command, tries) {
                 Obeyed::Done => {}
-                Obeyed::Again(command) => retries.push(command),
+                Obeyed::Again(command) => retries.push((command, tries + 1)),
                 Obeyed::Stop => return leave(consumer),
             }
         }
@@ -363,15 +364,19 @@ enum Obeyed {
     Stop,
 }
 
-fn obey<A: Assignee>(consumer: &BaseConsumer<Context<A>>, command: Command) -> Obeyed {
+fn obey<A: Assignee>(consumer: &BaseConsumer<Context<A>>, command: Command, tries: u32) -> Obeyed {
     let Command::Ask { at, assignment, ask } = command else { return Obeyed::Stop };
     let Some(partition) = consumer.context().asking(&at, assignment) else { return Obeyed::Done };
     match ask {
         Ask::Resume => fetch(consumer, &at, Fetching::On),
         Ask::Pause => fetch(consumer, &at, Fetching::Closed),
         Ask::Seek(offset) => {
-            // 1 s: the seek is local; a partition that was just assigned may refuse it until its fetcher runs.
-            let sought = consumer.seek(&at.topic, at.partition, Offset::Offset(offset), Duration::from_secs(1));
+            let sought = if tries < SEEKS {
+                // 1 s: it is local.
+                consumer.seek(&at.topic, at.partition, Offset::Offset(offset), Duration::from_secs(1))
+            } else {
+                take_anew(consumer, &at, offset)
+            };
             if let Err(error) = sought {
                 tracing::debug!(partition = %at, offset, %error, "cannot seek yet; trying again");
                 return Obeyed::Again(Command::Ask { at, assignment, ask });
@@ -387,6 +392,22 @@ fn obey<A: Assignee>(consumer: &BaseConsumer<Context<A>>, command: Command) -> O
         }
     }
     Obeyed::Done
+}
+
+/// So often a seek is tried: a partition that was just assigned refuses it until its fetcher runs.
+const SEEKS: u32 = 5;
+
+/// Gives a partition back to the client, not to the group, and takes it from there on. Once librdkafka was told that an
+/// offset is out of range it has stopped fetching the partition for good, and refuses every seek.
+fn take_anew<A: Assignee>(
+    consumer: &BaseConsumer<Context<A>>,
+    at: &TopicPartition,
+    offset: i64,
+) -> Result<(), KafkaError> {
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(&at.topic, at.partition, Offset::Offset(offset))?;
+    consumer.incremental_unassign(&list)?;
+    consumer.incremental_assign(&list)
 }
 
 /// Begins or ends fetching a partition. While it is paused librdkafka keeps none of its records.

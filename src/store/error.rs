@@ -1,6 +1,6 @@
 //! What can go wrong with Postgres, and what that means for the batch in hand.
 
-use sqlx::postgres::PgDatabaseError;
+use sqlx::{migrate::MigrateError, postgres::PgDatabaseError};
 
 /// What to do about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,21 +52,27 @@ impl Error {
     /// SQLSTATE, where Postgres itself answered.
     pub fn sqlstate(&self) -> Option<&str> {
         match self {
-            Error::Sql(sqlx::Error::Database(e)) => Some(e.downcast_ref::<PgDatabaseError>().code()),
+            Error::Sql(sqlx::Error::Database(e))
+            | Error::Migrate(
+                MigrateError::Execute(sqlx::Error::Database(e))
+                | MigrateError::ExecuteMigration(sqlx::Error::Database(e), _),
+            ) => Some(e.downcast_ref::<PgDatabaseError>().code()),
             Error::Session(e) => e.code().map(tokio_postgres::error::SqlState::code),
             _ => None,
         }
     }
 
-    /// Whether a statement ran longer than it may: half the batch may well fit.
-    pub fn is_timeout(&self) -> bool {
-        self.sqlstate() == Some("57014")
+    /// Whether a statement, or all of a transaction, took longer than it may: half the batch may well fit.
+    pub fn is_too_slow(&self) -> bool {
+        matches!(self, Error::NoAnswer(_)) || self.sqlstate() == Some("57014")
     }
 
     /// Classes follow the first two characters of SQLSTATE (Postgres manual, appendix A).
     pub fn class(&self) -> Class {
         let Some(code) = self.sqlstate() else {
             return match self {
+                // The database was lost on the way, or others are at it.
+                Error::Migrate(MigrateError::Execute(_) | MigrateError::ExecuteMigration(..)) => Class::Transient,
                 Error::Url(_) | Error::Address(_) | Error::Refused(_) | Error::Migrate(_) => Class::Deploy,
                 _ => Class::Transient,
             };
@@ -132,8 +138,8 @@ fn sentence(message: &str, code: &str, parts: [(&str, Option<&str>); 5]) -> Stri
     }
     if matches!(code, "42P01" | "3F000") && message.contains("millpond.") {
         text.push_str(
-            "; this database has no tables of Millpond yet: start a process with the role consume (`millpond consume`, \
-             or `millpond dev`), or check postgres.url with `millpond config`",
+            "; this database has no tables of Millpond yet: start `millpond consume`, `millpond publish` or `millpond \
+             serve` on it, or check postgres.url with `millpond config`",
         );
     }
     text

@@ -31,7 +31,8 @@ use sqlx::{
 ///
 /// `idle_in_transaction_session_timeout` (8 s) ends a transaction whose client was stopped or cut off, so that its
 /// row locks do not outlive the group's session timeout (10 s); `statement_timeout` (20 s) bounds one statement.
-const SETTINGS: [(&str, &str); 8] = [
+/// A session whose client is gone without a word ends with its locks after some 25 s, not when TCP gives up.
+const SETTINGS: [(&str, &str); 13] = [
     ("timezone", "UTC"),
     ("datestyle", "ISO, MDY"),
     ("intervalstyle", "postgres"),
@@ -39,6 +40,11 @@ const SETTINGS: [(&str, &str); 8] = [
     ("idle_in_transaction_session_timeout", "8s"),
     ("statement_timeout", "20s"),
     ("lock_timeout", "5s"),
+    ("default_transaction_isolation", "read committed"),
+    ("tcp_keepalives_idle", "10"),
+    ("tcp_keepalives_interval", "5"),
+    ("tcp_keepalives_count", "3"),
+    ("tcp_user_timeout", "20s"),
     ("client_min_messages", "warning"),
 ];
 
@@ -74,7 +80,8 @@ pub async fn run(connection: &mut PgConnection, sql: impl Into<String>) -> Resul
 
 const MIGRATIONS: [(i64, &str, &str); 1] = [(1, "platform", include_str!("../../migrations/0001_platform.sql"))];
 
-/// Brings the platform tables up to this binary's version; safe to run from many processes at once.
+/// Brings the platform tables up to this binary's version; safe to run from many processes at once. After an error the
+/// connection must not be used again.
 pub async fn migrate(connection: &mut PgConnection) -> Result<(), Error> {
     let migrations = MIGRATIONS
         .iter()
@@ -83,8 +90,23 @@ pub async fn migrate(connection: &mut PgConnection) -> Result<(), Error> {
             Migration::new(*version, (*name).into(), MigrationType::Simple, sql, false)
         })
         .collect();
-    run(connection, "create schema if not exists millpond").await?;
+    // Postgres lets two that make the same schema at once collide, whatever they say of its existence.
+    run(connection, format!("select pg_advisory_lock({MIGRATORS}); create schema if not exists millpond")).await?;
     let mut migrator = Migrator::with_migrations(migrations);
     migrator.dangerous_set_table_name("millpond.migrations");
-    migrator.run_direct(None, connection, false).await.map_err(Error::Migrate)
+    migrator.run_direct(None, connection, false).await.map_err(Error::Migrate)?;
+    run(connection, format!("select pg_advisory_unlock({MIGRATORS})")).await
+}
+
+/// Those who migrate take turns.
+const MIGRATORS: &str = "hashtextextended('millpond.migrate', 0)";
+
+/// Whether the platform's tables are in this database, of whichever version. Any account may ask.
+pub async fn has_tables(connection: &mut PgConnection) -> Result<bool, Error> {
+    Ok(sqlx::query_scalar(
+        "select exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace
+                         where n.nspname = 'millpond' and c.relname = 'projections')",
+    )
+    .fetch_one(connection)
+    .await?)
 }

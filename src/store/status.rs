@@ -48,7 +48,7 @@ pub async fn projections(connection: &mut PgConnection) -> Result<Vec<Projection
                   where d.projection = p.projection and d.version = p.live_version) as dead_letters,
                 o.rows as outbox, o.seconds as outbox_seconds,
                 f.topic, f.partition, f.next_offset, f.state, f.halt_code, f.halt_reason, f.owner is not null as owned,
-                e.end_offset, e.last_error,
+                e.end_offset, case when e.last_error_at > now() - interval '1 minute' then e.last_error end as last_error,
                 extract(epoch from now() - e.observed_at)::float8 as seen,
                 case when e.end_offset is null then null
                      when f.next_offset >= e.end_offset then extract(epoch from now() - e.observed_at)::float8
@@ -128,15 +128,23 @@ pub async fn switches(connection: &mut PgConnection, projection: &str) -> Result
 
 /// Ends the halts of the live version; returns how many partitions had halted.
 pub async fn end_halts(connection: &mut PgConnection, projection: &str) -> Result<u64, Error> {
+    // What led to the halt is no error of the time after it.
     let done = sqlx::query(
-        "update millpond.fences f set state = 'running', halt_code = null, halt_reason = null
-           from millpond.projections p
-          where p.projection = $1 and f.projection = p.projection and f.version = p.live_version and f.state = 'halted'",
+        "with ended as (
+            update millpond.fences f set state = 'running', halt_code = null, halt_reason = null
+              from millpond.projections p
+             where p.projection = $1 and f.projection = p.projection and f.version = p.live_version and f.state = 'halted'
+            returning f.projection, f.version, f.topic, f.partition),
+         forgotten as (
+            update millpond.ends e set last_error = null, last_error_at = null from ended
+             where (e.projection, e.version, e.topic, e.partition)
+                 = (ended.projection, ended.version, ended.topic, ended.partition))
+         select count(*) from ended",
     )
     .bind(projection)
-    .execute(connection)
+    .fetch_one(connection)
     .await?;
-    Ok(done.rows_affected())
+    Ok(u64::try_from(done.try_get::<i64, _>(0)?).unwrap_or_default())
 }
 
 /// What a consumer saw of the end of a partition.

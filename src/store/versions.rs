@@ -82,8 +82,8 @@ pub async fn ensure(
         Some(_) if on_change == OnChange::Refuse => {
             return Err(Error::Refused(format!(
                 "the folder of consumer {0} has changed since its live version was built; outside `millpond dev` a \
-                 changed folder is not applied to existing tables: restore the folder, or drop the projection with \
-                 `millpond consumer restart {0} --from-zero`, which empties its tables and reads the log again",
+                 changed folder is not applied to existing tables: restore the folder, or start over with `millpond consumer \
+                 restart {0} --from-zero`, which empties its tables and reads the log again",
                 definition.projection
             )));
         }
@@ -168,13 +168,35 @@ pub async fn start_over(connection: &mut PgConnection, projection: &str) -> Resu
     Ok(true)
 }
 
-/// Removes a projection and everything of it in this database; false when there is none of that name.
-pub async fn drop_projection(connection: &mut PgConnection, projection: &str) -> Result<bool, Error> {
+/// What became of a projection that was to be dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dropped {
+    Done,
+    /// There is none of that name.
+    Unknown,
+    /// So many rows of its outbox have not left yet: nothing was done.
+    Unsent(i64),
+}
+
+/// Removes a projection and everything of it in this database; with `unsent`, also events that have not left yet.
+pub async fn drop_projection(connection: &mut PgConnection, projection: &str, unsent: bool) -> Result<Dropped, Error> {
     let mut tx = connection.begin().await?;
     sqlx::query("select pg_advisory_xact_lock(hashtextextended('millpond.version.' || $1, 0))")
         .bind(projection)
         .execute(&mut *tx)
         .await?;
+    // Writers are shut out first, or a batch under way would add to what is counted.
+    sqlx::query("update millpond.fences set state = 'retired', owner = null where projection = $1")
+        .bind(projection)
+        .execute(&mut *tx)
+        .await?;
+    let waiting: i64 = sqlx::query_scalar("select count(*) from millpond.outbox where projection = $1")
+        .bind(projection)
+        .fetch_one(&mut *tx)
+        .await?;
+    if waiting > 0 && !unsent {
+        return Ok(Dropped::Unsent(waiting));
+    }
     let versions: Vec<i32> = sqlx::query_scalar("select version from millpond.versions where projection = $1")
         .bind(projection)
         .fetch_all(&mut *tx)
@@ -191,5 +213,5 @@ pub async fn drop_projection(connection: &mut PgConnection, projection: &str) ->
         .await?
         .rows_affected();
     tx.commit().await?;
-    Ok(dropped > 0)
+    Ok(if dropped > 0 { Dropped::Done } else { Dropped::Unknown })
 }

@@ -3,10 +3,12 @@
 //! After each the tables and the emitted events are, row by row, what the oracle computes from what was accepted.
 
 mod kafka_outage;
+mod log;
 mod outbox;
 mod poison;
 mod rebalance;
 mod shutdown;
+mod slow;
 
 use std::time::Duration;
 

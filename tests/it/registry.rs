@@ -14,7 +14,11 @@ use millpond::kafka::{
 };
 use uuid::Uuid;
 
+use crate::harness::eventually_async;
 use crate::publisher::{options, read_all, read_all_by};
+
+/// Far more than it takes, on a machine that does much else.
+const SOON: Duration = Duration::from_secs(60);
 
 const TOPIC: &str = "MILLPOND_TEST_REGISTRY_TOPIC";
 const NAME: &str = "MILLPOND_TEST_REGISTRANT";
@@ -65,6 +69,22 @@ async fn assert_ids_are_unique(topic: &str) -> BTreeMap<i32, String> {
         }
     }
     schema_of
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn registry_asked_anew_tells_a_schema_that_is_not_there_from_one_it_cannot_ask_for() {
+    let options = new_registry().await;
+    let (writer, reader) = (open(&options).await, open(&options).await);
+    let id = register(&writer, "s.Asked", &text("Asked")).await.unwrap().id;
+    let holds = async |registry: &Arc<Registry>, id: i32| {
+        let registry = registry.clone();
+        tokio::task::spawn_blocking(move || registry.holds(id)).await.unwrap()
+    };
+    // What is committed is to be read a moment later.
+    eventually_async(SOON, async || holds(&reader, id).await.unwrap()).await;
+    assert!(!holds(&reader, id + 1).await.unwrap());
+    Admin::connect(&crate::publisher::options()).unwrap().delete(&options.topic).await.unwrap();
+    eventually_async(SOON, async || holds(&reader, id + 1).await.is_err()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,171 +1,127 @@
-//! Members of a consumer group on a real broker: what they are given, and whether its records come.
+//! The poll thread of a consumer group on a real broker: what it fetches, and whom it obeys.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::Duration;
 
 use millpond::domain::TopicPartition;
 use millpond::kafka::Publisher;
+use millpond::kafka::murmur2::partition_of;
 use millpond::kafka::subscription::{Ask, Assigned, Assignee, Command, Flow, Incoming, Subscription};
 
-use crate::harness::{eventually_async, unique};
+use crate::harness::{eventually, unique};
 use crate::publisher::{batch, new_topic, options};
 
-/// Far more than a rebalance takes, on a machine that does much else.
 const SOON: Duration = Duration::from_secs(60);
+const PARTITIONS: u32 = 2;
 
-/// A member that can claim nothing at first, and everything later.
+/// Takes both partitions from their beginning and notes what comes.
 #[derive(Default)]
-struct Member {
-    claims: Mutex<bool>,
-    owned: Mutex<BTreeSet<i32>>,
-    /// Partitions of which a record has come.
-    read: Mutex<BTreeSet<i32>>,
-}
-
-impl Assignee for Member {
-    type Partition = i32;
-
-    fn assigned(&self, partitions: Vec<TopicPartition>, _assignment: u64) -> Vec<Assigned<i32>> {
-        let start = self.claims.lock().unwrap().then_some(0);
-        self.owned.lock().unwrap().extend(partitions.iter().map(|at| at.partition));
-        partitions.into_iter().map(|at| Assigned { partition: at.partition, start, at }).collect()
-    }
-
-    fn revoked(&self, partitions: Vec<TopicPartition>, _lost: bool) {
-        self.owned.lock().unwrap().retain(|owned| !partitions.iter().any(|at| at.partition == *owned));
-    }
-
-    fn record(&self, partition: &i32, _record: Incoming<'_, '_>) -> Flow {
-        self.read.lock().unwrap().insert(*partition);
-        Flow::Continue
-    }
-
-    fn sought(&self, _partition: &i32, _offset: i64) {}
-
-    fn lost_place(&self) {}
-
-    fn failed(&self, error: &str) {
-        eprintln!("{error}");
-    }
-}
-
-fn join(group: &str, topic: &str, member: &Arc<Member>) -> Subscription {
-    Subscription::start(&options(), group, &[topic.to_owned()], Arc::clone(member), drop).unwrap()
-}
-
-/// Waits until a member has so many of the two partitions.
-async fn has(member: &Member, partitions: usize) {
-    eventually_async(SOON, async || member.owned.lock().unwrap().len() == partitions).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn partition_taken_away_while_paused_is_read_when_it_comes_back() {
-    let topic = new_topic(2).await;
-    let publisher = Publisher::start(&options(), [topic.as_str()]).unwrap();
-    publisher.wait_ready().await;
-    let keys: Vec<String> = (0..20).map(|key| key.to_string()).collect();
-    let records: Vec<_> = keys.iter().map(|key| (Some(key.as_str()), Some("value"), "id")).collect();
-    assert!(publisher.publish(batch(&topic, &records)).unwrap().await.all_written());
-
-    let group = unique("group");
-    let (first, second) = (Arc::new(Member::default()), Arc::new(Member::default()));
-    let stays = join(&group, &topic, &first);
-    has(&first, 2).await;
-    // Without a claim both are paused; one of them goes to the other member, and comes back when that leaves.
-    *first.claims.lock().unwrap() = true;
-    let leaves = join(&group, &topic, &second);
-    has(&second, 1).await;
-    has(&first, 1).await;
-    let back = *second.owned.lock().unwrap().first().unwrap();
-    tokio::task::spawn_blocking(|| leaves.stop()).await.unwrap();
-    has(&first, 2).await;
-    eventually_async(SOON, async || first.read.lock().unwrap().contains(&back)).await;
-    tokio::task::spawn_blocking(|| stays.stop()).await.unwrap();
-}
-
-/// A member whose claims come when its partitions are assigned already: each is sought at once.
-#[derive(Default)]
-struct LateClaims {
+struct Notes {
     commands: OnceLock<mpsc::Sender<Command>>,
-    /// Offsets that came behind the seek, per partition.
-    read: Mutex<BTreeMap<i32, Vec<i64>>>,
+    assignment: OnceLock<u64>,
+    offsets: Mutex<HashMap<i32, Vec<i64>>>,
+    sought: Mutex<Vec<(i32, i64)>>,
 }
 
-impl Assignee for LateClaims {
+impl Assignee for Notes {
     type Partition = i32;
 
     fn assigned(&self, partitions: Vec<TopicPartition>, assignment: u64) -> Vec<Assigned<i32>> {
-        for at in &partitions {
-            let at = at.clone();
-            self.commands.get().unwrap().send(Command::Ask { at, assignment, ask: Ask::Seek(0) }).unwrap();
+        if !partitions.is_empty() {
+            self.assignment.set(assignment).expect("one member is assigned once");
         }
-        partitions.into_iter().map(|at| Assigned { partition: at.partition, start: None, at }).collect()
+        partitions.into_iter().map(|at| Assigned { partition: at.partition, at, start: Some(0) }).collect()
     }
 
-    fn revoked(&self, _partitions: Vec<TopicPartition>, _lost: bool) {}
+    fn revoked(&self, _: Vec<TopicPartition>, _: bool) {}
 
     fn record(&self, partition: &i32, record: Incoming<'_, '_>) -> Flow {
-        if let Some(offsets) = self.read.lock().unwrap().get_mut(partition) {
-            offsets.push(record.offset);
-        }
+        self.offsets.lock().unwrap().entry(*partition).or_default().push(record.offset);
         Flow::Continue
     }
 
-    fn sought(&self, partition: &i32, _offset: i64) {
-        self.read.lock().unwrap().insert(*partition, Vec::new());
+    fn sought(&self, partition: &i32, offset: i64) {
+        self.sought.lock().unwrap().push((*partition, offset));
     }
 
     fn lost_place(&self) {}
 
     fn failed(&self, error: &str) {
-        eprintln!("{error}");
+        panic!("{error}");
     }
 }
 
+impl Notes {
+    fn offsets(&self, partition: i32) -> Vec<i64> {
+        self.offsets.lock().unwrap().get(&partition).cloned().unwrap_or_default()
+    }
+
+    fn ask(&self, topic: &str, partition: i32, assignment: u64, ask: Ask) {
+        let at = TopicPartition::new(topic, partition);
+        self.commands.get().unwrap().send(Command::Ask { at, assignment, ask }).unwrap();
+    }
+
+    /// Waits until what was asked before has been done: commands are obeyed in their order.
+    fn obeyed(&self, topic: &str, partition: i32) {
+        let before = self.sought.lock().unwrap().len();
+        let end = i64::try_from(self.offsets(partition).len()).unwrap();
+        self.ask(topic, partition, *self.assignment.get().unwrap(), Ask::Seek(end));
+        eventually(SOON, || self.sought.lock().unwrap().len() > before);
+    }
+}
+
+/// A key of each partition.
+fn key(partition: i32) -> String {
+    let mut keys = (0..).map(|n: i32| format!("k{n}"));
+    keys.find(|key| partition_of(key.as_bytes(), PARTITIONS) == partition).unwrap()
+}
+
+async fn write(publisher: &Publisher, topic: &str, partition: i32, records: usize) {
+    let key = key(partition);
+    let records = vec![(Some(key.as_str()), Some("payload"), "id"); records];
+    assert!(publisher.publish(batch(topic, &records)).unwrap().await.all_written());
+}
+
+fn numbers(range: Range<i64>) -> Vec<i64> {
+    range.collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn partition_sought_right_after_its_assignment_is_read_without_a_gap() {
-    const PARTITIONS: u32 = 12;
+async fn partition_that_is_closed_is_not_fetched_until_it_is_sought() {
     let topic = new_topic(PARTITIONS).await;
     let publisher = Publisher::start(&options(), [topic.as_str()]).unwrap();
     publisher.wait_ready().await;
-    let member = Arc::new(LateClaims::default());
-    let commands = Arc::clone(&member);
-    let subscription = Subscription::start(
-        &options(),
-        &unique("group"),
-        std::slice::from_ref(&topic),
-        Arc::clone(&member),
-        move |way| {
-            commands.commands.set(way).unwrap();
-        },
-    )
-    .unwrap();
-    // Somebody writes all the while: an end that is looked up later is another.
-    let keys: Vec<String> = (0..200).map(|key| key.to_string()).collect();
-    let records: Vec<_> = keys.iter().map(|key| (Some(key.as_str()), Some("value"), "id")).collect();
-    let mut written = 0;
-    let sought = || member.read.lock().unwrap().len() == PARTITIONS as usize;
-    let begun = std::time::Instant::now();
-    let mut since = None;
-    // Two seconds are four times what the client waits before it looks up an end once more.
-    while since.is_none_or(|since: std::time::Instant| since.elapsed() < Duration::from_secs(2)) {
-        assert!(begun.elapsed() < SOON, "not assigned");
-        assert!(publisher.publish(batch(&topic, &records)).unwrap().await.all_written());
-        written += records.len();
-        since = since.or_else(|| sought().then(std::time::Instant::now));
+    let notes = Arc::new(Notes::default());
+    let connect = |commands| notes.commands.set(commands).unwrap();
+    let group = unique("group");
+    let subscription =
+        Subscription::start(&options(), &group, std::slice::from_ref(&topic), Arc::clone(&notes), connect).unwrap();
+    for partition in 0..2 {
+        write(&publisher, &topic, partition, 10).await;
+        eventually(SOON, || notes.offsets(partition).len() == 10);
     }
-    let come = || member.read.lock().unwrap().values().map(Vec::len).sum::<usize>();
-    let complete = async {
-        while come() < written {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    let complete = tokio::time::timeout(Duration::from_secs(20), complete).await;
-    for (partition, offsets) in &*member.read.lock().unwrap() {
-        let gap = offsets.iter().zip(0..).find(|(offset, expected)| *offset != expected);
-        assert!(gap.is_none(), "partition {partition}: {gap:?} of {} read", offsets.len());
-    }
-    assert!(complete.is_ok(), "{} of {written} have come", come());
-    tokio::task::spawn_blocking(|| subscription.stop()).await.unwrap();
+    let mine = *notes.assignment.get().unwrap();
+
+    // A worker of an earlier assignment closes nothing.
+    notes.ask(&topic, 0, mine - 1, Ask::Pause);
+    notes.obeyed(&topic, 1);
+    write(&publisher, &topic, 0, 10).await;
+    eventually(SOON, || notes.offsets(0).len() == 20);
+
+    notes.ask(&topic, 0, mine, Ask::Pause);
+    notes.obeyed(&topic, 1);
+    write(&publisher, &topic, 0, 100).await;
+    // The other goes on, and what it gets was written later.
+    write(&publisher, &topic, 1, 100).await;
+    eventually(SOON, || notes.offsets(1).len() == 110);
+    assert_eq!(notes.offsets(0), numbers(0..20));
+
+    notes.ask(&topic, 0, mine, Ask::Seek(15));
+    eventually(SOON, || notes.offsets(0).len() == 125);
+    let expected: Vec<i64> = (0..20).chain(15..120).collect();
+    assert_eq!(notes.offsets(0), expected);
+    assert_eq!(notes.offsets(1), numbers(0..110));
+    tokio::task::spawn_blocking(move || subscription.stop()).await.unwrap();
 }

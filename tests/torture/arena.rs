@@ -137,7 +137,7 @@ impl Arena {
         PgConnection::connect(&self.database).await.context("cannot connect to Postgres")
     }
 
-    /// Starts the process of a slot and waits until it is ready.
+    /// Starts the process of a slot and waits until it listens; a fault may keep it from being ready.
     pub fn start(&mut self, servers: &Servers, slot: usize) -> anyhow::Result<()> {
         let url = servers.database_url(&self.database_name, self.slots[slot].postgres.port())?;
         let (role, settings) = (self.slots[slot].role, self.slots[slot].settings);
@@ -154,7 +154,7 @@ impl Arena {
         let name = format!("{}.{}", self.slots[slot].name, self.lives);
         // Only the consuming side needs to know the handler.
         let program = if role == "consume" { &*self.application } else { Path::new(env!("CARGO_BIN_EXE_millpond")) };
-        let process = tokio::task::block_in_place(|| Process::start_program(&self.folder, &name, program, args));
+        let process = tokio::task::block_in_place(|| Process::start_program(&self.folder, &name, program, args, false));
         let slot = &mut self.slots[slot];
         slot.logs.push(self.folder.path().join(format!("{name}.log")));
         slot.web.send_replace(Some(process.web.clone()));

@@ -32,6 +32,7 @@ use view::View;
 use super::{
     Error, Options, TopicSpec,
     client::{self, Isolation, Logging, is_passing},
+    reader::Reader,
 };
 use crate::telemetry::metrics::kafka as metrics;
 
@@ -65,6 +66,7 @@ impl RegistryOptions {
 
 /// The running registry. Share it behind an `Arc`.
 pub struct Registry {
+    options: Options,
     shared: Arc<Shared>,
     registrar: Mutex<Registrar>,
 }
@@ -95,7 +97,7 @@ impl Registry {
         let failed = |error: std::io::Error| Error::Create { what: "registry's thread", why: error.to_string() };
         spawned.map_err(failed)?;
         let registrar = Mutex::new(Registrar::new(options.clone(), registry.clone()));
-        Ok(Self { shared, registrar })
+        Ok(Self { options: options.clone(), shared, registrar })
     }
 
     pub async fn wait_ready(&self) {
@@ -110,6 +112,15 @@ impl Registry {
     /// The schema of an id. Ids of deleted versions are served too: the log has records of them.
     pub fn schema_by_id(&self, id: i32) -> Option<Arc<Registered>> {
         self.shared.view().by_id(id).cloned()
+    }
+
+    /// Whether the topic has a schema of this id now: reads it anew to its end, for whoever is about to decide that a
+    /// record can never be read. Blocks.
+    pub fn holds(&self, id: i32) -> Result<bool, Error> {
+        let reader = Reader::with(&self.options, Isolation::Committed)?;
+        let mut view = View::default();
+        reader.catch_up(&self.shared.topic, PARTITION, None, |key, payload| view.apply(record::parse(key, payload)))?;
+        Ok(view.by_id(id).is_some())
     }
 
     /// Every subject and version that has this id.

@@ -87,11 +87,20 @@ impl Cluster {
 
     /// Starts `millpond ROLE` and waits until it is ready.
     pub fn start(&self, role: &str, settings: &[&str]) -> Process {
+        self.start_until(role, settings, true)
+    }
+
+    /// Starts `millpond ROLE`, which may not be ready for some time.
+    pub fn start_early(&self, role: &str, settings: &[&str]) -> Process {
+        self.start_until(role, settings, false)
+    }
+
+    fn start_until(&self, role: &str, settings: &[&str], ready: bool) -> Process {
         let number = self.started.replace(self.started.get() + 1);
         let mut args = vec![role.to_owned(), "--listen".to_owned(), "127.0.0.1:0".to_owned()];
         args.extend(self.flags());
         args.extend(settings.iter().flat_map(|setting| ["--set".to_owned(), (*setting).to_owned()]));
-        Process::start(&self.folder, &format!("{role}-{number}"), args)
+        Process::start(&self.folder, &format!("{role}-{number}"), args, ready)
     }
 
     /// Runs a command of the command line to its end.

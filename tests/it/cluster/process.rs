@@ -24,13 +24,13 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts the binary and waits until it says that it is ready.
-    pub fn start(folder: &Arc<Folder>, name: &str, args: Vec<String>) -> Self {
-        Self::start_program(folder, name, Path::new(env!("CARGO_BIN_EXE_millpond")), args)
+    /// Starts the binary and waits until it listens, and with `ready` until it wants to be asked.
+    pub fn start(folder: &Arc<Folder>, name: &str, args: Vec<String>, ready: bool) -> Self {
+        Self::start_program(folder, name, Path::new(env!("CARGO_BIN_EXE_millpond")), args, ready)
     }
 
     /// [`Self::start`] of another program with the same command line.
-    pub fn start_program(folder: &Arc<Folder>, name: &str, program: &Path, args: Vec<String>) -> Self {
+    pub fn start_program(folder: &Arc<Folder>, name: &str, program: &Path, args: Vec<String>, ready: bool) -> Self {
         let log = folder.path().join(format!("{name}.log"));
         let launch = Launch {
             name: name.to_owned(),
@@ -46,11 +46,11 @@ impl Process {
         };
         let mut child = Child::spawn(folder, launch).unwrap();
         let mut address = None;
-        let ready = child.wait_ready(SOON, |_| {
+        let started = child.wait_ready(SOON, |_| {
             address = ready_at(&log);
-            address.as_deref().is_some_and(is_ready)
+            address.as_deref().is_some_and(|address| !ready || is_ready(address))
         });
-        ready.unwrap_or_else(|error| panic!("{error}\n{}", std::fs::read_to_string(&log).unwrap()));
+        started.unwrap_or_else(|error| panic!("{error}\n{}", std::fs::read_to_string(&log).unwrap()));
         let identity = Identity::of(child.pid()).expect("it runs");
         let web = Web::new(&format!("http://{}", address.expect("ready")));
         Self { child, name: name.to_owned(), identity, log, web }

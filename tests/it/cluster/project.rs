@@ -23,6 +23,35 @@ impl Project {
         project
     }
 
+    /// Payments on two partitions, and what they come to per account: whatever is applied twice is counted twice. An
+    /// amount from [`Self::TOO_MUCH`] on cannot be applied, and is set aside.
+    pub fn sums(dir: PathBuf, unique: &str) -> Self {
+        let project = Self::empty(dir, unique);
+        let schema = r#"{"type": "record", "name": "Paid", "fields": [
+            {"name": "account", "type": "string"}, {"name": "amount", "type": "long"}]}"#;
+        project.write("schemas/Paid/v1.avsc", schema);
+        let contract = "[events.Paid]\ntopic = \"TOPIC\"\nkey = \"account\"\n[topics.\"TOPIC\"]\npartitions = 2\n";
+        project.write("producers/shop/producer.toml", contract);
+        let manifest = "topics = [\"TOPIC\"]\n[tables.sums]\nkey = [\"account\"]\n\
+                        merge = { payments = \"sum\", total = \"sum\" }\n";
+        project.write("consumers/sums/consumer.toml", manifest);
+        project.bound(Self::TOO_MUCH);
+        let select = "select account, count(*) as payments, sum(amount)::bigint as total from paid group by account";
+        project.write("consumers/sums/sums.sql", select);
+        project
+    }
+
+    pub const TOO_MUCH: i64 = 1_000_000;
+
+    /// What the totals of [`Self::sums`] must stay below: another bound is another version.
+    pub fn bound(&self, bound: i64) {
+        let table = format!(
+            "create table sums (account text primary key, payments bigint not null, \
+             total bigint not null check (total < {bound}))"
+        );
+        self.write("consumers/sums/tables.sql", &table);
+    }
+
     /// A project with nothing in it but one topic's name.
     pub fn empty(dir: PathBuf, unique: &str) -> Self {
         fs::create_dir_all(&dir).unwrap();

@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{CONSUMERS, SMALL_BATCHES};
-use crate::cluster::{Cluster, Load, Pace, Process, SOON, Slice, days};
+use crate::cluster::{Cluster, Load, Pace, Process, Project, SOON, Slice, days};
 use crate::harness::eventually_async;
 
 /// How often the relay ends under load.
@@ -74,6 +74,78 @@ fn judge(cluster: &Cluster) -> Events {
     }
     assert_eq!(order, late_departures(&cluster.cat(&cluster.project.topic)));
     Events { first: first.len(), repeated: events.len() - first.len() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_a_version_that_is_retired_leave_whoever_is_killed_on_the_way() {
+    const BAD: i64 = 20;
+    let cluster = Cluster::of("retired", Project::sums).await;
+    let (ingest, consume) = (cluster.start("ingest", &[]), cluster.start("consume", &[]));
+    let pay = async |amount: i64| {
+        let body = json!({"account": format!("a{amount}"), "amount": amount}).to_string();
+        let answer = ingest.web.post("/v1/events/Paid", &[("content-type", "application/json")], &body).await;
+        assert_eq!(answer.status, 202, "{}", answer.text);
+    };
+    for bad in 0..BAD {
+        pay(bad).await;
+        pay(Project::TOO_MUCH + bad).await;
+    }
+    let unsent = async || cluster.number("select count(*) from millpond.outbox").await;
+    eventually_async(SOON, async || unsent().await == Some(BAD)).await;
+    consume.kill_9();
+
+    // A version to which nothing of this is bad.
+    cluster.project.bound(Project::TOO_MUCH * 1000);
+    cluster.succeeds(&["consumer", "restart", "sums", "--from-zero"]);
+    assert_eq!(unsent().await, Some(BAD));
+    let consume = cluster.start("consume", &[]);
+    consume.kill_9();
+    let consume = cluster.start("consume", &[]);
+    eventually_async(SOON, async || cluster.number("select count(*) from live.sums").await == Some(2 * BAD)).await;
+    assert_eq!(unsent().await, Some(BAD), "the new version sets nothing aside");
+
+    let publish = cluster.start("publish", &[]);
+    eventually_async(SOON, async || unsent().await < Some(BAD)).await;
+    publish.kill_9();
+    let publish = cluster.start("publish", &[]);
+    eventually_async(SOON, async || unsent().await == Some(0)).await;
+    let mut offsets: HashMap<i64, Vec<i64>> = HashMap::new();
+    for letter in cluster.cat("sums.dlq") {
+        let header = |name: &str| letter["headers"][name].as_str().unwrap().to_owned();
+        if header("mp-dlq-topic") == cluster.project.topic {
+            let of = offsets.entry(header("mp-dlq-partition").parse().unwrap()).or_default();
+            let offset = header("mp-dlq-offset").parse().unwrap();
+            if !of.contains(&offset) {
+                of.push(offset);
+            }
+        }
+    }
+    assert_eq!(offsets.values().map(Vec::len).sum::<usize>(), usize::try_from(BAD).unwrap());
+    publish.stop();
+    consume.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn projection_with_unsent_rows_is_dropped_only_when_told_to_give_them_up() {
+    let cluster = Cluster::of("dropped", Project::sums).await;
+    let (ingest, consume) = (cluster.start("ingest", &[]), cluster.start("consume", &[]));
+    let body = json!({"account": "a", "amount": Project::TOO_MUCH}).to_string();
+    ingest.web.post("/v1/events/Paid", &[("content-type", "application/json")], &body).await;
+    eventually_async(SOON, async || cluster.number("select count(*) from millpond.outbox").await == Some(1)).await;
+    consume.stop();
+    std::fs::remove_dir_all(cluster.project.dir.join("consumers/sums")).unwrap();
+
+    let refused = cluster.run(&["consumer", "drop", "sums"]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success(), "{said}");
+    let command = said.split('`').nth(1).unwrap_or_else(|| panic!("{said}"));
+    let words: Vec<&str> = command.strip_prefix("millpond ").unwrap().split(' ').collect();
+    assert_eq!(cluster.number("select count(*) from millpond.projections").await, Some(1));
+    assert_eq!(cluster.number("select count(*) from millpond.fences where state = 'running'").await, Some(2));
+    cluster.succeeds(&words);
+    for table in ["projections", "versions", "fences", "outbox", "dead_letters"] {
+        assert_eq!(cluster.number(&format!("select count(*) from millpond.{table}")).await, Some(0), "{table}");
+    }
 }
 
 async fn sent(cluster: &Cluster) -> i64 {

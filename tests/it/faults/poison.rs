@@ -208,6 +208,9 @@ async fn record_of_an_unknown_schema_waits_until_the_schema_is_registered() {
     becomes(&all, "lenient", ahead.position(), "applied").await;
     let waits = format!("schema id {id} is not in the registry");
     eventually_async(SOON, async || all.log().contains(&waits)).await;
+    let told = format!("last error of {}: {waits}", early.split_once('@').unwrap().0);
+    let said = || String::from_utf8(cluster.run(&["status"]).stdout).unwrap();
+    eventually_async(SOON, async || said().matches(&told).count() == 2).await;
     assert_eq!(fate(&all, "lenient", &early).await["outcome"], "waiting");
     assert_eq!(fate(&all, "lenient", behind.position()).await["outcome"], "waiting");
 
@@ -228,7 +231,7 @@ async fn record_of_an_unknown_schema_waits_until_the_schema_is_registered() {
 #[tokio::test(flavor = "multi_thread")]
 async fn consumer_that_halts_says_why_and_goes_on_when_told() {
     let cluster = Cluster::of("halt", readings).await;
-    let all = cluster.start("all", &[]);
+    let all = cluster.start("all", &["log.level=info,millpond::kafka::subscription=debug"]);
     for good in 0..20 {
         post(&all, &reading("s", good, 1)).await;
     }
@@ -250,11 +253,15 @@ async fn consumer_that_halts_says_why_and_goes_on_when_told() {
     let said = String::from_utf8(status.stdout).unwrap();
     assert_eq!(status.status.code(), Some(1), "{said}");
     assert!(said.contains("halted") && said.contains("millpond consumer restart strict"), "{said}");
+    error_is_told_of_its_partition_alone(&cluster, poison.position()).await;
+    // Nothing more of it is fetched, to be thrown away.
+    eventually_async(SOON, async || all.log().contains(r#""fetching":"Closed""#)).await;
     // The other one set it aside and went on.
     becomes(&all, "lenient", behind.position(), "applied").await;
 
     // Told to go on with nothing mended, it halts at the same record again.
-    cluster.succeeds(&["consumer", "restart", "strict"]);
+    let said = cluster.succeeds(&["consumer", "restart", "strict"]);
+    assert!(said.contains("1 halted partition goes on"), "{said}");
     becomes(&all, "strict", behind.position(), "halted").await;
     let name = "p_strict_v1.strict";
     cluster.execute(&format!("alter table {name} drop constraint strict_value_check")).await;
@@ -262,6 +269,21 @@ async fn consumer_that_halts_says_why_and_goes_on_when_told() {
     becomes(&all, "strict", behind.position(), "applied").await;
     assert_eq!(cluster.number("select sum(value) from live.strict").await, Some(19 - 7 + 50));
     all.stop();
+}
+
+/// Only the partition that halted has the error.
+async fn error_is_told_of_its_partition_alone(cluster: &Cluster, position: &str) {
+    let at = position.split_once('@').unwrap().0;
+    let with_error = || -> Vec<String> {
+        let status: Value = serde_json::from_slice(&cluster.run(&["status", "--json"]).stdout).unwrap();
+        let strict = status.as_array().unwrap().iter().find(|of| of["projection"] == "strict").unwrap();
+        let partitions = strict["partitions"].as_array().unwrap();
+        assert_eq!(partitions.len(), PARTITIONS as usize);
+        let faulty = partitions.iter().filter(|partition| partition["last_error"].is_string());
+        faulty.map(|p| format!("{}/{}", p["topic"].as_str().unwrap(), p["partition"])).collect()
+    };
+    eventually_async(SOON, async || !with_error().is_empty()).await;
+    assert_eq!(with_error(), [at]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

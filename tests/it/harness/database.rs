@@ -29,6 +29,11 @@ pub fn database() -> Database {
     Database { url: create(&unique("test"), Some(&TEMPLATE)) }
 }
 
+/// A new database with nothing in it.
+pub fn empty_database() -> Database {
+    Database { url: create(&unique("test"), None) }
+}
+
 fn create(name: &str, template: Option<&str>) -> String {
     let server = postgres_url();
     let statement = match template {

@@ -11,7 +11,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 pub use answer::Answer;
-pub use database::{Database, database};
+pub use database::{Database, database, empty_database};
 pub use servers::{brokers, own_folder, own_options, postgres_url};
 
 /// How often a condition is looked at.

@@ -1,0 +1,136 @@
+//! A log that is not the one that was applied: the partition halts, says why, and the command that it names ends it.
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::{Offset, TopicPartitionList};
+use serde_json::{Value, json};
+
+use crate::cluster::{Cluster, Process, Project, SOON, Web};
+use crate::harness::eventually_async;
+
+const PAYMENTS: usize = 12;
+
+/// Posts payments of one account: all on one partition.
+async fn pay(web: &Web, payments: usize, amount: i64) {
+    for _ in 0..payments {
+        let body = json!({"account": "a", "amount": amount}).to_string();
+        let answer = web.post("/v1/events/Paid", &[("content-type", "application/json")], &body).await;
+        assert_eq!(answer.status, 202, "{}", answer.text);
+    }
+}
+
+/// A consumer that has applied some payments, and is not running.
+async fn applied(name: &str) -> (Cluster, Process) {
+    let cluster = Cluster::of(name, Project::sums).await;
+    let (ingest, consume) = (cluster.start("ingest", &[]), cluster.start("consume", &[]));
+    pay(&ingest.web, PAYMENTS, 1).await;
+    cluster.settled(&cluster.project.topic, 1).await;
+    consume.stop();
+    (cluster, ingest)
+}
+
+/// Waits for a halt; its code, and the arguments of the command that it names.
+async fn halted(cluster: &Cluster) -> (String, Vec<String>) {
+    let status = || -> Value {
+        let output = cluster.run(&["status", "--json"]);
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()[0].clone()
+    };
+    eventually_async(SOON, async || status()["state"] == "halted").await;
+    let status = status();
+    let partitions = status["partitions"].as_array().unwrap();
+    let halted: Vec<&Value> = partitions.iter().filter(|p| p["state"] == "halted").collect();
+    let [halted] = halted[..] else { panic!("{status}") };
+    let (code, reason) = (halted["halt_code"].as_str().unwrap(), halted["halt_reason"].as_str().unwrap());
+    assert!(status["next"].as_str().unwrap().contains(reason), "{status}");
+    let command = reason.rsplit('`').nth(1).and_then(|command| command.strip_prefix("millpond "));
+    let command = command.unwrap_or_else(|| panic!("{reason}"));
+    (code.to_owned(), command.split(' ').map(str::to_owned).collect())
+}
+
+/// Types the command; what it printed.
+fn obey(cluster: &Cluster, command: &[String]) -> String {
+    let words: Vec<&str> = command.iter().map(String::as_str).collect();
+    cluster.succeeds(&words)
+}
+
+async fn total_is(cluster: &Cluster, total: i64) {
+    eventually_async(SOON, async || {
+        cluster.number("select coalesce(sum(total), 0)::int8 from live.sums").await == Some(total)
+    })
+    .await;
+}
+
+async fn runs_well(cluster: &Cluster) {
+    eventually_async(SOON, async || cluster.run(&["status"]).status.success()).await;
+}
+
+fn admin(cluster: &Cluster) -> AdminClient<DefaultClientContext> {
+    ClientConfig::new().set("bootstrap.servers", cluster.servers.brokers()).create().unwrap()
+}
+
+/// Deletes the topic and makes it anew.
+async fn recreate(cluster: &Cluster) {
+    let topic = &cluster.project.topic;
+    let kafka = millpond::kafka::Admin::connect(&cluster.kafka()).unwrap();
+    kafka.delete(topic).await.unwrap();
+    eventually_async(SOON, async || kafka.describe(topic).await.is_ok_and(|found| found.is_none())).await;
+    cluster.push();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn log_that_was_cut_halts_until_told_to_skip_what_is_gone() {
+    let (cluster, ingest) = applied("cut").await;
+    pay(&ingest.web, 5, 10).await;
+    let ends = cluster.ends(&cluster.project.topic).await;
+    let partition = i32::try_from(ends.iter().position(|end| *end > 0).unwrap()).unwrap();
+    let mut list = TopicPartitionList::new();
+    let low = i64::try_from(PAYMENTS + 2).unwrap();
+    list.add_partition_offset(&cluster.project.topic, partition, Offset::Offset(low)).unwrap();
+    admin(&cluster).delete_records(&list, &AdminOptions::new()).await.unwrap();
+
+    let consume = cluster.start("consume", &[]);
+    let (code, command) = halted(&cluster).await;
+    assert_eq!((code.as_str(), command.last().unwrap().as_str()), ("log_was_cut", "--skip-removed"));
+    // Told to go on without a word about what is gone, it says the same again.
+    obey(&cluster, &command[..3]);
+    assert_eq!(halted(&cluster).await.1, command);
+    let said = obey(&cluster, &command);
+    assert!(said.contains(&format!("the records from {PAYMENTS} on")), "{said}");
+    // Two of five were removed.
+    total_is(&cluster, 12 + 30).await;
+    runs_well(&cluster).await;
+    consume.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn log_that_is_shorter_halts_until_told_to_begin_anew() {
+    let (cluster, _ingest) = applied("shorter").await;
+    recreate(&cluster).await;
+    let consume = cluster.start("consume", &[]);
+    let (code, command) = halted(&cluster).await;
+    assert_eq!((code.as_str(), command.last().unwrap().as_str()), ("log_is_shorter", "--from-zero"));
+    total_is(&cluster, 12).await;
+    obey(&cluster, &command);
+    let ingest = cluster.start("ingest", &[]);
+    pay(&ingest.web, 3, 1).await;
+    total_is(&cluster, 3).await;
+    runs_well(&cluster).await;
+    consume.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn log_that_is_another_halts_until_told_to_begin_anew() {
+    let (cluster, _ingest) = applied("another").await;
+    recreate(&cluster).await;
+    let ingest = cluster.start("ingest", &[]);
+    pay(&ingest.web, PAYMENTS + 3, 10).await;
+    let consume = cluster.start("consume", &[]);
+    let (code, command) = halted(&cluster).await;
+    assert_eq!((code.as_str(), command.last().unwrap().as_str()), ("log_is_another", "--from-zero"));
+    total_is(&cluster, 12).await;
+    obey(&cluster, &command);
+    total_is(&cluster, 150).await;
+    runs_well(&cluster).await;
+    consume.stop();
+}
