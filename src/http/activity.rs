@@ -39,12 +39,14 @@ pub(super) struct Activity {
     clock: Arc<AtomicU32>,
     /// Requests whose answer's head is not ready.
     requests: AtomicU32,
+    /// Answers that are not taken to their end.
+    answers: AtomicU32,
     /// Requests so far; written by the connection's task alone.
     asked: AtomicU32,
-    /// Requests that the client gave up before they were answered.
+    /// Requests that the client gave up before it had the whole answer.
     cancelled: AtomicU32,
     http2: AtomicBool,
-    /// Tick of the last end of a request, or of the last bytes of an answer; at first, of the opening.
+    /// Tick of the last answer, or of its last bytes; at first, of the opening.
     idle_since: AtomicU32,
     /// Tick at which bytes came while no request was under way; 0 for none.
     head_since: AtomicU32,
@@ -63,6 +65,7 @@ impl Activity {
         Self {
             clock,
             requests: AtomicU32::new(0),
+            answers: AtomicU32::new(0),
             asked: AtomicU32::new(0),
             cancelled: AtomicU32::new(0),
             http2: AtomicBool::new(false),
@@ -111,11 +114,23 @@ impl Activity {
         self.requests.fetch_add(1, Relaxed);
     }
 
-    /// A request's answer has begun, or the client has given the request up. Gives how many it has given up so far.
-    pub(super) fn end(&self, cancelled: bool) -> u32 {
-        self.idle_since.store(self.now(), Relaxed);
+    /// An answer's head is ready.
+    pub(super) fn answer(&self) {
+        self.answers.fetch_add(1, Relaxed);
         self.requests.fetch_sub(1, Relaxed);
-        if cancelled { self.cancelled.fetch_add(1, Relaxed) + 1 } else { self.cancelled.load(Relaxed) }
+        self.idle_since.store(self.now(), Relaxed);
+    }
+
+    /// A request has ended, with or without an answer.
+    pub(super) fn end(&self, was_answered: bool) {
+        let counter = if was_answered { &self.answers } else { &self.requests };
+        counter.fetch_sub(1, Relaxed);
+        self.idle_since.store(self.now(), Relaxed);
+    }
+
+    /// The client gave a request up. Gives how many it has given up so far.
+    pub(super) fn cancel(&self) -> u32 {
+        self.cancelled.fetch_add(1, Relaxed) + 1
     }
 
     pub(super) fn requests(&self) -> u32 {
@@ -133,7 +148,7 @@ impl Activity {
 
     /// Ticks since nothing was asked and nothing answered.
     pub(super) fn idle_for(&self, now: u32) -> Option<u32> {
-        let idle = self.requests() == 0 && self.blocked_since.load(Relaxed) == 0;
+        let idle = self.requests() == 0 && self.answers.load(Relaxed) == 0 && self.blocked_since.load(Relaxed) == 0;
         idle.then(|| now.wrapping_sub(self.idle_since.load(Relaxed)))
     }
 
@@ -142,9 +157,12 @@ impl Activity {
         since(&self.head_since, now).filter(|_| self.requests() == 0)
     }
 
-    /// Ticks since the client took the last byte of what waits for it.
+    /// Ticks since the client took anything of what waits for it: of bytes that its end of the connection has no room for,
+    /// or of answers that it lets HTTP/2 not send.
     pub(super) fn blocked_for(&self, now: u32) -> Option<u32> {
-        since(&self.blocked_since, now)
+        let unsent = self.requests() == 0 && self.answers.load(Relaxed) > 0;
+        let unsent = unsent.then(|| now.wrapping_sub(self.idle_since.load(Relaxed)));
+        since(&self.blocked_since, now).max(unsent)
     }
 
     /// Ticks since the order to finish.

@@ -328,7 +328,7 @@ impl Place {
     pub(super) fn begin(self: &Arc<Self>, http2: bool) -> UnderWay {
         self.activity.begin(http2);
         self.connections.requests.fetch_add(1, Relaxed);
-        UnderWay { place: Arc::clone(self), answered: false }
+        UnderWay { place: Arc::clone(self), is_answered: false, is_taken: false }
     }
 
     /// Whether one more request may begin; the refusal is counted.
@@ -356,27 +356,41 @@ impl Drop for Place {
     }
 }
 
-/// A request under way.
+/// A request under way, until its answer is taken.
 pub(super) struct UnderWay {
     place: Arc<Place>,
-    answered: bool,
+    is_answered: bool,
+    is_taken: bool,
 }
 
 impl UnderWay {
     /// The answer's head is ready.
-    pub(super) fn answered(mut self) {
-        self.answered = true;
+    pub(super) fn answer(&mut self) {
+        self.is_answered = true;
+        self.place.activity.answer();
+        self.place.connections.requests.fetch_sub(1, Relaxed);
+    }
+
+    /// Nothing of the answer is left to send.
+    pub(super) fn is_taken(&mut self) {
+        self.is_taken = true;
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
         let Place { connections, activity, .. } = &*self.place;
-        connections.requests.fetch_sub(1, Relaxed);
-        let cancelled = activity.end(!self.answered);
-        // A client that gives up more than it lets be answered makes work and takes nothing (rapid reset). h2's own bound
-        // holds only for streams that are reset before they are accepted.
-        let most = !self.answered && cancelled > connections.limits.resets && cancelled > activity.asked() / 2;
+        activity.end(self.is_answered);
+        if !self.is_answered {
+            connections.requests.fetch_sub(1, Relaxed);
+        }
+        if self.is_taken {
+            return;
+        }
+        // A client that gives up more than it takes makes work for nothing (rapid reset). h2's own bound holds only for
+        // streams that are reset before they are accepted.
+        let cancelled = activity.cancel();
+        let most = cancelled > connections.limits.resets && cancelled > activity.asked() / 2;
         if most && activity.tell(Order::Cut) {
             CONNECTIONS_CLOSED.with_label_values(&["resets"]).inc();
         }

@@ -4,6 +4,7 @@
 //! `kafka`, `store` or any other module above `domain` and `telemetry`.
 
 mod activity;
+mod answer;
 pub mod auth;
 mod client;
 mod connections;

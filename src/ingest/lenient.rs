@@ -150,12 +150,18 @@ impl<'a> Stream<'a> {
     /// Encodes a chunk and sends what is good of it.
     async fn send(&mut self, chunk: Chunk) -> Result<(), End> {
         BODY_BYTES.with_label_values(&["json"]).inc_by(chunk.bytes.len() as u64);
-        let (started, base) = (Instant::now(), self.documents);
+        let turns = &self.intake.state.turns;
+        let mut encoder = turns.encoder(chunk.bytes.len()).await;
+        let (started, base, mut next_yield) = (Instant::now(), self.documents, strict::YIELD_BYTES);
         let most = self.intake.rate_burst().min(MAX_BATCH_RECORDS);
         for value in split_values(&chunk.bytes, self.shape) {
             self.documents += 1;
             match value {
                 Ok(value) => {
+                    if value.range.end >= next_yield {
+                        next_yield = value.range.end + strict::YIELD_BYTES;
+                        tokio::task::yield_now().await;
+                    }
                     let place =
                         Place { index: base + value.index, line: value.line.map(|line| line + chunk.lines_before) };
                     if let Err(found) = self.encoder.add(place, &chunk.bytes[value.range]) {
@@ -169,9 +175,12 @@ impl<'a> Stream<'a> {
                 }
             }
             if self.encoder.records.len() == most {
+                drop(encoder.take());
                 self.flush().await?;
+                encoder = turns.encoder(chunk.bytes.len()).await;
             }
         }
+        drop(encoder);
         ENCODE_SECONDS.observe(started.elapsed().as_secs_f64());
         self.flush().await
     }

@@ -21,8 +21,8 @@ use crate::{
     telemetry::metrics::ingest::{BODY_BYTES, ENCODE_SECONDS, INVALID_RECORDS},
 };
 
-/// Bytes of JSON after which other requests get their turn on the thread.
-const YIELD_BYTES: usize = 256 * 1024;
+/// Bytes of JSON after which other requests get their turn on the thread: about a quarter of a millisecond.
+pub(super) const YIELD_BYTES: usize = 64 * 1024;
 /// Records that a dry run shows.
 const MAX_SHOWN_RECORDS: usize = 100;
 
@@ -81,6 +81,7 @@ pub(super) async fn finish(
 }
 
 async fn encode(intake: &Intake, body: &[u8], shape: BodyShape, schema_id: u32) -> Result<Encoded, Problem> {
+    let _encoder = intake.state.turns.encoder(body.len()).await;
     let started = Instant::now();
     let single = shape == BodyShape::Object;
     let limit = intake.state.options.max_strict_bytes;

@@ -4,6 +4,9 @@
 //! Kafka client's own queues first come is first served. While there is room, a request passes with one addition. When
 //! there is none requests wait, each client's in a queue of its own, and the clients take turns (deficit round robin:
 //! Shreedhar and Varghese, 1995), so that each gets the same bytes however many and however large its requests are.
+//!
+//! CPU time is shared likewise: of requests that take long to encode, only so many are encoded at once that a thread is left
+//! for all the others.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
@@ -14,7 +17,7 @@ use std::{
     time::Instant,
 };
 
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 
 use crate::{
     http::Client,
@@ -35,6 +38,7 @@ const MAX_WAITING: usize = 10_000;
 pub(super) struct Turns {
     small: Arc<Gate>,
     large: Arc<Gate>,
+    encoders: Arc<Semaphore>,
 }
 
 /// Leave to send; its bytes are given back when it is dropped.
@@ -55,7 +59,16 @@ impl Turns {
         Self {
             small: Arc::new(Gate::new(window, SMALL_BYTES + REQUEST_COST)),
             large: Arc::new(Gate::new(window, LARGE_QUANTUM)),
+            encoders: Arc::new(Semaphore::new(encoders())),
         }
+    }
+
+    /// Leave to encode so many bytes of JSON now; to be dropped before anything else is waited for.
+    pub(super) async fn encoder(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
+        if bytes <= SMALL_BYTES {
+            return None;
+        }
+        self.encoders.acquire().await.ok()
     }
 
     fn gate(&self, bytes: usize) -> (&Arc<Gate>, usize) {
@@ -79,6 +92,12 @@ impl Turns {
         TURN_SECONDS.observe(began.elapsed().as_secs_f64());
         Ok(turn)
     }
+}
+
+/// One thread fewer than there are.
+fn encoders() -> usize {
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    threads.saturating_sub(1).max(1)
 }
 
 /// Lets so many bytes through at once.

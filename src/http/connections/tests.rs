@@ -22,6 +22,13 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
+/// A request that is answered and whose answer is taken.
+fn whole(place: &Arc<Place>) {
+    let mut request = place.begin(true);
+    request.answer();
+    request.is_taken();
+}
+
 fn told(activity: &Activity) -> Option<Order> {
     futures_util::FutureExt::now_or_never(activity.told())
 }
@@ -71,11 +78,12 @@ fn patience_ends_for_each_in_its_own_time() {
     let judge = |now: u32| all.patience.judge(&place.activity, now).and_then(|(_, reason)| reason);
     assert_eq!(all.tick, LONGEST_TICK);
     assert_eq!((judge(11), judge(13)), (None, Some("no_request")));
-    place.begin(false).answered();
+    whole(&place);
     assert_eq!((judge(13), judge(61), judge(63)), (None, None, Some("idle")));
-    let request = place.begin(true);
+    let mut request = place.begin(true);
     assert_eq!(judge(1000), None, "a handler has limits of its own");
-    request.answered();
+    request.answer();
+    assert_eq!((judge(20), judge(23)), (None, Some("stalled")), "the answer is ready, and not taken");
 }
 
 #[test]
@@ -84,7 +92,7 @@ fn client_that_gives_up_most_requests_loses_the_connection_and_others_do_not() {
     let [rapid, patient] = [(); 2].map(|()| Arc::new(all.admit(ip("10.0.0.1")).ok().unwrap()));
     for _ in 0..5 {
         drop(rapid.begin(true));
-        patient.begin(true).answered();
+        whole(&patient);
         drop(patient.begin(true));
     }
     assert_eq!(told(&rapid.activity), Some(Order::Cut));

@@ -31,13 +31,22 @@ pub struct Target {
 
 impl Target {
     pub async fn start(name: &str, settings: &[&str]) -> Self {
+        Self::again(Self::cluster(name).await, settings)
+    }
+
+    /// A project with one type of event, and its topic.
+    pub async fn cluster(name: &str) -> Cluster {
         let make = |dir, unique: &str| {
             let project = Project::empty(dir, unique);
             project.write("schemas/Reading/v1.avsc", SCHEMA);
             project.write("producers/sensors/producer.toml", CONTRACT);
             project
         };
-        let cluster = Cluster::of(name, make).await;
+        Cluster::of(name, make).await
+    }
+
+    /// Starts a process on a project that is there.
+    pub fn again(cluster: Cluster, settings: &[&str]) -> Self {
         let ingest = cluster.start("ingest", settings);
         let web = ingest.web.clone();
         let address = web.base.trim_start_matches("http://").parse().unwrap();
@@ -215,8 +224,13 @@ async fn good(
 }
 
 impl Told {
+    /// What so many percent of the answers took at most.
+    pub fn at(&self, percent: usize) -> Duration {
+        self.latencies[self.latencies.len() * percent / 100]
+    }
+
     pub fn p99(&self) -> Duration {
-        self.latencies[self.latencies.len() * 99 / 100]
+        self.at(99)
     }
 
     /// All were accepted.
