@@ -20,7 +20,7 @@ use crate::{
     consume::{Bounds, Emitter, Engine, Handlers, Input, Member, Preparer, Sessions, Vitals},
     kafka::{self, Reader, Registry},
     projection::{self, Compiled, Relation, RelationColumn},
-    schema::{columns_of, encode::Encoder},
+    schema::{Column, columns_of, definitions_of, encode::Encoder},
     spec::{ConsumerSpec, UnknownType},
     store::{
         self, PgConnection, status,
@@ -320,17 +320,19 @@ pub fn relations(project: &Project, spec: &ConsumerSpec) -> anyhow::Result<Vec<R
     let mut relations = Vec::new();
     for record in project.schemas.iter() {
         let version = reader_version(record, spec)?;
-        let columns = columns_of(&version.schema)?;
+        let columns = columns_of(&version.schema)?.into_iter().zip(definitions_of(&version.schema)?);
+        let column = |(column, definition): (Column, String)| RelationColumn {
+            sql_type: column.pg_type.sql(),
+            name: column.name,
+            nullable: column.nullable,
+            definition,
+        };
         relations.push(Relation {
             name: record.relation_name(),
             record_type: record.name.clone(),
-            columns: columns
-                .into_iter()
-                .map(|c| RelationColumn { sql_type: c.pg_type.sql(), name: c.name, nullable: c.nullable })
-                .collect(),
+            columns: columns.map(column).collect(),
             key_fields: keys.get(&record.name).cloned().unwrap_or_default(),
             topics: topics.get(&record.name).cloned().unwrap_or_default(),
-            fingerprint: format!("{} {}", version.version, version.text),
         });
     }
     Ok(relations)

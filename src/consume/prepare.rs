@@ -329,7 +329,8 @@ impl Preparer {
             return Route::Skip(subject.to_owned());
         };
         let staged = Staged::of(&self.compiled, &relations[relation]);
-        match Transcoder::compile(&writer.schema, &input.reader) {
+        let wanted = |field: &str| relations[relation].column(field).is_some();
+        match Transcoder::compile_columns(&writer.schema, &input.reader, &wanted) {
             Ok(transcoder) => Route::Rows { relation, staged, record_type, transcoder: Box::new(transcoder) },
             Err(error) => unreadable(error.to_string()),
         }
