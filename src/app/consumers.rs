@@ -91,6 +91,7 @@ impl Context {
             tables: &compiled.tables(),
             create: &|version| compiled.create_sql(version),
             live_views: &|version| compiled.live_views_sql(version),
+            grants: &compiled.grants_sql(),
         };
         let ensured = versions::ensure(connection, &definition, self.on_change).await?;
         match &ensured {
@@ -167,10 +168,32 @@ pub struct Members {
     running: tokio::sync::Mutex<Running>,
 }
 
+/// A consumer at work, and the folder that it was started from.
+struct Started {
+    member: Member,
+    spec: ConsumerSpec,
+}
+
+impl Started {
+    /// Whether a folder asks for the rows that are built now, by the same policies.
+    fn is_as(&self, spec: &ConsumerSpec, definition: &str) -> bool {
+        let own = &self.spec;
+        let grants = |spec: &ConsumerSpec| spec.tables.values().map(|table| table.grants.clone()).collect::<Vec<_>>();
+        self.builds(definition)
+            && (own.on_error, own.unknown, own.batch) == (spec.on_error, spec.unknown, spec.batch)
+            && grants(own) == grants(spec)
+    }
+
+    /// Whether its version is the one of `definition`, and still live.
+    fn builds(&self, definition: &str) -> bool {
+        self.member.engine.definition == definition && !self.member.engine.vitals.is_superseded()
+    }
+}
+
 /// What works, and what should.
 #[derive(Default)]
 struct Running {
-    members: BTreeMap<String, Member>,
+    members: BTreeMap<String, Started>,
     /// Consumers that were stopped to be started anew and could not be, with the reason; tried again and again.
     failed: BTreeMap<String, String>,
 }
@@ -195,7 +218,7 @@ impl Members {
         let mut running = BTreeMap::new();
         for (spec, compiled) in ready {
             let member = context.start(project, spec, compiled, &mut connection).await?;
-            running.insert(spec.name.clone(), member);
+            running.insert(spec.name.clone(), Started { member, spec: spec.clone() });
         }
         Ok(Self { context, running: tokio::sync::Mutex::new(Running { members: running, failed: BTreeMap::new() }) })
     }
@@ -205,31 +228,39 @@ impl Members {
         let mut running = self.running.lock().await;
         let Some(spec) = project.consumers.iter().find(|c| c.name == name) else {
             running.failed.remove(name);
-            if let Some(member) = running.members.remove(name) {
-                member.stop().await;
+            if let Some(started) = running.members.remove(name) {
+                started.member.stop().await;
                 eprintln!("consumer {name}: its folder is gone; stopped, its tables stay");
             }
             return Ok(());
         };
         let mut connection = store::connect(&self.context.config.postgres.url, "millpond compile").await?;
         let compiled = self.context.prepare(project, spec, &mut connection).await?;
-        // A README or a test case changes no rows.
-        if let Some(member) = running.members.get(name)
-            && member.engine.definition == self.context.definition_hash(spec, &compiled)
-            && !member.engine.vitals.is_superseded()
-        {
+        let definition = self.context.definition_hash(spec, &compiled);
+        // A README or a test case changes nothing.
+        if running.members.get(name).is_some_and(|started| started.is_as(spec, &definition)) {
             return Ok(());
         }
         // From here on it is wanted and does not run, whatever happens: also if this future is dropped.
         running.failed.insert(name.to_owned(), "it is being started anew".to_owned());
-        if let Some(member) = running.members.remove(name) {
-            member.stop().await;
+        let before = running.members.remove(name);
+        let goes_on = before.as_ref().is_some_and(|started| started.builds(&definition));
+        if let Some(started) = before {
+            started.member.stop().await;
         }
         match self.context.start(project, spec, compiled, &mut connection).await {
             Ok(member) => {
-                eprintln!("consumer {name}: version {} reads the log from its start", member.engine.version);
+                let version = member.engine.version;
+                if goes_on {
+                    eprintln!(
+                        "consumer {name}: version {version} goes on with the changed settings; if it has halted: millpond \
+                         consumer restart {name}"
+                    );
+                } else {
+                    eprintln!("consumer {name}: version {version} reads the log from its start");
+                }
                 running.failed.remove(name);
-                running.members.insert(name.to_owned(), member);
+                running.members.insert(name.to_owned(), Started { member, spec: spec.clone() });
                 Ok(())
             }
             Err(error) => {
@@ -257,8 +288,8 @@ impl Members {
             tokio::time::sleep(FOLLOW).await;
             let waiting: Vec<String> = {
                 let running = self.running.lock().await;
-                let superseded = running.members.values().filter(|m| m.engine.vitals.is_superseded());
-                superseded.map(|m| m.engine.projection.clone()).chain(running.failed.keys().cloned()).collect()
+                let superseded = running.members.iter().filter(|(_, s)| s.member.engine.vitals.is_superseded());
+                superseded.map(|(name, _)| name.clone()).chain(running.failed.keys().cloned()).collect()
             };
             for name in waiting {
                 let reloaded = match Project::load(&dir) {
@@ -279,12 +310,8 @@ impl Members {
         if let Some((name, why)) = running.failed.iter().next() {
             return Err(format!("consumer {name} does not run: {why}"));
         }
-        let silent: Vec<&str> = running
-            .members
-            .values()
-            .filter(|m| !m.engine.vitals.has_reported())
-            .map(|m| m.engine.projection.as_str())
-            .collect();
+        let silent = running.members.iter().filter(|(_, started)| !started.member.engine.vitals.has_reported());
+        let silent: Vec<&str> = silent.map(|(name, _)| name.as_str()).collect();
         if silent.is_empty() {
             return Ok(());
         }
@@ -294,7 +321,7 @@ impl Members {
     /// Leaves all groups, each in order.
     pub async fn stop(&self) {
         let running = std::mem::take(&mut *self.running.lock().await);
-        futures_util::future::join_all(running.members.into_values().map(Member::stop)).await;
+        futures_util::future::join_all(running.members.into_values().map(|started| started.member.stop())).await;
     }
 }
 

@@ -320,8 +320,9 @@ impl Worker {
         Halt {
             code: "poison",
             reason: format!(
-                "the record at {} offset {offset} cannot be applied: {}; mend the consumer's folder and run `millpond \
-                 consumer restart {2}`, or set on_error = \"skip\" to dead-letter it",
+                "the record at {} offset {offset} cannot be applied: {}; mend the consumer's folder, or set on_error = \
+                 \"skip\" to dead-letter the record; restart the processes with the role consume (`millpond dev` sees the \
+                 change by itself), then run `millpond consumer restart {2}`",
                 self.partition.at, fault.reason, self.engine.projection
             ),
         }
