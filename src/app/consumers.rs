@@ -18,10 +18,11 @@ use crate::{
     cli::say::say,
     config::Config,
     consume::{Bounds, Emitter, Engine, Handlers, Input, Member, Preparer, Sessions, Vitals},
-    kafka::{self, Reader, Registry},
+    domain::nearest,
+    kafka::{self, Admin, Reader, Registry},
     projection::{self, Compiled, Relation, RelationColumn},
     schema::{Column, columns_of, definitions_of, encode::Encoder},
-    spec::{ConsumerSpec, UnknownType},
+    spec::{ConsumerSpec, SpecFault, UnknownType},
     store::{
         self, PgConnection, status,
         versions::{self, Definition, Ensured, OnChange},
@@ -56,6 +57,7 @@ impl Context {
         spec: &ConsumerSpec,
         connection: &mut PgConnection,
     ) -> anyhow::Result<Compiled> {
+        self.check_topics(project, spec).await?;
         let compiled = compile(project, spec, connection).await?;
         if compiled.is_handler() && !self.handlers.contains_key(&spec.name) {
             bail!(
@@ -65,6 +67,30 @@ impl Context {
             );
         }
         Ok(compiled)
+    }
+
+    /// Refuses topics that no folder declares and the cluster does not have: a misspelt one would be waited for in
+    /// silence. A cluster that cannot be asked now has them, for all that is known.
+    async fn check_topics(&self, project: &Project, spec: &ConsumerSpec) -> anyhow::Result<()> {
+        let declared = project.known_topics();
+        let mut missing: Vec<&String> = spec.topics.iter().filter(|topic| !declared.contains(*topic)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let Ok(found) = Admin::connect(&self.kafka)?.list().await else { return Ok(()) };
+        missing.retain(|topic| found.iter().all(|there| there.name != **topic));
+        let fault = |topic: &&String| {
+            let known = declared.iter().map(String::as_str).chain(found.iter().map(|there| there.name.as_str()));
+            let advice = match nearest(topic, known) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => "declare it in a producers/*/producer.toml, or create it".to_owned(),
+            };
+            let message =
+                format!("no folder declares the topic `{topic}`, and this cluster does not have it; {advice}");
+            SpecFault::new(spec.manifest_path(), None, message).to_string()
+        };
+        let faults: Vec<String> = missing.iter().map(fault).collect();
+        if faults.is_empty() { Ok(()) } else { bail!("{}", faults.join("\n")) }
     }
 
     /// What decides rows and emitted events beyond the folder: the handler's own revision.

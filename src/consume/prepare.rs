@@ -38,7 +38,8 @@ enum Route {
     },
     /// The schema cannot be read as the pinned one.
     Unreadable {
-        record_type: String,
+        /// None for a schema that is not known.
+        record_type: Option<String>,
         reason: String,
     },
 }
@@ -199,9 +200,8 @@ impl Preparer {
         let (id, _) = framing::split(chunk.payload(record)?).ok()?;
         match &*self.route(i32::try_from(id).ok()?).ok()? {
             Route::Skip(name) => Some(name.clone()),
-            Route::Rows { record_type, .. }
-            | Route::Json { record_type, .. }
-            | Route::Unreadable { record_type, .. } => Some(record_type.clone()),
+            Route::Rows { record_type, .. } | Route::Json { record_type, .. } => Some(record_type.clone()),
+            Route::Unreadable { record_type, .. } => record_type.clone(),
         }
     }
 
@@ -240,11 +240,7 @@ impl Preparer {
             }
             Route::Skip(_) => prepared.skipped += 1,
             Route::Unreadable { record_type, reason } => {
-                return Ok(Err(Fault {
-                    class: "decode",
-                    reason: reason.clone(),
-                    record_type: Some(record_type.clone()),
-                }));
+                return Ok(Err(Fault { class: "decode", reason: reason.clone(), record_type: record_type.clone() }));
             }
             Route::Rows { relation, staged, record_type, transcoder } => {
                 let rows = &mut prepared.relations[*relation];
@@ -296,7 +292,7 @@ impl Preparer {
             }
             let reason =
                 format!("schema id {id} is not in the registry, and did not get there while it was waited for");
-            return Ok(Arc::new(Route::Unreadable { record_type: "unknown".to_owned(), reason }));
+            return Ok(Arc::new(Route::Unreadable { record_type: None, reason }));
         };
         let route = Arc::new(self.compile_route(&registered.subject, &registered.text));
         self.routes.write().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::clone(&route));
@@ -313,7 +309,7 @@ impl Preparer {
             return Route::Skip(subject.to_owned());
         };
         let record_type = input.record_type.clone();
-        let unreadable = |reason: String| Route::Unreadable { record_type: record_type.clone(), reason };
+        let unreadable = |reason: String| Route::Unreadable { record_type: Some(record_type.clone()), reason };
         let writer = match parse(text) {
             Ok(writer) => writer,
             Err(error) => return unreadable(format!("the registered schema does not parse: {}", error.join("; "))),

@@ -53,8 +53,8 @@ fn error_catalogue_is_the_codes() {
     let mut text = String::from(
         "# Errors\n\nGenerated from the code; do not edit. `millpond explain CODE` prints the same on a terminal.\n\n\
          Every error that leaves over HTTP is `application/problem+json` (RFC 9457): `type`, `title`, `status`, `code`, \
-         `detail`, and where it helps more. The code is stable, the detail is for people. Errors that only operators \
-         meet are in [Operating](operating.md).\n\n",
+         `detail`, and where it helps more. The code is stable, the detail is for people. Halts of projections \
+         and classes of dead letters are in [Operating](operating.md), and `millpond explain` has those too.\n\n",
     );
     section!(text, "Every listener", millpond::http::problem::CATALOGUE);
     section!(text, "Posting", millpond::ingest::problems::CATALOGUE);

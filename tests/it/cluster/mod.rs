@@ -85,10 +85,22 @@ impl Cluster {
         .concat()
     }
 
+    /// Starts `millpond dev` on the servers that are there.
+    pub fn start_dev(&self) -> Process {
+        let (kafka, postgres) = (self.servers.brokers(), self.database.clone());
+        let own = ["--no-demo", "--kafka", kafka.as_str(), "--postgres", postgres.as_str()];
+        self.start_with("dev", &own, &[])
+    }
+
     /// Starts `millpond ROLE` and waits until it is ready.
     pub fn start(&self, role: &str, settings: &[&str]) -> Process {
+        self.start_with(role, &[], settings)
+    }
+
+    fn start_with(&self, role: &str, own: &[&str], settings: &[&str]) -> Process {
         let number = self.started.replace(self.started.get() + 1);
         let mut args = vec![role.to_owned(), "--listen".to_owned(), "127.0.0.1:0".to_owned()];
+        args.extend(own.iter().map(|arg| (*arg).to_owned()));
         args.extend(self.flags());
         args.extend(settings.iter().flat_map(|setting| ["--set".to_owned(), (*setting).to_owned()]));
         Process::start(&self.folder, &format!("{role}-{number}"), args)

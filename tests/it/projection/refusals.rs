@@ -289,6 +289,23 @@ async fn faults_of_sql_carry_the_line_and_come_all_at_once() {
 }
 
 #[tokio::test]
+async fn missing_key_column_is_told_and_nothing_that_follows_from_it() {
+    let sql = "select flight_id, delay as worst, delay < 0 as _delete from departure;\nselect flight_id, carrier from arrival";
+    let found = merging("key = [\"flight\"]\nmerge = { worst = \"last\" }", sql).await;
+    assert_eq!(
+        found,
+        [
+            "consumers/probe/f.sql:1: key column `flight` is not selected; did you mean `flight_id`?",
+            "consumers/probe/f.sql:2: key column `flight` is not selected; did you mean `flight_id`?",
+        ]
+    );
+    let found =
+        merging("key = [\"carrier\", \"day\"]", "select carrier, count(*) as n, tail from departure group by 1, 3")
+            .await;
+    assert_eq!(found, ["consumers/probe/f.sql:1: key column `day` is not selected; every SELECT names the whole key"]);
+}
+
+#[tokio::test]
 async fn manifest_faults_come_all_at_once_with_the_nearest_key() {
     let toml = "topcis = [\"t\"]\non_error = \"park_key\"\ndedupe = \"1h\"\n[batch]\nmax_bytes = \"lots\"\n\
                 [tables.f]\nkey = [\"a\"]\nmerge = { n = \"summ\", m = \"avg\", a = \"sum\" }\n[tables.g]\nkey = [\"a\"]\n";
