@@ -6,6 +6,7 @@ mod demo;
 mod dev;
 mod doctor;
 mod explain;
+mod folder;
 mod look;
 mod open_files;
 mod project;
