@@ -12,16 +12,21 @@ use anyhow::{Context as _, bail};
 use sha2::{Digest as _, Sha256};
 use tracing::{info, warn};
 
-use super::{project::Project, scaffold, trial, wiring};
+use super::{
+    folder::{compile, inputs},
+    project::Project,
+    scaffold, trial, wiring,
+};
 use crate::{
     cli::args::Consumer,
     cli::say::say,
     config::Config,
-    consume::{Bounds, Emitter, Engine, Handlers, Input, Member, Preparer, Sessions, Vitals},
-    kafka::{self, Reader, Registry},
-    projection::{self, Compiled, Relation, RelationColumn},
-    schema::{columns_of, encode::Encoder},
-    spec::{ConsumerSpec, UnknownType},
+    consume::{Bounds, Emitter, Engine, Handlers, Member, Preparer, Sessions, Vitals},
+    domain::nearest,
+    kafka::{self, Admin, Reader, Registry},
+    projection::Compiled,
+    schema::encode::Encoder,
+    spec::{ConsumerSpec, SpecFault, UnknownType},
     store::{
         self, PgConnection, status,
         versions::{self, Definition, Dropped, Ensured, OnChange},
@@ -56,6 +61,7 @@ impl Context {
         spec: &ConsumerSpec,
         connection: &mut PgConnection,
     ) -> anyhow::Result<Compiled> {
+        self.check_topics(project, spec).await?;
         let compiled = compile(project, spec, connection).await?;
         if compiled.is_handler() && !self.handlers.contains_key(&spec.name) {
             bail!(
@@ -65,6 +71,30 @@ impl Context {
             );
         }
         Ok(compiled)
+    }
+
+    /// Refuses topics that no folder declares and the cluster does not have: a misspelt one would be waited for in
+    /// silence. A cluster that cannot be asked now has them, for all that is known.
+    async fn check_topics(&self, project: &Project, spec: &ConsumerSpec) -> anyhow::Result<()> {
+        let declared = project.known_topics();
+        let mut missing: Vec<&String> = spec.topics.iter().filter(|topic| !declared.contains(*topic)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let Ok(found) = Admin::connect(&self.kafka)?.list().await else { return Ok(()) };
+        missing.retain(|topic| found.iter().all(|there| there.name != **topic));
+        let fault = |topic: &&String| {
+            let known = declared.iter().map(String::as_str).chain(found.iter().map(|there| there.name.as_str()));
+            let advice = match nearest(topic, known) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => "declare it in a producers/*/producer.toml, or create it".to_owned(),
+            };
+            let message =
+                format!("no folder declares the topic `{topic}`, and this cluster does not have it; {advice}");
+            SpecFault::new(spec.manifest_path(), None, message).to_string()
+        };
+        let faults: Vec<String> = missing.iter().map(fault).collect();
+        if faults.is_empty() { Ok(()) } else { bail!("{}", faults.join("\n")) }
     }
 
     /// What decides rows and emitted events beyond the folder: the handler's own revision.
@@ -91,6 +121,7 @@ impl Context {
             tables: &compiled.tables(),
             create: &|version| compiled.create_sql(version),
             live_views: &|version| compiled.live_views_sql(version),
+            grants: &compiled.grants_sql(),
         };
         let ensured = versions::ensure(connection, &definition, self.on_change).await?;
         match &ensured {
@@ -167,22 +198,32 @@ pub struct Members {
     running: tokio::sync::Mutex<Running>,
 }
 
-/// A consumer at work, and the folder that it was started with.
-struct Working {
+/// A consumer at work, and the folder that it was started from.
+struct Started {
     member: Member,
     spec: ConsumerSpec,
 }
 
-impl Working {
-    fn engine(&self) -> &Engine {
-        &self.member.engine
+impl Started {
+    /// Whether a folder asks for the rows that are built now, by the same policies.
+    fn is_as(&self, spec: &ConsumerSpec, definition: &str) -> bool {
+        let own = &self.spec;
+        let grants = |spec: &ConsumerSpec| spec.tables.values().map(|table| table.grants.clone()).collect::<Vec<_>>();
+        self.builds(definition)
+            && (own.on_error, own.unknown, own.batch) == (spec.on_error, spec.unknown, spec.batch)
+            && grants(own) == grants(spec)
+    }
+
+    /// Whether its version is the one of `definition`, and still live.
+    fn builds(&self, definition: &str) -> bool {
+        self.member.engine.definition == definition && !self.member.engine.vitals.is_superseded()
     }
 }
 
 /// What works, and what should.
 #[derive(Default)]
 struct Running {
-    members: BTreeMap<String, Working>,
+    members: BTreeMap<String, Started>,
     /// Consumers that were stopped to be started anew and could not be, with the reason; tried again and again.
     failed: BTreeMap<String, String>,
 }
@@ -207,7 +248,7 @@ impl Members {
         let mut running = BTreeMap::new();
         for (spec, compiled) in ready {
             let member = context.start(project, spec, compiled, &mut connection).await?;
-            running.insert(spec.name.clone(), Working { member, spec: spec.clone() });
+            running.insert(spec.name.clone(), Started { member, spec: spec.clone() });
         }
         Ok(Self { context, running: tokio::sync::Mutex::new(Running { members: running, failed: BTreeMap::new() }) })
     }
@@ -217,39 +258,37 @@ impl Members {
         let mut running = self.running.lock().await;
         let Some(spec) = project.consumers.iter().find(|c| c.name == name) else {
             running.failed.remove(name);
-            if let Some(working) = running.members.remove(name) {
-                working.member.stop().await;
+            if let Some(started) = running.members.remove(name) {
+                started.member.stop().await;
                 self.tell(name, "its folder is gone; stopped, its tables stay");
             }
             return Ok(());
         };
         let mut connection = store::connect(&self.context.config.postgres.url, "millpond compile").await?;
         let compiled = self.context.prepare(project, spec, &mut connection).await?;
-        // A README or a test case changes nothing; `on_error` and the like no rows, but what is done with records.
-        if let Some(working) = running.members.get(name)
-            && working.engine().definition == self.context.definition_hash(spec, &compiled)
-            && working.spec == *spec
-            && !working.engine().vitals.is_superseded()
-        {
+        let definition = self.context.definition_hash(spec, &compiled);
+        // A README or a test case changes nothing.
+        if running.members.get(name).is_some_and(|started| started.is_as(spec, &definition)) {
             return Ok(());
         }
         // From here on it is wanted and does not run, whatever happens: also if this future is dropped.
         running.failed.insert(name.to_owned(), "it is being started anew".to_owned());
-        let mut before = None;
-        if let Some(working) = running.members.remove(name) {
-            before = Some(working.engine().version);
-            working.member.stop().await;
+        let before = running.members.remove(name);
+        let goes_on = before.as_ref().is_some_and(|started| started.builds(&definition));
+        if let Some(started) = before {
+            started.member.stop().await;
         }
         match self.context.start(project, spec, compiled, &mut connection).await {
             Ok(member) => {
                 let version = member.engine.version;
-                if before == Some(version) {
-                    self.tell(name, "goes on with other settings");
+                if goes_on {
+                    let next = format!("if it has halted: millpond consumer restart {name}");
+                    self.tell(name, &format!("version {version} goes on with the changed settings; {next}"));
                 } else {
                     self.tell(name, &format!("version {version} reads the log from its start"));
                 }
                 running.failed.remove(name);
-                running.members.insert(name.to_owned(), Working { member, spec: spec.clone() });
+                running.members.insert(name.to_owned(), Started { member, spec: spec.clone() });
                 Ok(())
             }
             Err(error) => {
@@ -285,7 +324,7 @@ impl Members {
             tokio::time::sleep(FOLLOW).await;
             let waiting: Vec<String> = {
                 let running = self.running.lock().await;
-                let superseded = running.members.iter().filter(|(_, w)| w.engine().vitals.is_superseded());
+                let superseded = running.members.iter().filter(|(_, s)| s.member.engine.vitals.is_superseded());
                 superseded.map(|(name, _)| name.clone()).chain(running.failed.keys().cloned()).collect()
             };
             for name in waiting {
@@ -307,13 +346,8 @@ impl Members {
         if let Some((name, why)) = running.failed.iter().next() {
             return Err(format!("consumer {name} does not run: {why}"));
         }
-        let silent: Vec<&str> = running
-            .members
-            .values()
-            .map(Working::engine)
-            .filter(|engine| !engine.vitals.has_reported())
-            .map(|engine| engine.projection.as_str())
-            .collect();
+        let silent = running.members.iter().filter(|(_, started)| !started.member.engine.vitals.has_reported());
+        let silent: Vec<&str> = silent.map(|(name, _)| name.as_str()).collect();
         if silent.is_empty() {
             return Ok(());
         }
@@ -323,72 +357,8 @@ impl Members {
     /// Leaves all groups, each in order.
     pub async fn stop(&self) {
         let running = std::mem::take(&mut *self.running.lock().await);
-        futures_util::future::join_all(running.members.into_values().map(|working| working.member.stop())).await;
+        futures_util::future::join_all(running.members.into_values().map(|started| started.member.stop())).await;
     }
-}
-
-/// Compiles a consumer's folder; Postgres judges its SQL.
-pub async fn compile(
-    project: &Project,
-    spec: &ConsumerSpec,
-    connection: &mut PgConnection,
-) -> anyhow::Result<Compiled> {
-    projection::compile(spec, &relations(project, spec)?, connection).await.map_err(|error| match error {
-        projection::Error::Faults(faults) => {
-            let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
-            anyhow::anyhow!("{}", faults.join("\n"))
-        }
-        other => anyhow::Error::new(other).context(format!("consumer {}", spec.name)),
-    })
-}
-
-/// The record types that a consumer's topics may carry, as relations.
-pub fn relations(project: &Project, spec: &ConsumerSpec) -> anyhow::Result<Vec<Relation>> {
-    let keys = project.keys();
-    let topics = project.record_topics();
-    let mut relations = Vec::new();
-    for record in project.schemas.iter() {
-        let version = reader_version(record, spec)?;
-        let columns = columns_of(&version.schema)?;
-        relations.push(Relation {
-            name: record.relation_name(),
-            record_type: record.name.clone(),
-            columns: columns
-                .into_iter()
-                .map(|c| RelationColumn { sql_type: c.pg_type.sql(), name: c.name, nullable: c.nullable })
-                .collect(),
-            key_fields: keys.get(&record.name).cloned().unwrap_or_default(),
-            topics: topics.get(&record.name).cloned().unwrap_or_default(),
-            fingerprint: format!("{} {}", version.version, version.text),
-        });
-    }
-    Ok(relations)
-}
-
-/// The version of a schema that a consumer reads with: the pinned one, or the newest.
-fn reader_version<'a>(
-    record: &'a crate::schema::RecordType,
-    spec: &ConsumerSpec,
-) -> anyhow::Result<&'a crate::schema::SchemaVersion> {
-    let Some(pinned) = spec.schemas.get(&record.name) else { return Ok(record.latest()) };
-    record.versions.iter().find(|v| v.version == *pinned).with_context(|| {
-        format!("consumer {} pins {} to version {pinned}, which does not exist", spec.name, record.name)
-    })
-}
-
-/// What a consumer decodes, and with which schema.
-pub fn inputs(project: &Project, spec: &ConsumerSpec) -> anyhow::Result<Vec<Input>> {
-    let wanted = |name: &String| spec.types.as_ref().is_none_or(|types| types.contains(name));
-    let records = project.schemas.iter().filter(|record| wanted(&record.name));
-    records
-        .map(|record| {
-            Ok(Input {
-                record_type: record.name.clone(),
-                subject: record.subject.clone(),
-                reader: reader_version(record, spec)?.schema.clone(),
-            })
-        })
-        .collect()
 }
 
 /// `millpond consumer …`

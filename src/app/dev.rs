@@ -6,6 +6,7 @@ use std::{
     net::SocketAddr,
     path::Path,
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -32,6 +33,9 @@ use crate::{
     store::{self, PgConnection, status, versions::OnChange},
 };
 
+/// How long the roles may take to get ready, and how often they are asked.
+const READY_WITHIN: Duration = Duration::from_secs(20);
+const READY_TICK: Duration = Duration::from_millis(50);
 /// Where `dev` keeps everything, below the project's folder.
 pub const STATE: &str = ".millpond";
 
@@ -58,6 +62,7 @@ pub async fn run(mut config: Config, arguments: Dev, handlers: Arc<Handlers>) ->
         address: config.http.listen,
         running: None,
         missed: BTreeSet::new(),
+        told: BTreeSet::new(),
     };
     let result = tokio::select! {
         result = live(&config, &arguments, &state, &mut roles, &mut servers) => result,
@@ -103,7 +108,8 @@ async fn live(
     roles.start(listener).await?;
     let base = format!("http://{}", roles.address);
     let demo = start_demo(config, arguments, state, &base).await?;
-    banner(config, &base, demo.is_some());
+    let project = Project::load(&config.project.dir)?;
+    banner(config, &base, &examples(&base, &project, roles.lines_to_post(&project)?), demo.is_some());
     let mut line = LiveLine::new(config.postgres.url.clone(), demo);
     let mut ticks = 0_u32;
     loop {
@@ -145,6 +151,8 @@ struct DevRoles {
     running: Option<Running>,
     /// Changes that could not be taken in yet.
     missed: BTreeSet<Changed>,
+    /// Record types of which it was said how to post them.
+    told: BTreeSet<String>,
 }
 
 impl DevRoles {
@@ -156,7 +164,20 @@ impl DevRoles {
         let handlers = Arc::clone(&self.handlers);
         let running = Running::start(&self.config, Roles::ALL, handlers, OnChange::StartOver, listener).await?;
         self.running = Some(running);
+        self.ready().await;
         Ok(())
+    }
+
+    /// Waits until what is told to be typed will do. What does not get ready says why by itself.
+    async fn ready(&self) {
+        let client = Client::new(&format!("http://{}", self.address));
+        let until = tokio::time::Instant::now() + READY_WITHIN;
+        while tokio::time::Instant::now() < until {
+            if client.get("/readyz", &[]).await.is_ok_and(|answer| answer.status == 200) {
+                return;
+            }
+            tokio::time::sleep(READY_TICK).await;
+        }
     }
 
     /// Takes changed folders in. A fault leaves what runs as it is, says what to mend, and keeps the change in mind:
@@ -167,7 +188,7 @@ impl DevRoles {
             Ok(()) => self.missed.clear(),
             Err(error) => {
                 let state = if self.running.is_some() { "what ran before goes on" } else { "nothing runs until it is" };
-                eprintln!("the change is not taken in, {state}:\n  {error:#}");
+                eprintln!("the change is not taken in, {state}:\n  {}", format!("{error:#}").replace('\n', "\n  "));
             }
         }
     }
@@ -185,7 +206,7 @@ impl DevRoles {
                 faults.push(format!("{error:#}"));
             }
         }
-        if faults.is_empty() { Ok(()) } else { anyhow::bail!("{}", faults.join("\n  ")) }
+        if faults.is_empty() { Ok(()) } else { anyhow::bail!("{}", faults.join("\n")) }
     }
 
     /// Starts the roles anew; whatever can be found wrong beforehand is, so that a fault stops nothing.
@@ -201,7 +222,20 @@ impl DevRoles {
             running.stop().await;
         }
         let listener = TcpListener::bind(self.address).await.context("cannot listen again")?;
-        self.start(listener).await
+        self.start(listener).await?;
+        for line in self.lines_to_post(project)? {
+            eprintln!("new, and ready to be posted:\n  {line}");
+        }
+        Ok(())
+    }
+
+    /// A line for the shell for each record type that can be posted and was not told of before.
+    fn lines_to_post(&mut self, project: &Project) -> anyhow::Result<Vec<String>> {
+        let contracts = super::roles::contracts(project)?;
+        let base = format!("http://{}", self.address);
+        let with_key = self.config.http.keys_file.is_some();
+        let new = contracts.iter().filter(|contract| self.told.insert(contract.name.clone()));
+        Ok(new.map(|contract| contract.curl(&base, with_key)).collect())
     }
 }
 
@@ -225,14 +259,13 @@ async fn start_demo(
     Ok(Some((progress, task)))
 }
 
-fn banner(config: &Config, base: &str, demo: bool) {
-    let project = Project::load(&config.project.dir).ok();
+fn banner(config: &Config, base: &str, examples: &[String], demo: bool) {
     eprintln!("\nMillpond is up.\n");
     eprintln!("  HTTP      {base}          (docs of what it serves: curl {base}/)");
     eprintln!("  Kafka     {}", config.kafka.brokers);
     eprintln!("  Postgres  psql '{}'", config.postgres.url);
     eprintln!("\nTry, in another terminal:\n");
-    for line in examples(base, project.as_ref()) {
+    for line in examples {
         eprintln!("  {line}");
     }
     if demo {
@@ -240,14 +273,15 @@ fn banner(config: &Config, base: &str, demo: bool) {
             "\nThe flights of the first days of January 2013 are being posted through the API, as the airlines would have."
         );
     }
-    eprintln!("Ctrl-C stops everything; the data stays.\n");
+    eprintln!("\nCtrl-C stops everything; the data stays.\n");
 }
 
 /// Three lines that show the point: write, read your own write, see how it is doing.
-fn examples(base: &str, project: Option<&Project>) -> Vec<String> {
-    let flights = project.is_some_and(|p| p.consumers.iter().any(|c| c.name == "flights"));
-    if !flights {
-        return vec![format!("curl {base}/v1/commands"), format!("curl {base}/v1/views"), "millpond status".to_owned()];
+fn examples(base: &str, project: &Project, to_post: Vec<String>) -> Vec<String> {
+    if !project.consumers.iter().any(|c| c.name == "flights") {
+        let new = "millpond producer new orders --from sample.json     # a file with one JSON object".to_owned();
+        let post = to_post.into_iter().next().unwrap_or(new);
+        return vec![post, format!("curl {base}/v1/views"), "millpond status".to_owned()];
     }
     vec![
         format!(

@@ -1,4 +1,4 @@
-//! What an operator looks at: `status`, `topic`, `dlq`, `explain`.
+//! What an operator looks at: `status`, `topic`, `dlq`.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,12 +17,11 @@ use crate::{
     cli::args::{Dlq, Format, Topic},
     cli::say::say,
     config::Config,
-    http::Kind,
-    ingest,
+    domain::nearest,
     kafka::{Admin, Reader, Record, Registry, Start, TopicRange},
     schema::{JsonDecoder, framing, parse},
     store::{
-        dead_letters,
+        PgConnection, dead_letters,
         status::{self, PartitionStatus, ProjectionStatus},
     },
 };
@@ -192,6 +191,7 @@ pub async fn topic(config: &Config, command: Topic) -> anyhow::Result<()> {
             };
             let reader = Reader::open(&wiring::kafka_options(config))?;
             let cat = move || {
+                reader.partitions_of(&range.topic)?;
                 let mut decoder = Decoder::new(registry);
                 if matches!(format, Format::Table) {
                     say!("{:>4} {:>10} {:<24} {:<28} {:<20} value", "part", "offset", "time", "key", "type");
@@ -237,9 +237,10 @@ impl Decoder {
 
     /// Record type and JSON; or no type and what the bytes are.
     fn decode(&mut self, payload: &[u8]) -> (Option<String>, String) {
-        let raw = || (None, json!({ "undecodable_hex": hex::encode(payload) }).to_string());
-        let Ok((id, body)) = framing::split(payload) else { return raw() };
-        let Ok(id) = i32::try_from(id) else { return raw() };
+        let (id, body) = match framing::split(payload) {
+            Ok((id, body)) => (i32::try_from(id).unwrap_or(i32::MAX), body),
+            Err(error) => return (None, undecodable(payload, &error.to_string())),
+        };
         let registry = &self.registry;
         let known = self.known.entry(id).or_insert_with(|| {
             let registered = registry.schema_by_id(id)?;
@@ -247,13 +248,29 @@ impl Decoder {
             let name = registered.subject.rsplit('.').next().unwrap_or_default().to_owned();
             Some((name, JsonDecoder::compile(&schema.schema, &schema.schema).ok()?))
         });
-        let Some((name, decoder)) = known else { return raw() };
+        let Some((name, decoder)) = known else {
+            return (None, undecodable(payload, &format!("schema id {id} is not in the registry")));
+        };
         let mut json = Vec::new();
-        match decoder.append_json(body, &mut json) {
-            Ok(()) => (Some(name.clone()), String::from_utf8_lossy(&json).into_owned()),
-            Err(_) => (Some(name.clone()), raw().1),
-        }
+        let text = match decoder.append_json(body, &mut json) {
+            Ok(()) => String::from_utf8_lossy(&json).into_owned(),
+            Err(fault) => {
+                undecodable(payload, &format!("{}: expected {}, got {}", fault.pointer, fault.expected, fault.got))
+            }
+        };
+        (Some(name.clone()), text)
     }
+}
+
+/// Bytes that are no record that is known: why not, and as text too where they are one.
+fn undecodable(payload: &[u8], why: &str) -> String {
+    let mut shown = json!({ "undecodable_hex": hex::encode(payload), "why": why });
+    if let Ok(text) = std::str::from_utf8(payload)
+        && !text.chars().any(char::is_control)
+    {
+        shown["text"] = json!(text);
+    }
+    shown.to_string()
 }
 
 fn time(millis: Option<i64>) -> String {
@@ -313,10 +330,12 @@ pub async fn dlq(config: &Config, command: Dlq) -> anyhow::Result<()> {
             }
             let counts = dead_letters::counts(&mut connection, consumer.as_deref()).await?;
             if counts.is_empty() {
+                known(&mut connection, consumer.as_deref()).await?;
                 say!("no dead letters");
                 return Ok(());
             }
             for (consumer, class, record_type, count) in counts {
+                let record_type = record_type.unwrap_or_else(|| "of no known type".to_owned());
                 say!("{count:>8}  {consumer}: {class}, {record_type}");
             }
             say!("\nnewest:");
@@ -332,6 +351,7 @@ pub async fn dlq(config: &Config, command: Dlq) -> anyhow::Result<()> {
                 );
             }
             say!("\nmillpond dlq show CONSUMER TOPIC/PARTITION/OFFSET prints one, decoded");
+            say!("millpond explain CLASS says what decode, refused_by_postgres or handler means");
             Ok(())
         }
         Dlq::Show { consumer, record } => {
@@ -354,30 +374,22 @@ pub async fn dlq(config: &Config, command: Dlq) -> anyhow::Result<()> {
     }
 }
 
+/// Refuses the name of a projection that is not there, for nothing is said of it either.
+async fn known(connection: &mut PgConnection, name: Option<&str>) -> anyhow::Result<()> {
+    let Some(name) = name else { return Ok(()) };
+    let projections = status::projections(connection).await?;
+    let names = || projections.iter().map(|of| of.projection.as_str());
+    if names().any(|known| known == name) {
+        return Ok(());
+    }
+    match nearest(name, names()) {
+        Some(near) => bail!("there is no projection {name} in this database; did you mean {near}?"),
+        None => bail!("there is no projection {name} in this database; see `millpond status`"),
+    }
+}
+
 fn coordinates(record: &str) -> Option<(&str, i32, i64)> {
     let (rest, offset) = record.rsplit_once('/')?;
     let (topic, partition) = rest.rsplit_once('/')?;
     Some((topic, partition.parse().ok()?, offset.parse().ok()?))
-}
-
-/// Every error that can leave over HTTP.
-pub fn catalogue() -> Vec<&'static Kind> {
-    let mut all: Vec<&'static Kind> =
-        crate::http::problem::CATALOGUE.iter().chain(ingest::problems::CATALOGUE).copied().collect();
-    all.extend(crate::serve::problem::CATALOGUE.iter().copied());
-    all.sort_by_key(|k| k.code);
-    all
-}
-
-pub fn explain(code: Option<&str>) -> anyhow::Result<ExitCode> {
-    let all = catalogue();
-    let wanted = code.map(str::to_uppercase);
-    let found: Vec<_> = all.iter().filter(|k| wanted.as_ref().is_none_or(|w| k.code == w)).collect();
-    if found.is_empty() {
-        bail!("there is no error {}; `millpond explain` lists all", wanted.unwrap_or_default());
-    }
-    for kind in found {
-        say!("{} ({}) {}\n    {}\n    What to do: {}\n", kind.code, kind.status, kind.title, kind.meaning, kind.remedy);
-    }
-    Ok(ExitCode::SUCCESS)
 }

@@ -6,6 +6,8 @@ mod database;
 mod demo;
 mod dev;
 mod doctor;
+mod explain;
+mod folder;
 mod look;
 mod open_files;
 mod project;
@@ -111,7 +113,7 @@ impl Application {
             Command::Consumer(command) => consumers::command(&config, command, &handlers).await,
             Command::Topic(command) => look::topic(&config, command).await.map(done),
             Command::Dlq(command) => look::dlq(&config, command).await.map(done),
-            Command::Explain { code } => look::explain(code.as_deref()),
+            Command::Explain { code } => explain::explain(code.as_deref()),
         }
     }
 }

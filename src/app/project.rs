@@ -89,6 +89,12 @@ impl Project {
         topics
     }
 
+    /// The names of all topics that some folder declares or sends to.
+    pub fn known_topics(&self) -> BTreeSet<String> {
+        let sent_to = self.record_topics().into_values().flatten();
+        self.topics().into_iter().map(|topic| topic.name).chain(sent_to).collect()
+    }
+
     /// Every topic that the folders declare, and those that Millpond needs for them.
     pub fn topics(&self) -> Vec<TopicSpec> {
         let mut topics = vec![RegistryOptions::default().topic_spec()];

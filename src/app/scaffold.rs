@@ -167,7 +167,8 @@ impl NewProducer<'_> {
             &pretty(&without_key)?,
         )?;
         say!(
-            "\nRead the schema once: every field's type was guessed from one sample. Then: millpond producer test {}",
+            "\nRead the schema once: every field's type was guessed from one sample. Then: millpond producer test {}\nA running \
+             `millpond dev` takes it in by itself, and prints a line to post it with.",
             self.name
         );
         Ok(())
@@ -213,6 +214,12 @@ fn pascal_case(name: &str) -> String {
 /// `millpond consumer new NAME --from TYPE`: a folder that works as it stands.
 pub fn consumer(project: &Project, name: &str, record_type: &str) -> anyhow::Result<()> {
     let Some(record) = project.schemas.get(record_type) else {
+        let topics = project.record_topics();
+        let of_topic = |(_, topics): &(&String, &Vec<String>)| topics.iter().any(|topic| topic == record_type);
+        let carried: Vec<&str> = topics.iter().filter(of_topic).map(|(name, _)| name.as_str()).collect();
+        if !carried.is_empty() {
+            bail!("{record_type} is a topic, and --from takes a record type; it carries {}", carried.join(", "));
+        }
         let known: Vec<&str> = project.schemas.iter().map(|r| r.name.as_str()).collect();
         match nearest(record_type, known.iter().copied()) {
             Some(near) => bail!("there is no record type {record_type}; did you mean {near}?"),

@@ -81,9 +81,9 @@ pub enum Command {
     /// Records that could not be applied
     #[command(subcommand)]
     Dlq(Dlq),
-    /// Errors by code: what it means and what to do
+    /// Errors, halts and classes of dead letters by code: what it means and what to do
     Explain {
-        /// A code such as MP1004; without it, all
+        /// A code such as MP1004, poison or decode; without it, all
         code: Option<String>,
     },
 }

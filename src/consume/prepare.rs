@@ -41,7 +41,8 @@ enum Route {
     },
     /// The schema cannot be read as the pinned one.
     Unreadable {
-        record_type: String,
+        /// None for a schema that is not known.
+        record_type: Option<String>,
         reason: String,
     },
 }
@@ -210,9 +211,8 @@ impl Preparer {
         let (id, _) = framing::split(chunk.payload(record)?).ok()?;
         match &*self.route(i32::try_from(id).ok()?).ok()? {
             Route::Skip(name) => Some(name.clone()),
-            Route::Rows { record_type, .. }
-            | Route::Json { record_type, .. }
-            | Route::Unreadable { record_type, .. } => Some(record_type.clone()),
+            Route::Rows { record_type, .. } | Route::Json { record_type, .. } => Some(record_type.clone()),
+            Route::Unreadable { record_type, .. } => record_type.clone(),
         }
     }
 
@@ -251,11 +251,7 @@ impl Preparer {
             }
             Route::Skip(_) => prepared.skipped += 1,
             Route::Unreadable { record_type, reason } => {
-                return Ok(Err(Fault {
-                    class: "decode",
-                    reason: reason.clone(),
-                    record_type: Some(record_type.clone()),
-                }));
+                return Ok(Err(Fault { class: "decode", reason: reason.clone(), record_type: record_type.clone() }));
             }
             Route::Rows { relation, staged, record_type, transcoder } => {
                 let rows = &mut prepared.relations[*relation];
@@ -307,7 +303,7 @@ impl Preparer {
             }
             let reason =
                 format!("schema id {id} is not in the registry, and did not get there while it was waited for");
-            return Ok(Arc::new(Route::Unreadable { record_type: "unknown".to_owned(), reason }));
+            return Ok(Arc::new(Route::Unreadable { record_type: None, reason }));
         };
         let route = Arc::new(self.compile_route(&registered.subject, &registered.text));
         self.routes.write().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::clone(&route));
@@ -328,7 +324,7 @@ impl Preparer {
             return Route::Skip(subject.to_owned());
         };
         let record_type = input.record_type.clone();
-        let unreadable = |reason: String| Route::Unreadable { record_type: record_type.clone(), reason };
+        let unreadable = |reason: String| Route::Unreadable { record_type: Some(record_type.clone()), reason };
         let writer = match parse(text) {
             Ok(writer) => writer,
             Err(error) => return unreadable(format!("the registered schema does not parse: {}", error.join("; "))),
@@ -344,7 +340,8 @@ impl Preparer {
             return Route::Skip(subject.to_owned());
         };
         let staged = Staged::of(&self.compiled, &relations[relation]);
-        match Transcoder::compile(&writer.schema, &input.reader) {
+        let wanted = |field: &str| relations[relation].column(field).is_some();
+        match Transcoder::compile_columns(&writer.schema, &input.reader, &wanted) {
             Ok(transcoder) => Route::Rows { relation, staged, record_type, transcoder: Box::new(transcoder) },
             Err(error) => unreadable(error.to_string()),
         }

@@ -40,17 +40,22 @@ fn describe(contract: &Contract, headers: &HeaderMap) -> Value {
     })
 }
 
-/// A line for the shell that posts the contract's own example.
 fn curl(contract: &Contract, headers: &HeaderMap) -> String {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
-    let key =
-        if headers.contains_key(header::AUTHORIZATION) { " -H \"authorization: Bearer $MILLPOND_KEY\"" } else { "" };
-    let body = contract.example.as_deref().map_or("{…}".to_owned(), one_line);
-    let (kind, name) = (contract.kind.plural(), &contract.name);
-    format!(
-        "curl -i http://{host}/v1/{kind}/{name} -H 'content-type: application/json'{key} -d '{}'",
-        body.replace('\'', r"'\''")
-    )
+    contract.curl(&format!("http://{host}"), headers.contains_key(header::AUTHORIZATION))
+}
+
+impl Contract {
+    /// A line for the shell that posts the contract's own example to the listener at `base`.
+    pub fn curl(&self, base: &str, with_key: bool) -> String {
+        let key = if with_key { " -H \"authorization: Bearer $MILLPOND_KEY\"" } else { "" };
+        let body = self.example.as_deref().map_or("{…}".to_owned(), one_line);
+        let (kind, name) = (self.kind.plural(), &self.name);
+        format!(
+            "curl -i {base}/v1/{kind}/{name} -H 'content-type: application/json'{key} -d '{}'",
+            body.replace('\'', r"'\''")
+        )
+    }
 }
 
 fn one_line(body: &RawValue) -> String {

@@ -108,7 +108,7 @@ impl Admin {
 
     /// For each partition the first offset kept and the first not written yet.
     pub async fn watermarks(&self, topic: &str) -> Result<Vec<(i64, i64)>, Error> {
-        let missing = || Error::NoTopic { topic: topic.into() };
+        let missing = || Error::no_topic(topic, []);
         let count = self.describe(topic).await?.ok_or_else(missing)?.partitions;
         let (client, topic) = (self.client.clone(), topic.to_owned());
         blocking(move || {

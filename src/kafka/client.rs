@@ -341,7 +341,7 @@ pub(super) fn watermarks_within<C: ClientContext>(
             Err(error) => match error.rdkafka_error_code() {
                 Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) => {
                     if !exists(client, topic, partition)? {
-                        return Err(Error::NoTopic { topic: topic.into() });
+                        return Err(Error::no_topic(topic, []));
                     }
                     if started.elapsed() >= limit {
                         return Err(Error::request(format!("tell the ends of {topic}/{partition}"))(error));

@@ -23,6 +23,8 @@ pub use reader::{Header, Reader, Record, Start, TopicRange};
 pub use registry::Registry;
 pub use transaction::{Idle, OutgoingRecord, Transaction};
 
+use crate::domain::nearest;
+
 /// Why something that Kafka was asked for was not done.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
@@ -32,8 +34,8 @@ pub enum Error {
     Create { what: &'static str, why: String },
     #[error("kafka did not {action}: {source}")]
     Request { action: String, source: KafkaError },
-    #[error("topic `{topic}` does not exist in this cluster; create it, or declare it so that Millpond does")]
-    NoTopic { topic: String },
+    #[error("topic `{topic}` does not exist in this cluster; {}", or_declare(.near.as_deref()))]
+    NoTopic { topic: String, near: Option<String> },
     #[error("topic `{topic}` has {found} partitions where {wanted} are declared; {advice}")]
     Partitions { topic: String, found: usize, wanted: usize, advice: &'static str },
     #[error(
@@ -44,7 +46,20 @@ pub enum Error {
     Timeout { action: String, seconds: u64 },
 }
 
+/// What to do about a topic that is not there.
+fn or_declare(near: Option<&str>) -> String {
+    match near {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => "create it, or declare it so that Millpond does".to_owned(),
+    }
+}
+
 impl Error {
+    /// A topic that is not there, beside those that are.
+    fn no_topic<'a>(topic: &str, others: impl IntoIterator<Item = &'a str>) -> Self {
+        Self::NoTopic { topic: topic.to_owned(), near: nearest(topic, others).map(str::to_owned) }
+    }
+
     fn request(action: impl Into<String>) -> impl FnOnce(KafkaError) -> Self {
         let action = action.into();
         move |source| Self::Request { action, source }

@@ -126,10 +126,17 @@ impl Reader {
 
     /// Number of partitions of a topic.
     pub fn partitions_of(&self, topic: &str) -> Result<usize, Error> {
-        let metadata = self.consumer.fetch_metadata(Some(topic), SILENCE);
-        let metadata = metadata.map_err(Error::request(format!("describe topic `{topic}`")))?;
+        let describe = |name| {
+            let metadata = self.consumer.fetch_metadata(name, SILENCE);
+            metadata.map_err(Error::request(format!("describe topic `{topic}`")))
+        };
+        let metadata = describe(Some(topic))?;
         let found = metadata.topics().iter().find(|t| t.name() == topic).map_or(0, |t| t.partitions().len());
-        if found == 0 { Err(Error::NoTopic { topic: topic.into() }) } else { Ok(found) }
+        if found > 0 {
+            return Ok(found);
+        }
+        let all = describe(None)?;
+        Err(Error::no_topic(topic, all.topics().iter().map(|t| t.name()).filter(|name| *name != topic)))
     }
 
     /// Reads a range, in offset order per partition. `each` may stop it. Returns the number of records given to it.

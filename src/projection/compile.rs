@@ -12,6 +12,7 @@ use super::{
     input::Input,
     judge::{judge, text_as_date},
     plan::{self, TablePlan},
+    reads,
     relation::Relation,
     scratch::{Functions, Scratch},
     select::{self, Scope},
@@ -101,18 +102,24 @@ impl Compiler<'_, '_, '_> {
         Ok(Some(compiled))
     }
 
-    /// The relations that the program reads; for a handler all.
+    /// The relations that the program reads, with the columns that it reads; for a handler none.
     fn read_relations(&self, program: &Program) -> Vec<Relation> {
-        let read = |relation: &&Relation| match program {
-            Program::Merge(plans) => {
-                plans.iter().flat_map(|plan| &plan.contributions).any(|c| c.relation == relation.name)
-            }
-            Program::Apply { .. } => true,
-            Program::Handler => false,
-        };
+        let relations = &self.input.relations;
         match program {
-            Program::Apply { statements, .. } => apply::read_by(statements, &self.input.relations),
-            _ => self.input.relations.iter().filter(read).cloned().collect(),
+            Program::Merge(plans) => {
+                let contributions = || plans.iter().flat_map(|plan| &plan.contributions);
+                let of = |relation: &Relation| {
+                    let statements: Vec<&SqlStatement> =
+                        contributions().filter(|c| c.relation == relation.name).map(|c| &c.statement).collect();
+                    (!statements.is_empty()).then(|| reads::read_of(relation, statements))
+                };
+                relations.iter().filter_map(of).collect()
+            }
+            Program::Apply { statements, .. } => {
+                let read = apply::read_by(statements, relations);
+                read.iter().map(|relation| reads::read_of(relation, &self.input.apply)).collect()
+            }
+            Program::Handler => Vec::new(),
         }
     }
 

@@ -100,8 +100,7 @@ impl Compiled {
              loop execute pg_catalog.format('drop view {LIVE_SCHEMA}.%I', name); end loop; end $millpond$"
         )];
         for table in &self.tables {
-            let view = live_view(&self.consumer, &table.info.name, self.tables.len());
-            let view = format!("{LIVE_SCHEMA}.{}", ident(&view));
+            let view = self.live_view(table);
             let columns = ident_list(table.info.columns.iter().map(|column| &column.name));
             sql.push(format!(
                 "create view {view} as select {columns} from {}.{}",
@@ -114,12 +113,27 @@ impl Compiled {
                 "create trigger read_only instead of insert or update or delete on {view} for each row \
                  execute function millpond.refuse_write()"
             ));
-            for role in &table.grants {
-                sql.push(format!("grant usage on schema {LIVE_SCHEMA} to {}", ident(role)));
-                sql.push(format!("grant select on {view} to {}", ident(role)));
-            }
         }
         sql
+    }
+
+    /// The statements that let people read those views; they may be run again. What was granted before stays.
+    pub fn grants_sql(&self) -> Vec<String> {
+        let of_table = |table: &Table| {
+            let view = self.live_view(table);
+            let grant = move |role: &String| {
+                let role = ident(role);
+                [format!("grant usage on schema {LIVE_SCHEMA} to {role}"), format!("grant select on {view} to {role}")]
+            };
+            table.grants.iter().flat_map(grant).collect::<Vec<_>>()
+        };
+        self.tables.iter().flat_map(of_table).collect()
+    }
+
+    /// The stable name of a table, for SQL.
+    fn live_view(&self, table: &Table) -> String {
+        let view = live_view(&self.consumer, &table.info.name, self.tables.len());
+        format!("{LIVE_SCHEMA}.{}", ident(&view))
     }
 
     /// The statements that prepare a session to apply batches of a version; they may be run again on the same session.

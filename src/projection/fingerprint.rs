@@ -10,7 +10,8 @@ use super::{
 /// Goes into every hash: raise it when the same folder would give other rows.
 const REVISION: &str = "1";
 
-/// SHA-256 in hex. Comments and layout of SQL do not count; neither does what only says how to run or who may read.
+/// SHA-256 in hex. Comments and layout of SQL do not count; neither do fields that no statement reads, nor what only says
+/// how to run or who may read.
 pub(super) fn fingerprint(input: &Input<'_>, compiled: &Compiled) -> String {
     let mut hash = Sha256::new();
     let mut part = |text: &str| {
@@ -21,8 +22,10 @@ pub(super) fn fingerprint(input: &Input<'_>, compiled: &Compiled) -> String {
     input.spec.topics.iter().for_each(|topic| part(topic));
     for relation in &compiled.relations {
         part(&relation.name);
-        part(&relation.fingerprint);
-        relation.columns.iter().for_each(|column| part(&format!("{} {}", column.name, column.sql_type)));
+        for column in &relation.columns {
+            part(&format!("{} {}", column.name, column.sql_type));
+            part(&column.definition);
+        }
     }
     for reference in &compiled.references {
         part(&reference.name);

@@ -17,6 +17,7 @@ mod judge;
 mod latest;
 mod names;
 mod plan;
+mod reads;
 mod reference;
 mod relation;
 mod scratch;

@@ -109,6 +109,10 @@ impl Planner<'_> {
         };
         self.check_key();
         self.check_names(&plan);
+        if !self.faults.is_empty() {
+            // Whatever else could be said would follow from a column that is not there.
+            return plan;
+        }
         self.imply_order_columns(&mut plan);
         for column in plan.columns.iter().filter(|column| column.rule.is_some()) {
             self.check_rule(column, &plan);
@@ -160,8 +164,13 @@ impl Planner<'_> {
         for (i, contribution) in self.contributions.iter().enumerate() {
             for key in &self.table.key {
                 match contribution.outputs.iter().find(|output| output.name == *key) {
-                    None => faults
-                        .push((i, format!("key column `{key}` is not selected; every SELECT names the whole key"))),
+                    None => {
+                        let names = contribution.outputs.iter().map(|output| output.name.as_str());
+                        let others = names.filter(|name| !self.table.key.iter().any(|key| key == name));
+                        let hint = nearest(key, others).map(|near| format!("; did you mean `{near}`?"));
+                        let hint = hint.unwrap_or_else(|| "; every SELECT names the whole key".to_owned());
+                        faults.push((i, format!("key column `{key}` is not selected{hint}")));
+                    }
                     Some(output) if output.kind != Kind::Row => {
                         faults.push((i, format!("key column `{key}` is an aggregate; group by it instead")));
                     }

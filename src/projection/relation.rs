@@ -38,9 +38,6 @@ pub struct Relation {
     pub key_fields: Vec<String>,
     /// The input topics that carry the type; empty when unknown, which counts as all topics of the consumer.
     pub topics: Vec<String>,
-    /// Whatever decides how bytes become these columns: version and text of the reader schema, revision of the
-    /// transcoder. Goes into the hash.
-    pub fingerprint: String,
 }
 
 /// One field of a record as a column.
@@ -50,6 +47,8 @@ pub struct RelationColumn {
     /// Postgres type, as in DDL: `numeric(10,2)`.
     pub sql_type: String,
     pub nullable: bool,
+    /// Whatever of the reader schema decides how bytes become the column's value. Goes into the hash.
+    pub definition: String,
 }
 
 impl Relation {
@@ -61,12 +60,17 @@ impl Relation {
             columns: Vec::new(),
             key_fields: Vec::new(),
             topics: Vec::new(),
-            fingerprint: String::new(),
         }
     }
 
     pub fn column(&self, name: &str) -> Option<&RelationColumn> {
         self.columns.iter().find(|column| column.name == name)
+    }
+
+    /// The relation with those of its columns that are `wanted`.
+    pub(super) fn with_columns(&self, wanted: impl Fn(&RelationColumn) -> bool) -> Self {
+        let columns = self.columns.iter().filter(|column| wanted(column)).cloned().collect();
+        Self { columns, ..self.clone() }
     }
 
     /// All staged columns, quoted, in the order of the COPY.

@@ -1,6 +1,9 @@
 //! SQL files as statements, each with its text and place. Pure.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use sqlparser::{
     ast::Statement,
@@ -21,6 +24,8 @@ pub struct SqlStatement {
     pub text: String,
     /// The same without comments and layout, unquoted words in lowercase.
     pub canonical: String,
+    /// All words in it, as Postgres folds them: no name can be meant that is not among these.
+    pub words: BTreeSet<String>,
     pub ast: Statement,
 }
 
@@ -70,7 +75,8 @@ pub fn split(file: &SourceFile) -> Result<Vec<SqlStatement>, Vec<SpecFault>> {
         match parse_one(&dialect, tokens.to_vec()) {
             Ok(ast) => {
                 let line = line_of(first.span.start).unwrap_or(1);
-                statements.push(SqlStatement { path: file.path.clone(), line, text, canonical, ast });
+                let words = words.iter().filter_map(|word| folded_word(&word.token)).collect();
+                statements.push(SqlStatement { path: file.path.clone(), line, text, canonical, words, ast });
             }
             Err(error) => faults.push(parse_fault(&file.path, first.span.start, &error)),
         }
@@ -82,6 +88,14 @@ fn canonical(token: &Token) -> String {
     match token {
         Token::Word(word) if word.quote_style.is_none() => word.value.to_lowercase(),
         other => other.to_string(),
+    }
+}
+
+fn folded_word(token: &Token) -> Option<String> {
+    match token {
+        Token::Word(word) if word.quote_style.is_none() => Some(word.value.to_lowercase()),
+        Token::Word(word) => Some(word.value.clone()),
+        _ => None,
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod columns;
 pub mod compat;
+mod definition;
 pub mod encode;
 mod fault;
 pub mod framing;
@@ -19,6 +20,7 @@ mod to_json;
 
 pub use apache_avro::Schema;
 pub use columns::{Column, PgType, columns_of};
+pub use definition::definitions_of;
 pub use fault::Fault;
 pub use parse::{ParsedSchema, parse};
 pub use pg::{Scratch, Transcoder};

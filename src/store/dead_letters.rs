@@ -61,9 +61,9 @@ pub async fn list(connection: &mut PgConnection, consumer: Option<&str>, limit: 
 pub async fn counts(
     connection: &mut PgConnection,
     consumer: Option<&str>,
-) -> Result<Vec<(String, String, String, i64)>, Error> {
+) -> Result<Vec<(String, String, Option<String>, i64)>, Error> {
     Ok(sqlx::query_as(
-        "select d.projection, d.reason_class, coalesce(d.record_type, 'unknown'), count(*)
+        "select d.projection, d.reason_class, d.record_type, count(*)
            from millpond.dead_letters d
            join millpond.projections p on p.projection = d.projection and p.live_version = d.version
           where $1::text is null or d.projection = $1 group by 1, 2, 3 order by 1, 4 desc, 2, 3",

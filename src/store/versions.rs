@@ -15,6 +15,8 @@ pub struct Definition<'a> {
     pub create: &'a (dyn Fn(i32) -> Vec<String> + Sync),
     /// Statements that point the views in `live` at a version.
     pub live_views: &'a (dyn Fn(i32) -> Vec<String> + Sync),
+    /// Statements that let the roles that are named read those views; they may be run again.
+    pub grants: &'a [String],
 }
 
 /// What to do when the folder no longer is what the live version was built from.
@@ -77,6 +79,9 @@ pub async fn ensure(
             Ensured::Created(next)
         }
         Some(row) if row.try_get::<String, _>("hash")? == definition.hash => {
+            for grant in definition.grants {
+                run(&mut tx, grant.clone()).await?;
+            }
             Ensured::Unchanged(row.try_get("version")?)
         }
         Some(_) if on_change == OnChange::Refuse => {
@@ -116,7 +121,7 @@ async fn create(tx: &mut PgConnection, definition: &Definition<'_>, version: i32
         run(tx, statement).await?;
     }
     // Nobody may wait behind a long SELECT on the view for longer than this: lock_timeout is 5 s per session.
-    for statement in (definition.live_views)(version) {
+    for statement in (definition.live_views)(version).into_iter().chain(definition.grants.iter().cloned()) {
         run(tx, statement).await?;
     }
     sqlx::query("update millpond.projections set live_version = $2 where projection = $1")

@@ -108,9 +108,17 @@ async fn topics_dead_letters_and_schemas_are_shown_as_they_are() {
     let of_one = cluster.succeeds(&["topic", "cat", topic, "--key", &flight, "--format", "jsonl"]);
     let record: Value = serde_json::from_str(&of_one).expect("one record");
     assert_eq!((&record["key"], &record["value"]["flight_id"]), (&flight.clone().into(), &flight.clone().into()));
-    has(&fails(&cluster, &["topic", "cat", "no.such.topic"]), &["no.such.topic", "does not exist"]);
+    let said = fails(&cluster, &["topic", "cat", "no.such.topic"]);
+    has(&said, &["no.such.topic", "does not exist", "create it"]);
+    assert!(!said.contains("offset"), "a head without a table: {said}");
+    let near = format!("{}x", topic.replace('.', ""));
+    has(&fails(&cluster, &["topic", "cat", &near]), &[&format!("did you mean `{topic}`?")]);
+
+    has(&fails(&cluster, &["consumer", "new", "x", "--from", "RecordDepature"]), &["did you mean RecordDeparture?"]);
+    has(&fails(&cluster, &["consumer", "new", "x", "--from", topic]), &["is a topic", "CancelFlight"]);
 
     has(&cluster.succeeds(&["dlq", "list"]), &["no dead letters"]);
+    has(&fails(&cluster, &["dlq", "list", "fligths"]), &["no projection fligths", "did you mean flights?"]);
     has(
         &fails(&cluster, &["dlq", "show", "flights", &format!("{topic}/0/7")]),
         &["no dead letter", "dlq list flights"],

@@ -150,6 +150,8 @@ async fn wrong_row_is_shown_by_its_columns_and_accepted() {
     let (report, text) = shop.run(true).await;
     assert_eq!(report, PASSED, "{text}");
     assert!(text.contains("accepted: accounts.csv"), "{text}");
+    assert!(text.contains("account=a: total expected 5, came 4"), "what changes is said:\n{text}");
+    assert!(text.contains("wrote consumers/accounts/tests/case/accounts.csv: 2 rows"), "{text}");
     let right = "total,account,last_at\n4,a,2013-01-01T10:15:00Z\n2,b,2013-01-01T10:15:00Z\n";
     assert_eq!(std::fs::read_to_string(shop.case("accounts.csv")).unwrap(), right);
     let (report, text) = shop.run(false).await;
@@ -163,8 +165,17 @@ async fn case_without_rows_says_so_and_is_written() {
     let (report, text) = shop.run(false).await;
     assert_eq!(report, FAILED);
     assert!(text.contains("accounts.csv is not there"), "{text}");
-    assert_eq!(shop.run(true).await.0, PASSED);
+    let (report, text) = shop.run(true).await;
+    assert_eq!(report, PASSED);
+    let wrote = "        wrote consumers/accounts/tests/case/accounts.csv: 1 row\n        this is what came out, and is expected \
+                 from now on: read it before you commit it\n";
+    assert!(text.contains(wrote) && !text.contains("is not there"), "{text}");
+    let (report, text) = shop.run(true).await;
+    assert!(report == PASSED && text.contains("nothing to accept") && !text.contains("wrote"), "{text}");
     assert_eq!(shop.run(false).await.0, PASSED);
+    shop.write("consumers/accounts/tests/case/events.jsonl", "\n");
+    let (report, text) = shop.run(true).await;
+    assert!(report == FAILED && text.contains("case/events.jsonl: has no records"), "{text}");
 }
 
 #[tokio::test]
@@ -215,7 +226,9 @@ async fn record_that_cannot_be_applied_is_told_with_its_line() {
     assert_eq!(report, FAILED);
     assert!(text.contains("dead_letters.jsonl"), "{text}");
     assert!(text.contains("unexpected: line=2 (class=refused_by_postgres, reason=division by zero"), "{text}");
-    assert_eq!(shop.run(true).await.0, PASSED);
+    let (report, text) = shop.run(true).await;
+    assert_eq!(report, PASSED, "{text}");
+    assert!(text.contains("wrote consumers/accounts/tests/case/dead_letters.jsonl: 1 row"), "{text}");
     assert_eq!(shop.run(false).await.0, PASSED);
 }
 

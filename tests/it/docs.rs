@@ -53,8 +53,9 @@ fn error_catalogue_is_the_codes() {
     let mut text = String::from(
         "# Errors\n\nGenerated from the code; do not edit. `millpond explain CODE` prints the same on a terminal.\n\n\
          Every error that leaves over HTTP is `application/problem+json` (RFC 9457): `type`, `title`, `status`, `code`, \
-         `detail`, and where it helps more. The code is stable, the detail is for people. Errors that only operators \
-         meet are in [Operating](operating.md).\n\nRequests that are no requests have answers without a body, and end their connection: 400 for what is not HTTP, 431 \
+         `detail`, and where it helps more. The code is stable, the detail is for people. Halts of projections \
+         and classes of dead letters are in [Operating](operating.md), and `millpond explain` has those too.\n\n\
+         Requests that are no requests have answers without a body, and end their connection: 400 for what is not HTTP, 431 \
          for a head above `http.max_head` or of more than 100 fields, 414 for a URI above 64 KiB where `http.max_head` \
          lets it in. A head that comes too slowly gets no answer. What breaks the rules of HTTP/2 ends the stream or the \
          connection as RFC 9113 has it.\n\n",

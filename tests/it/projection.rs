@@ -1,6 +1,7 @@
 //! Consumers compiled and run on a real Postgres.
 
 mod cut;
+mod declared;
 mod lab;
 mod laws;
 mod modes;

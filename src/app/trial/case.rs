@@ -104,6 +104,10 @@ impl Case {
         for (line, text) in (1..).zip(text.lines()).filter(|(_, text)| !text.trim().is_empty()) {
             events.extend(reader.event(line, text));
         }
+        if events.is_empty() && reader.faults.is_empty() {
+            let message = "has no records; write one a line, or take some: millpond topic cat TOPIC --format jsonl";
+            reader.faults.push(SpecFault::new(&reader.path, None, message));
+        }
         let partitions = Partitions::new(&events, &mut reader);
         if !reader.faults.is_empty() {
             return Err(reader.faults);

@@ -30,6 +30,13 @@ pub struct Expected {
     pub strays: Vec<SpecFault>,
 }
 
+impl Expected {
+    /// Whether a file says what must come out.
+    pub fn has(&self, name: &str) -> bool {
+        self.sheets.contains_key(name)
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Emitted<'a> {

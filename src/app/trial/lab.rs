@@ -16,7 +16,7 @@ use super::{
     sheet::{Cell, Outcome, Sheet},
 };
 use crate::{
-    app::{Project, consumers},
+    app::{Project, folder},
     consume::{Bounds, Chunk, Engine, Handlers, Preparer, Sessions, Stopped, Trial, Vitals, WriterSchemas},
     domain::{TableInfo, TopicPartition},
     projection::Compiled,
@@ -55,7 +55,7 @@ pub async fn compile(
     handlers: &Handlers,
     connection: &mut PgConnection,
 ) -> anyhow::Result<Compiled> {
-    let compiled = consumers::compile(project, spec, connection).await?;
+    let compiled = folder::compile(project, spec, connection).await?;
     if compiled.is_handler() && !handlers.contains_key(&spec.name) {
         bail!(
             "{}: handler = \"rust\", but no handler is registered under the name {1}: add .handler(\"{1}\", …) to the \
@@ -103,7 +103,7 @@ impl<'a> Lab<'a> {
         let mut setup = compiled.session_sql(version);
         // What is written here need not outlive a crash of the machine.
         setup.push("set session synchronous_commit = off".to_owned());
-        let inputs = consumers::inputs(project, spec)?;
+        let inputs = folder::inputs(project, spec)?;
         let strict = spec.unknown == UnknownType::DeadLetter;
         Ok(Engine {
             schema: compiled.schema_name(version),

@@ -234,8 +234,23 @@ impl ConsumerRun<'_> {
 
 /// Writes what came, and says what that changes.
 fn accepted(case: &Case, expected: &Expected, base: &Outcome) -> anyhow::Result<Passed> {
-    let more = expected::compare(expected, base, 8).into_values().collect();
-    let written: Vec<String> = expected::accept(case, expected, base)?.iter().map(|path| case::name_of(path)).collect();
+    // What is written for the first time differs from nothing.
+    let differing = expected::compare(expected, base, 8).into_iter().filter(|(name, _)| expected.has(name));
+    let mut more: String = differing.map(|(_, text)| text).collect();
+    let written = expected::accept(case, expected, base)?;
+    for path in &written {
+        let (name, path) = (case::name_of(path), path.display());
+        let rows = base.sheets.get(&name).map_or(0, |sheet| sheet.rows.len());
+        more += &match rows {
+            0 if !case.folder.join(&name).exists() => format!("        removed {path}\n"),
+            1 => format!("        wrote {path}: 1 row\n"),
+            rows => format!("        wrote {path}: {rows} rows\n"),
+        };
+    }
+    if !written.is_empty() {
+        more += "        this is what came out, and is expected from now on: read it before you commit it\n";
+    }
+    let written: Vec<String> = written.iter().map(|path| case::name_of(path)).collect();
     let note =
         if written.is_empty() { "nothing to accept".to_owned() } else { format!("accepted: {}", written.join(", ")) };
     Ok(Passed { note, more })

@@ -264,7 +264,7 @@ impl Publisher {
                     Some(Lookup::Known(known)) => return Ok(known.partitions.len()),
                     Some(Lookup::Absent) => {
                         state.topics.forget_absent(topic);
-                        return Err(Error::NoTopic { topic: topic.into() });
+                        return Err(Error::no_topic(topic, []));
                     }
                     // The sender lives in `state`, which we hold.
                     Some(Lookup::Asked) | None => drop(rounds.changed().await),

@@ -11,9 +11,9 @@ use apache_avro::Schema;
 use self::field::Form;
 use super::{
     Fault,
-    columns::columns_of,
+    columns::{Column, columns_of},
     reader::{Cursor, Problem, fault, within},
-    resolve::{Node, ResolveError, compile, name_of, skip},
+    resolve::{Node, ResolveError, compile_fields, name_of, skip},
 };
 
 /// Longest record. However it is made up, its row stays below the gigabyte that Postgres takes, for no type takes more
@@ -58,27 +58,51 @@ impl Transcoder {
     /// # Errors
     /// When `reader` has no columns, or records of the one cannot be read as the other.
     pub fn compile(writer: &Schema, reader: &Schema) -> Result<Self, ResolveError> {
-        let columns = columns_of(reader)?;
-        let Node::Record(record) = compile(writer, reader)? else {
+        Self::compile_columns(writer, reader, &|_| true)
+    }
+
+    /// The same for those columns of `reader` that are `wanted` by name. Of the other fields nothing is asked but that
+    /// they can be passed over.
+    ///
+    /// # Errors
+    /// As [`Self::compile`].
+    pub fn compile_columns(
+        writer: &Schema,
+        reader: &Schema,
+        wanted: &dyn Fn(&str) -> bool,
+    ) -> Result<Self, ResolveError> {
+        let fields = columns_of(reader)?;
+        // Where each field of the reader stands among the columns.
+        let mut places = Vec::with_capacity(fields.len());
+        let mut columns: Vec<Column> = Vec::with_capacity(fields.len());
+        for field in fields {
+            places.push(columns.len());
+            columns.extend(Some(field).filter(|field| wanted(&field.name)));
+        }
+        let Node::Record(record) = compile_fields(writer, reader, wanted)? else {
             let reason = "the writer's schema is not a record".to_owned();
             return Err(ResolveError { record: name_of(reader), pointer: String::new(), reason });
         };
         let mut constants = Vec::with_capacity(record.defaults.len());
         for default in &record.defaults {
-            let form = Form::of(&columns[default.reader].pg_type);
+            let place = places[default.reader];
+            let form = Form::of(&columns[place].pg_type);
             let mut bytes = Vec::new();
             field::append(form, &default.node, &mut Cursor::new(&default.avro), &mut bytes).map_err(|problem| {
                 let pointer = format!("/{}{}", default.name, problem.pointer);
                 let reason = format!("the default is not {}: it is {}", problem.expected, problem.got);
                 ResolveError { record: name_of(reader), pointer, reason }
             })?;
-            constants.push((default.reader, bytes.into_boxed_slice()));
+            constants.push((place, bytes.into_boxed_slice()));
         }
-        let read: Vec<usize> = record.steps.iter().filter_map(|step| step.reader).collect();
+        let read: Vec<usize> = record.steps.iter().filter_map(|step| step.reader).map(|field| places[field]).collect();
         let mut ops: Vec<Op> = Vec::with_capacity(columns.len());
         for step in record.steps {
             ops.push(match step.reader {
-                Some(index) => Op::Column { name: step.name, node: step.node, form: Form::of(&columns[index].pg_type) },
+                Some(field) => {
+                    let form = Form::of(&columns[places[field]].pg_type);
+                    Op::Column { name: step.name, node: step.node, form }
+                }
                 None => Op::Skip { name: step.name, node: step.node },
             });
         }

@@ -208,6 +208,41 @@ fn second_version_is_read_as_the_first() {
 }
 
 #[test]
+fn columns_that_are_not_wanted_are_passed_over_whatever_they_hold() {
+    let writer = schema(
+        r#"{"name":"a","type":"int"},{"name":"b","type":"string"},{"name":"gone","type":"string"},{"name":"c","type":"long"}"#,
+    );
+    let ordered = r#"{"name":"a","type":"int"},{"name":"new","type":"int","default":7},{"name":"b","type":"string"},
+        {"name":"c","type":"long"}"#;
+    let shuffled = r#"{"name":"c","type":"long"},{"name":"new","type":"int","default":7},{"name":"b","type":"string"},
+        {"name":"last","type":"string","default":"x"},{"name":"a","type":"int"}"#;
+    let record = |b: &str| {
+        let text = |text: &str| Value::String(text.into());
+        let fields = [("a", Value::Int(1)), ("b", text(b)), ("gone", text("\0")), ("c", Value::Long(3))];
+        encoded(&writer, &Value::Record(fields.map(|(name, value)| (name.into(), value)).into()))
+    };
+    for reader in [schema(ordered), schema(shuffled)] {
+        let all = columns_of(&reader).unwrap();
+        let whole = transcode(&writer, &reader, &record("b")).unwrap();
+        for mask in 0..1_usize << all.len() {
+            let is_wanted = |name: &str| all.iter().position(|c| c.name == name).is_some_and(|at| mask >> at & 1 == 1);
+            let transcoder = Transcoder::compile_columns(&writer, &reader, &is_wanted).unwrap();
+            let kept: Vec<Column> = all.iter().filter(|column| is_wanted(&column.name)).cloned().collect();
+            let mut out = Vec::new();
+            transcoder.append(&record("b"), &mut Scratch::default(), &mut out).unwrap();
+            let shown = kept.iter().zip(fields(&out)).map(|(c, raw)| raw.map(|raw| model::seen(&c.pg_type, &raw)));
+            let of_whole = all.iter().zip(&whole).filter(|(column, _)| is_wanted(&column.name)).map(|(_, seen)| seen);
+            assert!(shown.eq(of_whole.cloned()), "{mask:b}");
+            let faulty = transcoder.append(&record("\0"), &mut Scratch::default(), &mut out);
+            assert_eq!(faulty.is_err(), is_wanted("b"), "only what is read is judged");
+        }
+    }
+    let newer = schema(r#"{"name":"a","type":"int"},{"name":"b","type":"int"}"#);
+    assert!(Transcoder::compile(&writer, &newer).is_err());
+    assert!(Transcoder::compile_columns(&writer, &newer, &|name| name == "a").is_ok());
+}
+
+#[test]
 fn default_that_postgres_would_refuse_is_refused_when_compiled() {
     let writer = schema(r#"{"name":"a","type":"int"}"#);
     let reader = schema(r#"{"name":"t","type":{"type":"int","logicalType":"time-millis"},"default":-1}"#);

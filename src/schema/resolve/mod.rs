@@ -232,13 +232,23 @@ pub(super) fn refused(kind: &str) -> Problem {
 
 /// Compiles the plan by which values of `writer` are read as `reader`.
 pub(super) fn compile(writer: &Schema, reader: &Schema) -> Result<Node, ResolveError> {
+    compile_fields(writer, reader, &|_| true)
+}
+
+/// The same, where of a record only the fields that are `wanted` by name are read: what the reader says of the others
+/// decides nothing, and values of them are skipped.
+pub(super) fn compile_fields(
+    writer: &Schema,
+    reader: &Schema,
+    wanted: &dyn Fn(&str) -> bool,
+) -> Result<Node, ResolveError> {
     let record = name_of(reader);
     let refuse = |reason: String| ResolveError { record: record.clone(), pointer: String::new(), reason };
     let (writer_names, reader_names) = (NamedTypes::of(writer), NamedTypes::of(reader));
     if let Some(fault) = writer_names.faults().chain(reader_names.faults()).next() {
         return Err(refuse(fault));
     }
-    let mut compiler = Compiler { writer: &writer_names, reader: &reader_names, nodes: 0 };
+    let mut compiler = Compiler { writer: &writer_names, reader: &reader_names, wanted, nodes: 0 };
     compiler.node(writer, reader, 0).map_err(|stop| ResolveError {
         record: record.clone(),
         pointer: stop.pointer,
@@ -280,6 +290,8 @@ impl Stop {
 struct Compiler<'s> {
     writer: &'s NamedTypes<'s>,
     reader: &'s NamedTypes<'s>,
+    /// Whether a field of the outermost record is read.
+    wanted: &'s dyn Fn(&str) -> bool,
     nodes: usize,
 }
 
@@ -323,9 +335,11 @@ impl<'s> Compiler<'s> {
 
     fn record(&mut self, written: &'s RecordSchema, read: &'s RecordSchema, depth: usize) -> Result<Node, Stop> {
         let sources = sources(written, read);
+        let wanted = self.wanted;
+        let is_read = |target: &usize| depth > 0 || wanted(&read.fields[*target].name);
         let mut steps = Vec::with_capacity(written.fields.len());
         for (index, field) in written.fields.iter().enumerate() {
-            let target = sources.iter().position(|source| *source == Some(index));
+            let target = sources.iter().position(|source| *source == Some(index)).filter(is_read);
             let (name, node) = match target.map(|target| &read.fields[target]) {
                 Some(wanted) => (&wanted.name, self.node(&field.schema, &wanted.schema, depth + 1)),
                 None => (&field.name, self.unread(&field.schema, depth + 1)),
@@ -334,7 +348,8 @@ impl<'s> Compiler<'s> {
             steps.push(Step { name: name.as_str().into(), reader: target, node });
         }
         let mut defaults = Vec::new();
-        for (index, field) in read.fields.iter().enumerate().filter(|(index, _)| sources[*index].is_none()) {
+        let missing = |(index, _): &(usize, _)| sources[*index].is_none() && is_read(index);
+        for (index, field) in read.fields.iter().enumerate().filter(missing) {
             let default = self.default(field, index, depth + 1).map_err(|stop| stop.within(&field.name))?;
             defaults.push(default);
         }
@@ -343,7 +358,7 @@ impl<'s> Compiler<'s> {
 
     /// A plan for what only the writer has: it is skipped, so nothing is asked of it but its shape.
     fn unread(&mut self, writer: &'s Schema, depth: usize) -> Result<Node, Stop> {
-        let mut own = Compiler { writer: self.writer, reader: self.writer, nodes: self.nodes };
+        let mut own = Compiler { reader: self.writer, ..*self };
         let node = own.node(writer, writer, depth);
         self.nodes = own.nodes;
         node
@@ -355,7 +370,7 @@ impl<'s> Compiler<'s> {
         }
         let unfit = |reason| Stop::mismatch(format!("the default does not fit the field's type: {reason}"));
         let avro = default::of_field(self.reader, field).map_err(unfit)?.unwrap_or_default();
-        let mut own = Compiler { writer: self.reader, reader: self.reader, nodes: self.nodes };
+        let mut own = Compiler { writer: self.reader, ..*self };
         let node = own.node(&field.schema, &field.schema, depth);
         self.nodes = own.nodes;
         Ok(Default { name: field.name.as_str().into(), reader: index, node: node?, avro: avro.into() })

@@ -85,19 +85,27 @@ impl Cluster {
         .concat()
     }
 
+    /// Starts `millpond dev` on the servers that are there.
+    pub fn start_dev(&self) -> Process {
+        let (kafka, postgres) = (self.servers.brokers(), self.database.clone());
+        let own = ["--no-demo", "--kafka", kafka.as_str(), "--postgres", postgres.as_str()];
+        self.start_with("dev", &own, &[], true)
+    }
+
     /// Starts `millpond ROLE` and waits until it is ready.
     pub fn start(&self, role: &str, settings: &[&str]) -> Process {
-        self.start_until(role, settings, true)
+        self.start_with(role, &[], settings, true)
     }
 
     /// Starts `millpond ROLE`, which may not be ready for some time.
     pub fn start_early(&self, role: &str, settings: &[&str]) -> Process {
-        self.start_until(role, settings, false)
+        self.start_with(role, &[], settings, false)
     }
 
-    fn start_until(&self, role: &str, settings: &[&str], ready: bool) -> Process {
+    fn start_with(&self, role: &str, own: &[&str], settings: &[&str], ready: bool) -> Process {
         let number = self.started.replace(self.started.get() + 1);
         let mut args = vec![role.to_owned(), "--listen".to_owned(), "127.0.0.1:0".to_owned()];
+        args.extend(own.iter().map(|arg| (*arg).to_owned()));
         args.extend(self.flags());
         args.extend(settings.iter().flat_map(|setting| ["--set".to_owned(), (*setting).to_owned()]));
         Process::start(&self.folder, &format!("{role}-{number}"), args, ready)

@@ -130,9 +130,13 @@ fn is_ready(address: &str) -> bool {
     ask().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
 }
 
-/// The address in the line that says `ready`.
+/// The address in the line that says `ready`, or in what `dev` says to people.
 fn ready_at(log: &PathBuf) -> Option<String> {
     let text = std::fs::read_to_string(log).ok()?;
+    let said = text.lines().find_map(|line| line.trim_start().strip_prefix("HTTP "));
+    if let Some(address) = said.and_then(|said| said.split_whitespace().next()?.strip_prefix("http://")) {
+        return Some(address.to_owned());
+    }
     let line = text.lines().find(|line| line.contains(r#""message":"ready""#))?;
     let value: serde_json::Value = serde_json::from_str(line).ok()?;
     Some(value["address"].as_str()?.to_owned())

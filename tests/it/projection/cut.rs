@@ -104,6 +104,22 @@ async fn sum_of_a_declared_table_begins_at_zero_under_any_cut() {
     assert_eq!((refused.len(), rows), (0, vec!["a 1 null".to_owned(), "b 0 n".to_owned()]));
 }
 
+#[tokio::test]
+async fn constraint_under_apply_by_key_judges_each_record() {
+    let files = [
+        ("consumer.toml", "topics = [\"t\"]\n[tables.f]\n"),
+        ("tables.sql", "create table f (sensor text primary key, value integer not null check (value > 0))"),
+        (
+            "apply.sql",
+            "insert into f select sensor, value from reading on conflict (sensor) do update set value = excluded.value",
+        ),
+    ];
+    let of = |offset, sensor, value| reading(offset, sensor, "null", value, "null", "null");
+    let records = [of(0, "'a'", "-1"), of(1, "'b'", "1"), of(2, "'a'", "2"), of(3, "'b'", "null"), of(4, "'b'", "3")];
+    let (refused, rows) = same_under_any_cut(&files, &records).await;
+    assert_eq!((refused, rows), (vec![0, 3], vec!["a 2".to_owned(), "b 3".to_owned()]));
+}
+
 /// Why such constraints are refused in `tables.sql`.
 #[tokio::test]
 async fn constraint_made_by_hand_judges_only_what_a_batch_leaves() {

@@ -43,11 +43,11 @@ pub fn relation(name: &str, record_type: &str, key: &[&str], columns: &[(&str, &
                 name: (*name).into(),
                 sql_type: (*sql_type).into(),
                 nullable: true,
+                definition: "1".into(),
             })
             .collect(),
         key_fields: key.iter().map(|field| (*field).into()).collect(),
         topics: Vec::new(),
-        fingerprint: "1".into(),
     }
 }
 
@@ -80,6 +80,8 @@ pub struct Lab {
     pub conn: PgConnection,
     pub compiled: Compiled,
     pub version: i32,
+    /// With all their columns, whether or not they are read.
+    relations: Vec<Relation>,
 }
 
 impl Lab {
@@ -87,7 +89,7 @@ impl Lab {
         let mut conn = connect().await;
         let spec = spec(&unique("lab"), files).expect("a sound folder");
         let compiled = compile(&spec, relations, &mut conn).await.unwrap_or_else(|error| panic!("{error}"));
-        let mut lab = Self { conn, compiled, version: 0 };
+        let mut lab = Self { conn, compiled, version: 0, relations: relations.to_vec() };
         lab.next_version().await;
         lab
     }
@@ -164,7 +166,9 @@ impl Lab {
             let staged = self.compiled.staged_metadata(relation);
             let mut names = METADATA_COLUMNS.iter().map(|(name, _)| name);
             values.retain(|_| names.next().is_some_and(|name| staged.contains(name)));
-            values.extend(record.fields.iter().cloned());
+            let all = self.relations.iter().filter(|r| r.name == record.relation).flat_map(|r| &r.columns);
+            let read = all.zip(&record.fields).filter(|(column, _)| relation.column(&column.name).is_some());
+            values.extend(read.map(|(_, value)| value.clone()));
             sql.push_str(&format!("insert into {into} values ({});\n", values.join(", ")));
         }
         sql + &self.compiled.apply_sql(self.version, rounds, &present) + "commit"

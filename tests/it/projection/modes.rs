@@ -247,9 +247,22 @@ async fn hash_follows_what_decides_the_rows_and_nothing_else() {
     assert_eq!(first, hash(&mut conn, &calmer, sql, &relations).await);
     let other = "select flight_id as id, lower(carrier) as carrier from schedule_flight";
     assert_ne!(first, hash(&mut conn, toml, other, &relations).await);
-    let mut repinned = schedule();
-    repinned.fingerprint = "2".into();
-    assert_ne!(first, hash(&mut conn, toml, sql, &[repinned]).await);
+    let column = |relation: &mut Relation, name: &str| {
+        let at = relation.columns.iter().position(|column| column.name == name).expect("it has the column");
+        relation.columns.swap_remove(at)
+    };
+    let mut redefined = schedule();
+    let mut carrier = column(&mut redefined, "carrier");
+    carrier.definition = "2".into();
+    redefined.columns.push(carrier);
+    assert_ne!(first, hash(&mut conn, toml, sql, &[redefined]).await);
+    let mut unread = schedule();
+    column(&mut unread, "scheduled_at");
+    unread.columns.extend(departure().columns.into_iter().filter(|column| column.name == "delay_minutes"));
+    assert_eq!(first, hash(&mut conn, toml, sql, std::slice::from_ref(&unread)).await, "fields that no SELECT reads");
+    let whole = "select *, flight_id as id from schedule_flight";
+    let before = hash(&mut conn, toml, whole, &relations).await;
+    assert_ne!(before, hash(&mut conn, toml, whole, &[unread]).await);
     let max = format!("{toml}merge = {{ carrier = \"max\" }}\n");
     assert_ne!(first, hash(&mut conn, &max, sql, &relations).await);
 }

@@ -1,0 +1,127 @@
+//! Folders that change while there are tables: what is taken in, what makes a new version, and what is refused.
+
+use serde_json::{Value, json};
+
+use crate::cluster::{Cluster, Process, Project, SOON};
+use crate::harness::eventually_async;
+
+const FIELDS: &str = r#"{"name": "sensor", "type": "string"}, {"name": "value", "type": "int"}"#;
+
+/// Sensors post readings, of which the root is kept; there is none of a number below zero.
+fn roots(dir: std::path::PathBuf, unique: &str) -> Project {
+    let project = Project::empty(dir, unique);
+    project.write("schemas/Reading/v1.avsc", &schema(&project, ""));
+    let contract = "[events.Reading]\ntopic = \"TOPIC\"\nkey = \"sensor\"\n[topics.\"TOPIC\"]\npartitions = 1\n";
+    project.write("producers/sensors/producer.toml", contract);
+    project.write("consumers/roots/consumer.toml", &manifest("halt"));
+    project.write("consumers/roots/roots.sql", "select sensor, sqrt(value) as root from reading");
+    project
+}
+
+/// Subjects are shared by all projects of a registry.
+fn schema(project: &Project, more: &str) -> String {
+    let namespace = project.topic.replace('.', "_");
+    format!(r#"{{"type": "record", "name": "Reading", "namespace": "{namespace}", "fields": [{FIELDS}{more}]}}"#)
+}
+
+fn manifest(on_error: &str) -> String {
+    format!("topics = [\"TOPIC\"]\non_error = \"{on_error}\"\n[tables.roots]\nkey = [\"sensor\"]\n")
+}
+
+const JSON: [(&str, &str); 1] = [("content-type", "application/json")];
+
+/// Posts a reading; its position.
+async fn post(process: &Process, sensor: &str, value: i64) -> String {
+    let body = json!({"sensor": sensor, "value": value}).to_string();
+    let answer = process.web.post("/v1/events/Reading", &JSON, &body).await;
+    assert_eq!(answer.status, 202, "{}", answer.text);
+    answer.position().to_owned()
+}
+
+/// Waits for what becomes of a position.
+async fn becomes(process: &Process, position: &str, outcome: &str) -> Value {
+    let path = format!("/v1/positions/{}", position.replace('/', "%2F"));
+    let entry = async || process.web.get(&path, &[]).await.json()["projections"][0]["entries"][0].clone();
+    eventually_async(SOON, async || entry().await["outcome"] == outcome).await;
+    entry().await
+}
+
+async fn versions(cluster: &Cluster) -> Option<i64> {
+    cluster.number("select count(*) from millpond.versions where projection = 'roots'").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn field_that_no_select_reads_and_grants_make_no_new_version() {
+    let cluster = Cluster::of("unread", roots).await;
+    let all = cluster.start("all", &[]);
+    becomes(&all, &post(&all, "a", 4).await, "applied").await;
+    all.stop();
+
+    let role = crate::harness::unique("analyst");
+    cluster.execute(&format!("create role {role}")).await;
+    cluster.project.write("consumers/roots/consumer.toml", &format!("{}grants = [\"{role}\"]\n", manifest("halt")));
+    let unit = r#", {"name": "unit", "type": "string", "default": ""}"#;
+    cluster.project.write("schemas/Reading/v2.avsc", &schema(&cluster.project, unit));
+    cluster.push();
+    let all = cluster.start("all", &[]);
+    let body = json!({"sensor": "b", "value": 9, "unit": "kelvin"}).to_string();
+    let answer = all.web.post("/v1/events/Reading", &JSON, &body).await;
+    becomes(&all, answer.position(), "applied").await;
+    assert_eq!(cluster.number("select sum(root)::int8 from live.roots").await, Some(2 + 3));
+    assert_eq!(versions(&cluster).await, Some(1));
+    let granted = format!("select has_table_privilege('{role}', 'live.roots', 'select')::int::int8");
+    assert_eq!(cluster.number(&granted).await, Some(1));
+    all.stop();
+
+    // Read by the SQL, it is another matter.
+    cluster.project.write("consumers/roots/roots.sql", "select sensor, sqrt(value) as root, unit from reading");
+    let output = cluster.run(&["consume", "--listen", "127.0.0.1:0"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("the folder of consumer roots has changed"), "{said}");
+    cluster.execute(&format!("drop owned by {role}; drop role {role}")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dev_takes_in_what_changes_and_says_what_to_type() {
+    let cluster = Cluster::of("dev", roots).await;
+    let dev = cluster.start_dev();
+    assert!(dev.log().contains("/v1/events/Reading -H 'content-type: application/json' -d"), "{}", dev.log());
+    let says = async |text: &str| eventually_async(SOON, async || dev.log().contains(text)).await;
+
+    // A policy: the same tables go on.
+    becomes(&dev, &post(&dev, "a", 4).await, "applied").await;
+    let poison = post(&dev, "a", -1).await;
+    let behind = post(&dev, "a", 9).await;
+    let halted = becomes(&dev, &poison, "halted").await;
+    let reason = halted["halt"]["reason"].as_str().unwrap();
+    assert!(reason.contains("on_error = \"skip\"") && reason.contains("millpond consumer restart roots"), "{reason}");
+    cluster.project.write("consumers/roots/consumer.toml", &manifest("skip"));
+    says("consumer roots: version 1 goes on with the changed settings").await;
+    cluster.succeeds(&["consumer", "restart", "roots"]);
+    becomes(&dev, &behind, "applied").await;
+    assert_eq!(becomes(&dev, &poison, "dead_lettered").await["reason_class"], "refused_by_postgres");
+    assert_eq!(versions(&cluster).await, Some(1));
+
+    // A topic that nobody has, which would be waited for in silence.
+    cluster.project.write("consumers/squares/squares.sql", "select sensor, value * value as square from reading");
+    let misspelt = manifest("skip").replace("roots", "squares").replace("TOPIC", "xTOPIC");
+    cluster.project.write("consumers/squares/consumer.toml", &misspelt);
+    says(&format!("did you mean `{}`?", cluster.project.topic)).await;
+    assert!(dev.log().contains("consumers/squares/consumer.toml: no folder declares the topic"), "{}", dev.log());
+    cluster.project.write("consumers/squares/consumer.toml", &manifest("skip").replace("roots", "squares"));
+    says("consumer squares: version 1 reads the log from its start").await;
+
+    // A new type is posted as it is told.
+    cluster.project.write("sample.json", r#"{"order_id": "o'1", "pieces": 3}"#);
+    let topic = format!("{}.orders", cluster.project.topic);
+    cluster.succeeds(&["producer", "new", "orders", "--from", "sample.json", "--topic", &topic]);
+    says("new, and ready to be posted:").await;
+    says("/v1/events/Orders -H").await;
+    let log = dev.log();
+    let line = log.lines().find(|line| line.contains("/v1/events/Orders")).unwrap().trim();
+    let output = std::process::Command::new("sh").args(["-c", line]).output().unwrap();
+    let answer = String::from_utf8_lossy(&output.stdout);
+    assert!(answer.contains("202 Accepted"), "{line}\n{answer}");
+    assert_eq!(log.matches("/v1/events/Reading").count(), 1, "what was told is not told again:\n{log}");
+    dev.stop();
+}
