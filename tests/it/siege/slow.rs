@@ -37,9 +37,11 @@ async fn waste(mut wire: Wire, number: usize, waste: Waste) -> (Waste, Option<u1
     let begun = Instant::now();
     match waste {
         Waste::Silent | Waste::KeptAlive => {}
-        Waste::Head | Waste::SecondHead => drop(wire.send("POST / HTTP/1.1\r\nhost: a\r\nx: ").await),
+        Waste::Head | Waste::SecondHead => {
+            wire.send("POST / HTTP/1.1\r\nhost: a\r\nx: ").await;
+        }
         Waste::Body | Waste::NoBody => {
-            drop(wire.send(format!("POST {PATH} HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\n")).await);
+            wire.send(format!("POST {PATH} HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\n")).await;
         }
     }
     let drips = !matches!(waste, Waste::Silent | Waste::KeptAlive | Waste::NoBody);

@@ -27,7 +27,6 @@ pub fn attacker(number: usize) -> IpAddr {
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
-    pub head: String,
     pub body: String,
 }
 
@@ -105,7 +104,7 @@ impl Wire {
         let rest = self.buffer.split_off(end + length);
         let whole = std::mem::replace(&mut self.buffer, rest);
         let status = head.split(' ').nth(1).unwrap_or_default().parse().unwrap();
-        Some(Answer { status, head, body: String::from_utf8_lossy(&whole[end..]).into_owned() })
+        Some(Answer { status, body: String::from_utf8_lossy(&whole[end..]).into_owned() })
     }
 }
 
