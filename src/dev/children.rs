@@ -389,6 +389,11 @@ mod tests {
         let below = Identity::of(below.unwrap()).unwrap();
         child.stop().unwrap();
         assert!(child.ended().unwrap().is_some());
+        // Sent the same signal at the same moment; but nobody here is its parent, and waits for it.
+        let until = Instant::now() + Duration::from_secs(10);
+        while below.runs() && Instant::now() < until {
+            thread::yield_now();
+        }
         assert!(!below.runs());
     }
 
