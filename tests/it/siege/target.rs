@@ -14,7 +14,8 @@ use crate::cluster::{Cluster, Process, Project, SOON, Web};
 use crate::harness::eventually_async;
 
 pub const PATH: &str = "/v1/events/Reading";
-const SCHEMA: &str = r#"{"type": "record", "name": "Reading", "fields": [
+/// Subjects are shared by all projects of a registry.
+const SCHEMA: &str = r#"{"type": "record", "name": "Reading", "namespace": "siege", "fields": [
     {"name": "sensor", "type": "string"}, {"name": "value", "type": "long"}, {"name": "note", "type": "string", "default": ""}
 ]}"#;
 const CONTRACT: &str = "[events.Reading]\ntopic = \"TOPIC\"\nkey = \"sensor\"\n[topics.\"TOPIC\"]\npartitions = 3\n";
