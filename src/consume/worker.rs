@@ -6,7 +6,7 @@
 use std::{
     any::Any,
     panic::AssertUnwindSafe,
-    sync::{Arc, mpsc},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -23,7 +23,7 @@ use super::{
     transaction::{self, DeadLetter, Failure, Work},
 };
 use crate::{
-    kafka::subscription::Command,
+    kafka::subscription::{Command, Inbox},
     store::{
         self, Class,
         fence::{self, Claim, Claimed, Halt},
@@ -34,7 +34,7 @@ use crate::{
 pub struct Worker {
     engine: Arc<Engine>,
     partition: Arc<Partition>,
-    commands: mpsc::Sender<Command>,
+    poll_thread: Arc<Inbox>,
     claim: Option<Claim>,
     /// A batch whose transaction failed for no fault of its own.
     pending: Option<Chunk>,
@@ -54,16 +54,11 @@ pub(super) enum Broken {
 }
 
 impl Worker {
-    pub fn new(
-        engine: Arc<Engine>,
-        partition: Arc<Partition>,
-        commands: mpsc::Sender<Command>,
-        claim: Option<Claim>,
-    ) -> Self {
+    pub fn new(engine: Arc<Engine>, partition: Arc<Partition>, poll_thread: Arc<Inbox>, claim: Option<Claim>) -> Self {
         if let Some(claim) = &claim {
             partition.set_next_offset(claim.next_offset);
         }
-        Self { engine, partition, commands, claim, pending: None, unknown_since: None, verified: false }
+        Self { engine, partition, poll_thread, claim, pending: None, unknown_since: None, verified: false }
     }
 
     /// Works until the partition is taken away.
@@ -154,8 +149,7 @@ impl Worker {
     }
 
     fn send(&self, command: Command) {
-        // The poll thread ends only when every partition is being taken away.
-        let _ = self.commands.send(command);
+        self.poll_thread.send(command);
     }
 
     /// Keeps where the buffer continues, so that a new claim can tell whether it still fits.

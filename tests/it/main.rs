@@ -20,5 +20,6 @@ mod reads;
 mod registry;
 mod registry_routes;
 mod serve;
+mod subscription;
 mod topics;
 mod transcode;
