@@ -114,14 +114,15 @@ pub struct Bounds {
     pub max_bytes: usize,
 }
 
-/// Chunks that the buffer holds before the partition is paused: one being filled and three closed.
-const FULL_CHUNKS: usize = 4;
+/// Chunks that the buffer holds before the partition is held: a batch for the worker, and the one after it, for which it
+/// need not wait. More would only take memory: what else was fetched waits in librdkafka's queue.
+const FULL_CHUNKS: usize = 2;
 
 /// What follows from adding a record.
 #[derive(Debug, Clone, Copy)]
 pub struct Pushed {
-    /// The partition should be paused now.
-    pub pause: bool,
+    /// There is no room for another record.
+    pub full: bool,
     /// The worker should look: the first record came, or its batch is full.
     pub wake: bool,
 }
@@ -132,7 +133,8 @@ pub struct Buffer {
     chunks: VecDeque<Chunk>,
     /// Whether records are taken at all: not before the partition is claimed and the consumer stands at its fence.
     accepting: bool,
-    paused: bool,
+    /// Whether the poll thread keeps records back until it is told to resume.
+    held: bool,
     /// First offset that has not been taken: where the next chunk continues.
     position: i64,
 }
@@ -141,7 +143,7 @@ impl Buffer {
     /// Adds a record. One from before where the buffer stands is of no use: it was taken, or is not asked for.
     pub fn push(&mut self, record: Incoming<'_, '_>, bounds: Bounds) -> Pushed {
         if record.offset < self.position {
-            return Pushed { pause: false, wake: false };
+            return Pushed { full: self.held, wake: false };
         }
         let was_empty = self.chunks.is_empty();
         let open = self.chunks.back().is_some_and(|c| !is_full(c, bounds));
@@ -151,20 +153,14 @@ impl Buffer {
         let chunk = self.chunks.back_mut().expect("invariant: a chunk was just made sure of");
         self.position = record.offset + 1;
         chunk.push(record);
-        let pause =
-            !self.paused && self.chunks.len() >= FULL_CHUNKS && self.chunks.back().is_some_and(|c| is_full(c, bounds));
-        self.paused |= pause;
-        Pushed { pause, wake: was_empty || (self.chunks.len() == 1 && self.has_full_chunk(bounds)) }
+        self.held = self.chunks.len() >= FULL_CHUNKS && self.chunks.back().is_some_and(|c| is_full(c, bounds));
+        Pushed { full: self.held, wake: was_empty || (self.chunks.len() == 1 && self.has_full_chunk(bounds)) }
     }
 
-    /// Takes the next batch. The second value says that the partition should be resumed.
+    /// Takes the next batch. The second value says that the poll thread should be told to resume.
     pub fn pop(&mut self) -> (Option<Chunk>, bool) {
         let chunk = self.chunks.pop_front();
-        let resume = self.paused && self.chunks.len() <= FULL_CHUNKS / 2;
-        if resume {
-            self.paused = false;
-        }
-        (chunk, resume)
+        (chunk, std::mem::take(&mut self.held))
     }
 
     /// Whether the next batch has reached a bound already and need not wait for its age.
@@ -183,7 +179,7 @@ impl Buffer {
     /// Takes records from `offset` on; throws away what was read from an older place.
     pub fn accept(&mut self, offset: i64) {
         self.chunks.clear();
-        self.paused = false;
+        self.held = false;
         self.accepting = true;
         self.position = offset;
     }
@@ -191,7 +187,7 @@ impl Buffer {
     /// Takes no record until the next [`Self::accept`].
     pub fn refuse(&mut self) {
         self.chunks.clear();
-        self.paused = false;
+        self.held = false;
         self.accepting = false;
     }
 }
@@ -249,16 +245,14 @@ mod tests {
     }
 
     #[test]
-    fn a_full_buffer_pauses_once_and_resumes_when_half_empty() {
+    fn a_full_buffer_has_records_held_until_a_batch_is_taken() {
         let mut buffer = Buffer::default();
-        let pauses: Vec<bool> = (0..10).map(|offset| push(&mut buffer, offset).pause).collect();
-        assert_eq!(pauses.iter().filter(|p| **p).count(), 1);
-        assert!(pauses[7]);
-        let mut resumes = Vec::new();
-        while let (Some(chunk), resume) = buffer.pop() {
-            assert!(chunk.records.len() <= 2);
-            resumes.push(resume);
-        }
-        assert_eq!(resumes.iter().filter(|r| **r).count(), 1);
+        let full: Vec<bool> = (0..4).map(|offset| push(&mut buffer, offset).full).collect();
+        assert_eq!(full, [false, false, false, true]);
+        let (chunk, resume) = buffer.pop();
+        assert_eq!((chunk.unwrap().records.len(), resume), (2, true));
+        assert!(!push(&mut buffer, 4).full && push(&mut buffer, 5).full);
+        assert!(buffer.pop().1);
+        assert!(!buffer.pop().1);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, OnceLock, PoisonError, mpsc},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     domain::TopicPartition,
-    kafka::subscription::{Assigned, Assignee, Command, Flow, Incoming},
+    kafka::subscription::{Assigned, Assignee, Flow, Inbox, Incoming},
     store::fence::{Claim, Claimed},
     telemetry::metrics::consume as metrics,
 };
@@ -29,7 +29,7 @@ const WAIT: Duration = Duration::from_secs(5);
 pub struct Group {
     pub engine: Arc<Engine>,
     runtime: Handle,
-    commands: OnceLock<mpsc::Sender<Command>>,
+    poll_thread: OnceLock<Arc<Inbox>>,
     owned: Mutex<HashMap<TopicPartition, Owned>>,
 }
 
@@ -40,12 +40,12 @@ struct Owned {
 
 impl Group {
     pub fn new(engine: Arc<Engine>) -> Self {
-        Self { engine, runtime: Handle::current(), commands: OnceLock::new(), owned: Mutex::default() }
+        Self { engine, runtime: Handle::current(), poll_thread: OnceLock::new(), owned: Mutex::default() }
     }
 
     /// Gives the workers their way to the poll thread; called once, before the first assignment can come.
-    pub fn connect(&self, commands: mpsc::Sender<Command>) {
-        let _ = self.commands.set(commands);
+    pub fn connect(&self, poll_thread: Arc<Inbox>) {
+        let _ = self.poll_thread.set(poll_thread);
     }
 
     fn owned(&self) -> std::sync::MutexGuard<'_, HashMap<TopicPartition, Owned>> {
@@ -97,7 +97,7 @@ impl Assignee for Group {
         }
         metrics::REBALANCES.with_label_values(&[self.engine.projection.as_str(), "assigned"]).inc();
         let claims = self.runtime.block_on(futures_util::future::join_all(partitions.iter().map(|at| self.claim(at))));
-        let Some(commands) = self.commands.get() else { return Vec::new() };
+        let Some(poll_thread) = self.poll_thread.get() else { return Vec::new() };
         let mut assigned = Vec::with_capacity(partitions.len());
         for (at, claim) in partitions.into_iter().zip(claims) {
             info!(consumer = %self.engine.projection, partition = %at, next_offset = ?claim.as_ref().map(|c| c.next_offset), "assigned");
@@ -106,7 +106,7 @@ impl Assignee for Group {
             if let Some(start) = start {
                 partition.buffer().accept(start);
             }
-            let worker = Worker::new(Arc::clone(&self.engine), Arc::clone(&partition), commands.clone(), claim);
+            let worker = Worker::new(Arc::clone(&self.engine), Arc::clone(&partition), Arc::clone(poll_thread), claim);
             let worker = self.runtime.spawn(worker.run());
             let before = self.owned().insert(at.clone(), Owned { partition: Arc::clone(&partition), worker });
             if let Some(before) = before {
@@ -153,7 +153,7 @@ impl Assignee for Group {
         if pushed.wake {
             partition.wake();
         }
-        if pushed.pause { Flow::Pause } else { Flow::Continue }
+        if pushed.full { Flow::Hold } else { Flow::Continue }
     }
 
     fn sought(&self, partition: &Arc<Partition>, offset: i64) {

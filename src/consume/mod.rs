@@ -46,9 +46,8 @@ impl Member {
         let engine = Arc::new(engine);
         let group = Arc::new(Group::new(Arc::clone(&engine)));
         let name = format!("millpond.{}.v{}", engine.projection, engine.version);
-        let inbox = Arc::clone(&group);
-        let subscription = Subscription::start(options, &name, topics, Arc::clone(&group), move |commands| {
-            inbox.connect(commands);
+        let subscription = Subscription::start(options, &name, topics, Arc::clone(&group), |poll_thread| {
+            group.connect(poll_thread);
         })?;
         let (stop, stopped) = watch::channel(false);
         let reporter = tokio::spawn(reporter::run(group, stopped));

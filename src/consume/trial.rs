@@ -1,7 +1,7 @@
 //! Batches on the engine's own path, with fence, dead letters and outbox, but without a group or a log: what
 //! `consumer test` and `consumer show` stand on. The caller brings the records and a database to throw away.
 
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 
 use super::{
     buffer::Chunk,
@@ -9,13 +9,11 @@ use super::{
     partition::Partition,
     worker::{Broken, Worker},
 };
-use crate::{kafka::subscription::Command, store::fence::Claim};
+use crate::{kafka::subscription::Inbox, store::fence::Claim};
 
 /// The worker of one partition, driven by hand.
 pub struct Trial {
     worker: Worker,
-    /// Only held: what the worker says to the poll thread that is not there.
-    _commands: mpsc::Receiver<Command>,
 }
 
 /// Why a batch was not applied.
@@ -31,8 +29,9 @@ impl Trial {
     /// A worker that holds `claim` and stands at its offset.
     pub fn new(engine: Arc<Engine>, claim: Claim) -> Self {
         let partition = Arc::new(Partition::new(claim.at.clone(), 0));
-        let (commands, receiver) = mpsc::channel();
-        Self { worker: Worker::new(engine, partition, commands, Some(claim)), _commands: receiver }
+        // Nobody listens: there is no poll thread.
+        let nobody = Arc::new(Inbox::default());
+        Self { worker: Worker::new(engine, partition, nobody, Some(claim)) }
     }
 
     /// Applies a batch as a worker does: records below the fence are passed over, faulty ones become dead letters.

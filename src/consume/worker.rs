@@ -6,7 +6,7 @@
 use std::{
     any::Any,
     panic::AssertUnwindSafe,
-    sync::{Arc, mpsc},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -25,7 +25,7 @@ use super::{
     transaction::{self, DeadLetter, Failure, Work},
 };
 use crate::{
-    kafka::subscription::{Ask, Command},
+    kafka::subscription::{Ask, Command, Inbox},
     store::{
         self, Class,
         fence::{self, Claim, Claimed, Halt},
@@ -36,7 +36,7 @@ use crate::{
 pub struct Worker {
     engine: Arc<Engine>,
     partition: Arc<Partition>,
-    commands: mpsc::Sender<Command>,
+    poll_thread: Arc<Inbox>,
     claim: Option<Claim>,
     /// A batch whose transaction failed for no fault of its own.
     pending: Option<Chunk>,
@@ -57,19 +57,14 @@ pub(super) enum Broken {
 }
 
 impl Worker {
-    pub fn new(
-        engine: Arc<Engine>,
-        partition: Arc<Partition>,
-        commands: mpsc::Sender<Command>,
-        claim: Option<Claim>,
-    ) -> Self {
+    pub fn new(engine: Arc<Engine>, partition: Arc<Partition>, poll_thread: Arc<Inbox>, claim: Option<Claim>) -> Self {
         if let Some(claim) = &claim {
             partition.set_next_offset(claim.next_offset);
         }
         Self {
             engine,
             partition,
-            commands,
+            poll_thread,
             claim,
             pending: None,
             unknown_since: None,
@@ -167,8 +162,7 @@ impl Worker {
 
     fn ask(&self, ask: Ask) {
         let (at, assignment) = (self.partition.at.clone(), self.partition.assignment);
-        // The poll thread ends only when every partition is being taken away.
-        let _ = self.commands.send(Command::Ask { at, assignment, ask });
+        self.poll_thread.send(Command::Ask { at, assignment, ask });
     }
 
     /// Keeps where the buffer continues, so that a new claim can tell whether it still fits.

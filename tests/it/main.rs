@@ -18,7 +18,6 @@ mod ingest;
 mod projection;
 mod publisher;
 mod reads;
-mod rebalance;
 mod registry;
 mod registry_routes;
 mod relay;

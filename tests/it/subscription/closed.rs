@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use millpond::domain::TopicPartition;
 use millpond::kafka::Publisher;
 use millpond::kafka::murmur2::partition_of;
-use millpond::kafka::subscription::{Ask, Assigned, Assignee, Command, Flow, Incoming, Subscription};
+use millpond::kafka::subscription::{Ask, Assigned, Assignee, Command, Flow, Inbox, Incoming, Subscription};
 
 use crate::harness::{eventually, unique};
 use crate::publisher::{batch, new_topic, options};
@@ -19,7 +19,7 @@ const PARTITIONS: u32 = 2;
 /// Takes both partitions from their beginning and notes what comes.
 #[derive(Default)]
 struct Notes {
-    commands: OnceLock<mpsc::Sender<Command>>,
+    commands: OnceLock<Arc<Inbox>>,
     assignment: OnceLock<u64>,
     offsets: Mutex<HashMap<i32, Vec<i64>>>,
     sought: Mutex<Vec<(i32, i64)>>,
@@ -60,7 +60,7 @@ impl Notes {
 
     fn ask(&self, topic: &str, partition: i32, assignment: u64, ask: Ask) {
         let at = TopicPartition::new(topic, partition);
-        self.commands.get().unwrap().send(Command::Ask { at, assignment, ask }).unwrap();
+        self.commands.get().unwrap().send(Command::Ask { at, assignment, ask });
     }
 
     /// Waits until what was asked before has been done: commands are obeyed in their order.

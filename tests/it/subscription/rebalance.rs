@@ -1,12 +1,12 @@
 //! Members of a consumer group on a real broker: what they are given, and whether its records come.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use millpond::domain::TopicPartition;
 use millpond::kafka::Publisher;
-use millpond::kafka::subscription::{Ask, Assigned, Assignee, Command, Flow, Incoming, Subscription};
+use millpond::kafka::subscription::{Ask, Assigned, Assignee, Command, Flow, Inbox, Incoming, Subscription};
 
 use crate::harness::{eventually_async, unique};
 use crate::publisher::{batch, new_topic, options};
@@ -87,7 +87,7 @@ async fn partition_taken_away_while_paused_is_read_when_it_comes_back() {
 /// A member whose claims come when its partitions are assigned already: each is sought at once.
 #[derive(Default)]
 struct LateClaims {
-    commands: OnceLock<mpsc::Sender<Command>>,
+    commands: OnceLock<Arc<Inbox>>,
     /// Offsets that came behind the seek, per partition.
     read: Mutex<BTreeMap<i32, Vec<i64>>>,
 }
@@ -98,7 +98,7 @@ impl Assignee for LateClaims {
     fn assigned(&self, partitions: Vec<TopicPartition>, assignment: u64) -> Vec<Assigned<i32>> {
         for at in &partitions {
             let at = at.clone();
-            self.commands.get().unwrap().send(Command::Ask { at, assignment, ask: Ask::Seek(0) }).unwrap();
+            self.commands.get().unwrap().send(Command::Ask { at, assignment, ask: Ask::Seek(0) });
         }
         partitions.into_iter().map(|at| Assigned { partition: at.partition, start: None, at }).collect()
     }
