@@ -229,14 +229,15 @@ impl Options {
             .set("isolation.level", "read_committed")
             // The poll thread never waits longer than about 10 s; five minutes would only hide a fault.
             .set("max.poll.interval.ms", "60000")
-            // Prefetch is memory: 16 MiB for the member, 1 MiB a fetch and partition.
+            // Prefetch is memory: for each partition a batch, or 4 MiB, and what one fetch brings on top.
             .set("queued.min.messages", "5000")
-            .set("queued.max.messages.kbytes", "16384")
-            .set("fetch.message.max.bytes", "1048576")
+            .set("queued.max.messages.kbytes", "4096")
+            .set("fetch.message.max.bytes", "262144")
             // The default is a second: of a backlog, a partition's queue is empty again after some 50 ms.
             .set("fetch.queue.backoff.ms", "5")
-            // A new record ends the wait at the broker at once; this bounds only how often an idle one is asked.
-            .set("fetch.wait.max.ms", "500")
+            // A new record ends the wait at the broker at once. But there is one fetch at a time, and it may ask for
+            // partitions without news only, the queues of the others being full just then: those wait as long.
+            .set("fetch.wait.max.ms", "100")
             .set("fetch.error.backoff.ms", "100")
             .set("topic.metadata.refresh.interval.ms", "10000");
         // A dead member is replaced after 10 s; above the 8 s after which Postgres ends a stopped transaction. Whoever
