@@ -67,6 +67,12 @@
 //! [`schema`], [`dev`]; [`spec`]; [`config`], [`kafka`], [`store`], [`http`], [`projection`], [`cli`]; the roles
 //! [`ingest`], [`consume`], [`publish`], [`serve`]; [`app`]. Imports point down, and a test holds that.
 
+/// Records and their headers are allocated by one thread and freed by another, which glibc's allocator is slow at: see
+/// docs/performance.md.
+#[cfg(feature = "jemalloc")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 pub mod app;
 pub mod cli;
 pub mod config;

@@ -1,6 +1,6 @@
 //! Ingest, one event a request and 500, beside a bare HTTP handler and librdkafka alone.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use crate::{
     Bench, bare,
@@ -20,6 +20,9 @@ const BULK: u64 = 500;
 const BULK_CONNECTIONS: usize = 16;
 /// Records that librdkafka alone writes in one repetition.
 const LIMIT_RECORDS: usize = 1_000_000;
+
+/// See [`warm_up`].
+const BROKER_WARM_UP: Duration = Duration::from_secs(15);
 
 /// Rates, latencies and CPU time of one contestant.
 #[derive(Debug, Default)]
@@ -63,6 +66,7 @@ pub async fn single(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     let records = kafka::records()?;
     let mut alone = Series::default();
     let mut measured: [[Measured; 2]; 2] = Default::default();
+    warm_up(&ingest, &requests, 256).await?;
     for _ in 0..bench.repetitions {
         let (brokers, records) = (bench.brokers.clone(), records.clone());
         let produce = move || kafka::produce(&brokers, &records, LIMIT_RECORDS, Headers::None);
@@ -89,6 +93,12 @@ pub async fn single(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     ingest.stop().await
 }
 
+/// Has the broker run this load for a while before anything is measured: it compiles itself as it goes, on the CPUs that
+/// everybody shares, and what it costs meanwhile nobody meets who runs it for longer than a minute.
+async fn warm_up(ingest: &Running, requests: &Requests, connections: usize) -> anyhow::Result<()> {
+    http::load(ingest.address, connections, requests, 202, Until::Elapsed(BROKER_WARM_UP)).await.map(drop)
+}
+
 /// Outcome, CPU seconds, records a request.
 async fn under_load(
     process: &Running,
@@ -109,6 +119,7 @@ pub async fn bulk(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     let idle = ingest.idle_memory().await?;
     let records = kafka::records()?;
     let (mut alone, mut with_headers, mut ours) = (Series::default(), Series::default(), Measured::default());
+    warm_up(&ingest, &requests, BULK_CONNECTIONS).await?;
     for _ in 0..bench.repetitions {
         for (series, headers) in [(&mut alone, Headers::None), (&mut with_headers, Headers::AsIngest)] {
             let (brokers, records) = (bench.brokers.clone(), records.clone());
