@@ -98,20 +98,24 @@ impl<A: Assignee> ConsumerContext for Context<A> {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => self.assign(consumer, partitions, cooperative),
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => {
                 let lost = consumer.assignment_lost();
-                self.forget(&partitions);
+                let queues = self.forget(&partitions);
                 self.assignee.revoked(partitions, lost);
                 // librdkafka keeps a pause beyond the assignment: a partition that came back would never be fetched.
                 if let Err(error) = consumer.resume(tpl) {
                     self.assignee.failed(&format!("cannot resume what is taken away: {error}"));
                 }
-                if cooperative { consumer.incremental_unassign(tpl) } else { consumer.unassign() }
+                let result = if cooperative { consumer.incremental_unassign(tpl) } else { consumer.unassign() };
+                empty(&queues);
+                result
             }
             other => {
                 self.assignee.failed(&format!("rebalance failed: {}", RDKafkaErrorCode::from(other)));
                 let all: Vec<TopicPartition> = self.lock().keys().cloned().collect();
-                self.forget(&all);
+                let queues = self.forget(&all);
                 self.assignee.revoked(all, true);
-                consumer.unassign()
+                let result = consumer.unassign();
+                empty(&queues);
+                result
             }
         };
         if let Err(error) = result {
@@ -188,14 +192,10 @@ impl<A: Assignee> Context<A> {
         Ok(queue)
     }
 
-    fn forget(&self, partitions: &[TopicPartition]) {
+    /// Their queues, which [`empty`] is for.
+    fn forget(&self, partitions: &[TopicPartition]) -> Vec<PartitionQueue<Self>> {
         let mut owned = self.lock();
-        for at in partitions {
-            if let Some(owned) = owned.remove(at) {
-                // librdkafka keeps the queue: what is left in it would stay in memory.
-                while owned.queue.poll(Duration::ZERO).is_some() {}
-            }
-        }
+        partitions.iter().filter_map(|at| owned.remove(at)).map(|owned| owned.queue).collect()
     }
 
     fn partition(&self, at: &TopicPartition) -> Option<A::Partition> {
@@ -212,6 +212,14 @@ impl<A: Assignee> Context<A> {
         if let Some(owned) = self.lock().get_mut(at) {
             owned.held = false;
         }
+    }
+}
+
+/// Throws away what partitions have left behind that were taken away: librdkafka keeps the queues, and nothing comes into
+/// them any more.
+fn empty<A: Assignee>(queues: &[PartitionQueue<Context<A>>]) {
+    for queue in queues {
+        while queue.poll(Duration::ZERO).is_some() {}
     }
 }
 
@@ -291,7 +299,8 @@ fn hand_over<A: Assignee>(context: &Context<A>, partition: &A::Partition, messag
 fn leave<A: Assignee>(consumer: &Member<A>) {
     consumer.context().leaving.store(true, Ordering::Relaxed);
     let partitions: Vec<TopicPartition> = consumer.context().lock().keys().cloned().collect();
-    consumer.context().forget(&partitions);
+    // What is left in their queues goes with the client.
+    drop(consumer.context().forget(&partitions));
     consumer.context().assignee.revoked(partitions, false);
     consumer.unsubscribe();
 }

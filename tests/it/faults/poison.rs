@@ -257,7 +257,7 @@ async fn consumer_that_halts_says_why_and_goes_on_when_told() {
     assert!(said.contains("halted") && said.contains("millpond consumer restart strict"), "{said}");
     error_is_told_of_its_partition_alone(&cluster, poison.position()).await;
     // Nothing more of it is fetched, to be thrown away.
-    eventually_async(SOON, async || all.log().contains(r#""fetching":"Closed""#)).await;
+    eventually_async(SOON, async || all.log().contains(r#""paused":true"#)).await;
     // The other one set it aside and went on.
     becomes(&all, "lenient", behind.position(), "applied").await;
 
