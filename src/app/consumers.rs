@@ -346,6 +346,11 @@ impl Members {
         if let Some((name, why)) = running.failed.iter().next() {
             return Err(format!("consumer {name} does not run: {why}"));
         }
+        for (name, started) in &running.members {
+            if let Some(panic) = started.member.engine.vitals.panic() {
+                return Err(format!("consumer {name} panicked while it polled Kafka, and joins anew: {panic}"));
+            }
+        }
         let silent = running.members.iter().filter(|(_, started)| !started.member.engine.vitals.has_reported());
         let silent: Vec<&str> = silent.map(|(name, _)| name.as_str()).collect();
         if silent.is_empty() {

@@ -100,8 +100,9 @@ mod tests {
     fn every_halt_and_every_class_is_explained() {
         let entries = runbook();
         let codes: Vec<&str> = entries.iter().map(|entry| entry.code).collect();
-        for code in ["poison", "statements_do_not_fit", "breaker", "log_is_shorter", "log_was_cut", "log_is_another"] {
-            assert!(codes.contains(&code), "{codes:?}");
+        let logs = ["log_is_shorter", "log_was_cut", "log_is_another"];
+        for code in ["poison", "statements_do_not_fit", "breaker", "panicked", "handler_is_wrong"].iter().chain(&logs) {
+            assert!(codes.contains(code), "{codes:?}");
         }
         assert_eq!(codes[codes.len() - 3..], ["decode", "refused_by_postgres", "handler"]);
         for entry in entries {

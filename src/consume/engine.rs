@@ -67,6 +67,7 @@ pub struct Vitals {
     superseded: AtomicBool,
     reported: Mutex<Instant>,
     breaker: Mutex<Breaker>,
+    panic: Mutex<Option<String>>,
 }
 
 impl Default for Vitals {
@@ -76,6 +77,7 @@ impl Default for Vitals {
             superseded: AtomicBool::new(false),
             reported: Mutex::new(Instant::now()),
             breaker: Mutex::default(),
+            panic: Mutex::default(),
         }
     }
 }
@@ -177,6 +179,16 @@ impl Vitals {
 
     pub fn is_superseded(&self) -> bool {
         self.superseded.load(Ordering::Relaxed)
+    }
+
+    /// Says that polling has panicked, or that it goes on.
+    pub fn note_panic(&self, message: Option<String>) {
+        *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = message;
+    }
+
+    /// The panic since which no partition was assigned.
+    pub fn panic(&self) -> Option<String> {
+        self.panic.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Says that both servers answered just now.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use tokio::{runtime::Handle, task::JoinHandle, time::timeout};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use super::{
@@ -95,6 +95,7 @@ impl Assignee for Group {
         if partitions.is_empty() {
             return Vec::new();
         }
+        self.engine.vitals.note_panic(None);
         metrics::REBALANCES.with_label_values(&[self.engine.projection.as_str(), "assigned"]).inc();
         let claims = self.runtime.block_on(futures_util::future::join_all(partitions.iter().map(|at| self.claim(at))));
         let Some(poll_thread) = self.poll_thread.get() else { return Vec::new() };
@@ -173,5 +174,10 @@ impl Assignee for Group {
         // It is the member's: nobody says of which partition.
         self.owned().values().for_each(|owned| owned.partition.note_error(error));
         warn!(consumer = %self.engine.projection, error, "Kafka consumer reports an error");
+    }
+
+    fn panicked(&self, message: &str) {
+        error!(consumer = %self.engine.projection, panic = message, "polling Kafka panicked, which is a fault of Millpond; joining anew");
+        self.engine.vitals.note_panic(Some(message.to_owned()));
     }
 }

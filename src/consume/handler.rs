@@ -4,12 +4,16 @@
 //! [`Effects`]; the engine writes that together with the fence, in one transaction. Reading happens before the
 //! fence is touched; a batch whose fence has moved since is thrown away whole.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 
-use crate::domain::{ident, literal};
+use crate::domain::{TableInfo, ident, literal, nearest};
 use crate::store::{self, Session};
 
 /// One record, decoded with the schema version that the consumer pins.
@@ -166,9 +170,35 @@ impl Effects {
         })
     }
 
-    /// A value that could not be serialised is the handler's fault, found before anything is written.
-    pub(super) fn check(&self) -> Result<(), store::Error> {
-        self.error.as_ref().map_or(Ok(()), |e| Err(store::Error::Refused(e.clone())))
+    /// Finds, before anything is written, what is the handler's fault: a value that could not be serialised, a row for
+    /// a table or with a field that is not there. Postgres would not say so: a row's unknown fields mean nothing to it.
+    pub(super) fn check(&self, tables: &[TableInfo]) -> Result<(), store::Error> {
+        if let Some(error) = &self.error {
+            return Err(store::Error::Refused(error.clone()));
+        }
+        self.rows.iter().try_for_each(|effect| effect.check(tables)).map_err(store::Error::Refused)
+    }
+}
+
+impl RowEffect {
+    fn check(&self, tables: &[TableInfo]) -> Result<(), String> {
+        let (did, name) = (if self.deleted { "deleted" } else { "wrote" }, &self.table);
+        let Some(table) = tables.iter().find(|table| &table.name == name) else {
+            let declared = tables.iter().map(|table| table.name.as_str());
+            let near = nearest(name, declared).map_or(String::new(), |near| format!(" (did you mean {near}?)"));
+            return Err(format!("the handler {did} a row of {name}, which consumer.toml does not declare{near}"));
+        };
+        let fields: BTreeMap<Cow<'_, str>, &RawValue> = serde_json::from_str(&self.row)
+            .map_err(|_| format!("the handler {did} {} as a row of {name}, which is no JSON object", self.row))?;
+        if let Some(unknown) = fields.keys().find(|field| table.columns.iter().all(|c| c.name != **field)) {
+            let near = nearest(unknown, table.columns.iter().map(|c| c.name.as_str()));
+            let near = near.map_or(String::new(), |near| format!(" (did you mean {near}?)"));
+            return Err(format!("the handler {did} a row of {name} with {unknown}, which is no column of it{near}"));
+        }
+        match table.key.iter().find(|key| !fields.contains_key(key.as_str())) {
+            Some(key) => Err(format!("the handler {did} a row of {name} without {key}, which is of its key")),
+            None => Ok(()),
+        }
     }
 }
 

@@ -82,7 +82,7 @@ pub async fn run(engine: &Engine, session: &mut Session, mut work: Work<'_>) -> 
                 Failure::Record(offset, Fault { class: "handler", reason, record_type: None })
             }
         })?;
-        work.prepared.effects.check()?;
+        work.prepared.effects.check(&engine.compiled.tables())?;
     }
     let mut with_rows = BTreeSet::new();
     for (index, rows) in std::mem::take(&mut work.prepared.relations).into_iter().enumerate() {
@@ -114,6 +114,7 @@ fn flush_sql(engine: &Engine, work: &Work<'_>, emitted: i64, with_rows: &BTreeSe
     sql.push('\n');
     sql.push_str(&engine.compiled.apply_sql(engine.version, work.prepared.rounds, with_rows));
     for table in tables {
+        // Every one is declared: `Effects::check`.
         if let Some(info) = engine.compiled.tables().iter().find(|t| &t.name == table) {
             let columns: Vec<String> = info.columns.iter().map(|c| c.name.clone()).collect();
             sql.push_str(&handler::write_rows_sql(&engine.schema, table, &columns, &info.key));

@@ -30,7 +30,7 @@ use crate::{
         self, Class,
         fence::{self, Claim, Claimed, Halt},
     },
-    telemetry::metrics::consume as metrics,
+    telemetry::{metrics::consume as metrics, panic_message},
 };
 
 pub struct Worker {
@@ -105,8 +105,7 @@ impl Worker {
 
     /// A panic, most likely in a handler: the partition halts, for the same records would bring it about again.
     fn panicked(&self, panic: &(dyn Any + Send)) -> Broken {
-        let text = panic.downcast_ref::<&str>().map(|t| (*t).to_owned());
-        let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned());
+        let text = panic_message(panic);
         let next = self.claim.as_ref().map_or(0, |c| c.next_offset);
         Broken::Halt(Halt {
             code: "panicked",
@@ -321,9 +320,17 @@ impl Worker {
         }
     }
 
-    fn broken(&self, error: crate::store::Error) -> Broken {
+    fn broken(&self, error: store::Error) -> Broken {
         match error.class() {
             Class::Fenced => Broken::Fenced,
+            Class::Deploy if matches!(error, store::Error::Refused(_)) => Broken::Halt(Halt {
+                code: "handler_is_wrong",
+                reason: format!(
+                    "{error}; mend the handler of consumer {0}, start the processes with the role consume anew, then run \
+                     `millpond consumer restart {0}`",
+                    self.engine.projection
+                ),
+            }),
             Class::Deploy => Broken::Halt(Halt {
                 code: "statements_do_not_fit",
                 reason: format!(

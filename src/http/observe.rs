@@ -1,6 +1,6 @@
 //! What is done around every request: trace, span, metrics, and an answer even where a handler panics.
 
-use std::{any::Any, panic::AssertUnwindSafe, time::Instant};
+use std::{panic::AssertUnwindSafe, time::Instant};
 
 use axum::{
     Router,
@@ -16,7 +16,10 @@ use super::{
     problem::{INTERNAL, METHOD, NO_ROUTE, Problem},
     trace::{self, TraceContext},
 };
-use crate::telemetry::metrics::http::{PANICS, REQUEST_SECONDS};
+use crate::telemetry::{
+    metrics::http::{PANICS, REQUEST_SECONDS},
+    panic_message,
+};
 
 /// Label of requests whose path no route has; the path itself would make a metric without bound.
 const NO_ROUTE_LABEL: &str = "none";
@@ -55,7 +58,7 @@ async fn observe(mut request: Request, next: Next) -> Response {
     let response = trace::with_trace(trace_id, async {
         answer.await.unwrap_or_else(|panic| {
             PANICS.inc();
-            error!(%trace_id, method, route, panic = panic_text(panic.as_ref()), "a handler panicked");
+            error!(%trace_id, method, route, panic = panic_message(panic.as_ref()), "a handler panicked");
             INTERNAL.problem("the request met a fault of Millpond; the log has the details").into_response()
         })
     })
@@ -81,14 +84,6 @@ fn method_label(method: &Method) -> &'static str {
         Method::OPTIONS => "OPTIONS",
         _ => "other",
     }
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("not a text")
 }
 
 #[cfg(test)]

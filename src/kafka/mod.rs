@@ -5,6 +5,7 @@
 
 mod admin;
 mod client;
+mod headers;
 pub mod murmur2;
 pub mod publisher;
 pub mod reader;

@@ -13,12 +13,13 @@ use rdkafka::{
     Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
     error::KafkaError,
-    message::Headers,
+    message::BorrowedMessage,
 };
 
 use super::{
     Error, Options,
     client::{self, Isolation, Logging, is_passing},
+    headers,
 };
 
 /// A reader that hears nothing from the brokers for so long gives up.
@@ -53,11 +54,8 @@ impl Record {
         self.headers.iter().find(|header| header.name == name)?.value.as_deref()
     }
 
-    fn copy(topic: &Arc<str>, message: &impl Message) -> Self {
-        let header = |h: rdkafka::message::Header<'_, &[u8]>| Header {
-            name: h.key.to_owned(),
-            value: h.value.map(<[u8]>::to_vec),
-        };
+    fn copy(topic: &Arc<str>, message: &BorrowedMessage<'_>) -> Self {
+        let headers = headers::of(message.headers());
         Self {
             topic: topic.clone(),
             partition: message.partition(),
@@ -65,7 +63,9 @@ impl Record {
             timestamp: message.timestamp().to_millis(),
             key: message.key().map(<[u8]>::to_vec),
             payload: message.payload().map(<[u8]>::to_vec),
-            headers: message.headers().map(|headers| headers.iter().map(header).collect()).unwrap_or_default(),
+            headers: headers
+                .map(|(name, value)| Header { name: name.to_owned(), value: value.map(<[u8]>::to_vec) })
+                .collect(),
         }
     }
 }
@@ -188,6 +188,17 @@ impl Reader {
         Ok(found)
     }
 
+    /// Whether there is a record from `first` to before `end`, which is not beyond the partition's end. Offsets without
+    /// one are those of markers and of what was aborted or compacted away.
+    pub fn holds_any(&self, topic: &str, partition: i32, first: i64, end: i64) -> Result<bool, Error> {
+        let mut any = false;
+        self.run(&topic.into(), &[Span { partition, first, end: Some(end) }], false, |_| {
+            any = true;
+            ControlFlow::Break(())
+        })?;
+        Ok(any)
+    }
+
     /// Reads a partition from `first` (`None`: its beginning) to an end that is not before the one it had at the call.
     /// `each` gets key and payload. Returns where to go on.
     pub(super) fn catch_up(
@@ -237,7 +248,7 @@ impl Reader {
     /// Reads spans until all have ended or `each` stops. A span ends where the log does, unless it is followed.
     fn run<F>(&self, topic: &Arc<str>, spans: &[Span], follow: bool, mut each: F) -> Result<(), Error>
     where
-        F: FnMut(&rdkafka::message::BorrowedMessage<'_>) -> ControlFlow<()>,
+        F: FnMut(&BorrowedMessage<'_>) -> ControlFlow<()>,
     {
         let failed = || Error::request(format!("read topic `{topic}`"));
         let mut assignment = TopicPartitionList::new();

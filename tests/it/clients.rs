@@ -1,7 +1,6 @@
 //! Clients that others have written, on our topics and our registry. Run by `tests/clients/run`, which gets them first.
 
-use std::path::Path;
-use std::process::Command;
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, path::Path, process::Command};
 
 use serde_json::{Value, json};
 
@@ -24,6 +23,12 @@ async fn topics_are_what_other_clients_read_and_write() {
     cluster.settled(topic, 3).await;
     crate::cluster::Slice::days(&[1, 2]).equals(&cluster, &all.web).await;
     kcat(&cluster, both.len());
+    // What no client of ours can write: a header whose name is not UTF-8. It holds up nobody.
+    kcat_writes_unreadable_header(&cluster);
+    cluster.settled(topic, 3).await;
+    assert_eq!(cluster.number("select count(*) from millpond.dead_letters").await, Some(3));
+    let unnamed = |record: &Value| record["headers"].get("\u{fffd}").is_some();
+    assert_eq!(cluster.cat(topic).iter().filter(|record| unnamed(record)).count(), 1);
     all.stop();
 }
 
@@ -46,6 +51,15 @@ fn python(cluster: &Cluster, all: &Process, args: &[&str]) {
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
     eprint!("{said}");
+}
+
+fn kcat_writes_unreadable_header(cluster: &Cluster) {
+    let record = cluster.project.dir.join("unreadable");
+    std::fs::write(&record, "not framed").unwrap();
+    let mut command = Command::new("kcat");
+    command.args(["-b", &cluster.servers.brokers(), "-t", &cluster.project.topic, "-p", "2", "-P", "-H"]);
+    let output = command.arg(OsStr::from_bytes(b"\xff=x")).arg(&record).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Lists the topic and reads it to its end.

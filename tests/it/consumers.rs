@@ -17,6 +17,7 @@ use millpond::{
     handler::{Effects, Handler, HandlerError, Record, State, async_trait},
     store::scratch::ScratchDatabase,
 };
+use serde_json::json;
 use sqlx::{Connection as _, PgConnection};
 use tempfile::TempDir;
 
@@ -302,6 +303,44 @@ async fn events_that_depend_on_the_process_are_caught() {
     assert_eq!(report, FAILED);
     assert!(text.contains("law 1 is broken") && text.contains("nothing was written"), "{text}");
     assert_eq!(text.matches("          line ").count(), 1, "{text}");
+}
+
+/// Writes one row, of a table and with fields that may not be there.
+struct Misspelt {
+    table: &'static str,
+    row: serde_json::Value,
+}
+
+#[async_trait]
+impl Handler for Misspelt {
+    fn revision(&self) -> u32 {
+        1
+    }
+
+    async fn apply(&self, _: &[Record], _: &mut State<'_>, effects: &mut Effects) -> Result<(), HandlerError> {
+        effects.upsert(self.table, &self.row);
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn row_that_fits_no_declared_table_is_never_lost_without_a_word() {
+    for (table, row, expected) in [
+        (
+            "acounts",
+            json!({"account": "a"}),
+            "a row of acounts, which consumer.toml does not declare (did you mean accounts?)",
+        ),
+        ("accounts", json!({"account": "a", "totl": 1}), "a row of accounts with totl, which is no column of it"),
+        ("accounts", json!({}), "a row of accounts without account, which is of its key"),
+        ("accounts", json!("a"), "wrote \"a\" as a row of accounts, which is no JSON object"),
+    ] {
+        let mut shop = careless(true);
+        shop.handlers.insert("accounts".to_owned(), Arc::new(Misspelt { table, row }));
+        let (report, text) = shop.run(true).await;
+        assert_eq!(report, FAILED, "{text}");
+        assert!(text.contains(expected) && text.contains("consumer restart accounts"), "{text}");
+    }
 }
 
 #[tokio::test]

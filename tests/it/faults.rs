@@ -75,7 +75,8 @@ async fn postgres_away_under_load_leaves_ingest_at_202_and_nothing_lost() {
     let (serve, consume) = (cluster.start("serve", &[]), cluster.start("consume", &[SMALL_BATCHES]));
     let commands = days(&[1, 2]);
     let total = commands.len();
-    let load = Load::start(&ingest.web, commands, Pace::PerSecond(100));
+    // Slow enough to last through all outages.
+    let load = Load::start(&ingest.web, commands, Pace::PerSecond(if long() { 40 } else { 100 }));
     for how in [Away::Stopped, Away::Killed, Away::Frozen] {
         let applied = cluster.applied().await;
         eventually_async(SOON, async || cluster.applied().await > applied).await;

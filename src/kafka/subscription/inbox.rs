@@ -3,7 +3,7 @@
 
 use std::{
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::Command;
@@ -41,6 +41,20 @@ impl Inbox {
         let (mut waiting, _) = waited.unwrap_or_else(PoisonError::into_inner);
         waiting.rung = false;
         std::mem::take(&mut waiting.commands)
+    }
+
+    /// True when it comes to be told to stop within so long; whatever else was asked is forgotten.
+    pub(super) fn wait_for_stop(&self, longest: Duration) -> bool {
+        let deadline = Instant::now() + longest;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if self.take(left).iter().any(|command| matches!(command, Command::Stop)) {
+                return true;
+            }
+            if left.is_zero() {
+                return false;
+            }
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {

@@ -6,14 +6,23 @@
 mod inbox;
 mod poll;
 
-use std::{sync::Arc, thread};
+use std::{
+    panic::{self, AssertUnwindSafe},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
-use rdkafka::{consumer::Consumer, error::KafkaError};
+use rdkafka::{ClientConfig, consumer::Consumer, error::KafkaError};
 
 pub use self::inbox::Inbox;
 use self::poll::Context;
 use super::{Error, Options};
-use crate::domain::TopicPartition;
+use crate::{domain::TopicPartition, telemetry::panic_message};
+
+/// Before a member whose thread has panicked joins again: the same record may bring it about again, and a group that
+/// rebalances all the time gets nothing done.
+const REJOIN: Duration = Duration::from_secs(2);
 
 /// A record as the poll thread sees it; everything is borrowed from librdkafka.
 pub struct Incoming<'a, 'h> {
@@ -59,6 +68,9 @@ pub trait Assignee: Send + Sync + 'static {
     fn lost_place(&self);
     /// An error of the client that it cannot mend by itself.
     fn failed(&self, error: &str);
+    /// The poll thread has panicked, which is a fault of Millpond's. All partitions were revoked as lost, and the member
+    /// joins anew.
+    fn panicked(&self, message: &str);
 }
 
 /// What the poll thread is told.
@@ -99,16 +111,13 @@ impl Subscription {
         connect: impl FnOnce(Arc<Inbox>),
     ) -> Result<Self, Error> {
         let config = options.member(group)?;
-        let failed = |e: KafkaError| Error::Create { what: "consumer", why: e.to_string() };
         let inbox = Arc::new(Inbox::default());
-        let consumer = Context::consumer(&config, assignee, &inbox).map_err(failed)?;
-        let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
-        consumer.subscribe(&topics).map_err(failed)?;
+        let membership = Membership { config, topics: topics.to_vec(), assignee, inbox: Arc::clone(&inbox) };
+        let member = membership.join()?;
         connect(Arc::clone(&inbox));
-        let heard = Arc::clone(&inbox);
         let thread = thread::Builder::new()
             .name(format!("poll-{group}"))
-            .spawn(move || poll::run(&consumer, &heard))
+            .spawn(move || membership.keep(member))
             .map_err(|e| Error::Create { what: "poll thread", why: e.to_string() })?;
         Ok(Self { inbox, thread: Some(thread) })
     }
@@ -118,6 +127,42 @@ impl Subscription {
         self.inbox.send(Command::Stop);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
+        }
+    }
+}
+
+/// What it takes to be a member of the group.
+struct Membership<A: Assignee> {
+    config: ClientConfig,
+    topics: Vec<String>,
+    assignee: Arc<A>,
+    inbox: Arc<Inbox>,
+}
+
+impl<A: Assignee> Membership<A> {
+    fn join(&self) -> Result<Arc<poll::Member<A>>, Error> {
+        let failed = |e: KafkaError| Error::Create { what: "consumer", why: e.to_string() };
+        let member = Context::consumer(&self.config, Arc::clone(&self.assignee), &self.inbox).map_err(failed)?;
+        let topics: Vec<&str> = self.topics.iter().map(String::as_str).collect();
+        member.subscribe(&topics).map_err(failed)?;
+        Ok(member)
+    }
+
+    /// Polls until told to stop, through panics: a thread that is gone would be a consumer that stands still, unseen.
+    fn keep(&self, mut member: Arc<poll::Member<A>>) {
+        while let Err(panic) = panic::catch_unwind(AssertUnwindSafe(|| poll::run(&member, &self.inbox))) {
+            poll::abandon(&member);
+            drop(member);
+            self.assignee.panicked(&panic_message(panic.as_ref()));
+            member = loop {
+                if self.inbox.wait_for_stop(REJOIN) {
+                    return;
+                }
+                match self.join() {
+                    Ok(member) => break member,
+                    Err(error) => self.assignee.failed(&error.to_string()),
+                }
+            };
         }
     }
 }

@@ -21,11 +21,15 @@ use rdkafka::{
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol, base_consumer::PartitionQueue},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
-    message::{BorrowedMessage, Headers},
+    message::BorrowedMessage,
     types::RDKafkaRespErr,
 };
 
-use super::{super::client, Ask, Assigned, Assignee, Command, Flow, Incoming, inbox::Inbox};
+use super::{
+    super::{client, headers},
+    Ask, Assigned, Assignee, Command, Flow, Incoming,
+    inbox::Inbox,
+};
 use crate::domain::TopicPartition;
 
 /// What Postgres and RFC 3339 can both say, in milliseconds: a producer may have put anything into its timestamps.
@@ -41,7 +45,10 @@ const SEEKS: u32 = 20;
 /// Records of one partition that are handed over before commands and other partitions have their turn.
 const TURN: usize = 1000;
 
-type Member<A> = BaseConsumer<Context<A>>;
+/// Counts assignments: each has its number, also those of a member that takes the place of one that panicked.
+static ASSIGNMENTS: AtomicU64 = AtomicU64::new(0);
+
+pub(super) type Member<A> = BaseConsumer<Context<A>>;
 
 pub(super) struct Context<A: Assignee> {
     assignee: Arc<A>,
@@ -49,8 +56,6 @@ pub(super) struct Context<A: Assignee> {
     /// The consumer that this is the context of, which splits the partitions' queues off.
     consumer: OnceLock<Weak<Member<A>>>,
     partitions: Mutex<HashMap<TopicPartition, Owned<A>>>,
-    /// Counts assignments: each has its number.
-    assignments: AtomicU64,
     /// Set when the member leaves: whatever the group still gives is not taken up.
     leaving: AtomicBool,
     /// Whether a poll has called back: it returns nothing then, though more may be waiting.
@@ -136,7 +141,6 @@ impl<A: Assignee> Context<A> {
             inbox: Arc::clone(inbox),
             consumer: OnceLock::new(),
             partitions: Mutex::default(),
-            assignments: AtomicU64::new(0),
             leaving: AtomicBool::new(false),
             served: AtomicBool::new(false),
         })?;
@@ -157,7 +161,7 @@ impl<A: Assignee> Context<A> {
         partitions: Vec<TopicPartition>,
         cooperative: bool,
     ) -> Result<(), KafkaError> {
-        let assignment = self.assignments.fetch_add(1, Ordering::Relaxed) + 1;
+        let assignment = ASSIGNMENTS.fetch_add(1, Ordering::Relaxed) + 1;
         let assigned = self.assignee.assigned(partitions, assignment);
         let mut list = TopicPartitionList::new();
         let mut waiting = TopicPartitionList::new();
@@ -284,8 +288,7 @@ fn drain<A: Assignee>(context: &Context<A>) -> bool {
 }
 
 fn hand_over<A: Assignee>(context: &Context<A>, partition: &A::Partition, message: &BorrowedMessage<'_>) -> Flow {
-    let headers = message.headers();
-    let mut headers = headers.iter().flat_map(|h| h.iter()).map(|h| (h.key, h.value));
+    let mut headers = headers::of(message.headers());
     let record = Incoming {
         offset: message.offset(),
         timestamp: message.timestamp().to_millis().unwrap_or_default().clamp(YEAR_1, YEAR_9999),
@@ -297,12 +300,22 @@ fn hand_over<A: Assignee>(context: &Context<A>, partition: &A::Partition, messag
 }
 
 fn leave<A: Assignee>(consumer: &Member<A>) {
-    consumer.context().leaving.store(true, Ordering::Relaxed);
-    let partitions: Vec<TopicPartition> = consumer.context().lock().keys().cloned().collect();
-    // What is left in their queues goes with the client.
-    drop(consumer.context().forget(&partitions));
-    consumer.context().assignee.revoked(partitions, false);
+    give_back_all(consumer, false);
     consumer.unsubscribe();
+}
+
+/// For a member that cannot go on: what its partitions have in flight is dropped, and their fences keep the rest out.
+pub(super) fn abandon<A: Assignee>(consumer: &Member<A>) {
+    give_back_all(consumer, true);
+}
+
+fn give_back_all<A: Assignee>(consumer: &Member<A>, lost: bool) {
+    let context = consumer.context();
+    context.leaving.store(true, Ordering::Relaxed);
+    let partitions: Vec<TopicPartition> = context.lock().keys().cloned().collect();
+    // What is left in their queues goes with the client; but a queue holds the client.
+    drop(context.forget(&partitions));
+    context.assignee.revoked(partitions, lost);
 }
 
 enum Obeyed {

@@ -51,6 +51,10 @@ impl Assignee for Notes {
     fn failed(&self, error: &str) {
         panic!("{error}");
     }
+
+    fn panicked(&self, message: &str) {
+        eprintln!("{message}");
+    }
 }
 
 impl Notes {

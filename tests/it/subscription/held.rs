@@ -79,6 +79,10 @@ impl Assignee for Taker {
     fn failed(&self, error: &str) {
         panic!("{error}");
     }
+
+    fn panicked(&self, message: &str) {
+        eprintln!("{message}");
+    }
 }
 
 /// A member that holds the first of two partitions, the other one taken to its end; and where the two end.

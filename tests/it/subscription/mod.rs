@@ -2,4 +2,5 @@
 
 mod closed;
 mod held;
+mod panics;
 mod rebalance;

@@ -48,6 +48,10 @@ impl Assignee for Member {
     fn failed(&self, error: &str) {
         eprintln!("{error}");
     }
+
+    fn panicked(&self, message: &str) {
+        panic!("{message}");
+    }
 }
 
 fn join(group: &str, topic: &str, member: &Arc<Member>) -> Subscription {
@@ -120,6 +124,10 @@ impl Assignee for LateClaims {
 
     fn failed(&self, error: &str) {
         eprintln!("{error}");
+    }
+
+    fn panicked(&self, message: &str) {
+        panic!("{message}");
     }
 }
 
