@@ -38,6 +38,9 @@ pub use crate::spec::OnError;
 /// Ten missed reports: longer than a restart of Postgres, shorter than people wait to be told.
 const SILENCE: Duration = Duration::from_secs(10);
 
+/// How long a partition may take to tell its ends before those that wait for the reader have their turn.
+const PATIENCE_WITH_LEADER: Duration = Duration::from_secs(1);
+
 pub struct Engine {
     pub projection: String,
     pub version: i32,
@@ -119,7 +122,8 @@ impl Engine {
         let (at, last) = (claim.at.clone(), claim.last);
         let look = move || -> Result<Inspected, kafka::Error> {
             let reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
-            let (low, high) = reader.watermarks(&at.topic, at.partition)?;
+            // The reader is shared: one partition without a leader must not hold up the claims of all.
+            let (low, high) = reader.watermarks_within(&at.topic, at.partition, PATIENCE_WITH_LEADER)?;
             let last = match last {
                 Some(last) if last.offset >= low && last.offset < high => {
                     reader.read_record(&at.topic, at.partition, last.offset)?

@@ -15,6 +15,7 @@ mod partition;
 mod prepare;
 mod reporter;
 mod sessions;
+mod tally;
 mod transaction;
 mod trial;
 mod worker;
@@ -29,7 +30,7 @@ pub use sessions::Sessions;
 use tokio::{sync::watch, task::JoinHandle};
 pub use trial::{Stopped, Trial};
 
-use self::group::Group;
+use self::{group::Group, reporter::Reporter};
 use crate::kafka::{self, Options, subscription::Subscription};
 
 /// A consumer at work in this process.
@@ -50,7 +51,7 @@ impl Member {
             group.connect(poll_thread);
         })?;
         let (stop, stopped) = watch::channel(false);
-        let reporter = tokio::spawn(reporter::run(group, stopped));
+        let reporter = tokio::spawn(Reporter::new(group, options.clone()).run(stopped));
         Ok(Self { subscription, reporter, stop, engine })
     }
 

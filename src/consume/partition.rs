@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::buffer::{Bounds, Buffer, Chunk};
-use crate::domain::TopicPartition;
+use crate::{domain::TopicPartition, kafka::gaps::Gap};
 
 /// Whether a worker may go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +36,10 @@ pub struct Partition {
     stop: watch::Sender<Stop>,
     /// Set when the client says that the partition cannot be read where it stands.
     doubted: AtomicBool,
+    /// Whether the worker waits and nothing is there for it.
+    idle: AtomicBool,
+    /// Offsets behind the last record that was applied, of which it is known that they hold none.
+    gap: Mutex<Option<Gap>>,
     /// First offset that is not applied, as of the last commit; -1 before the claim.
     next_offset: AtomicI64,
     last_error: Mutex<Option<String>>,
@@ -45,6 +49,8 @@ pub struct Partition {
 pub enum Next {
     /// A batch, and whether the poll thread should be told to resume the partition.
     Batch(Chunk, bool),
+    /// No record is left in it: the fence may pass over it.
+    Gap(Gap),
     /// The place in the log is in doubt: claim and compare again.
     Doubt,
     Stop,
@@ -60,6 +66,8 @@ impl Partition {
             sought: Notify::new(),
             stop: watch::Sender::new(Stop::Run),
             doubted: AtomicBool::new(false),
+            idle: AtomicBool::new(false),
+            gap: Mutex::default(),
             next_offset: AtomicI64::new(-1),
             last_error: Mutex::default(),
         }
@@ -118,6 +126,21 @@ impl Partition {
         self.last_error.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
+    /// Whether all that has come is applied, as far as that can be told from here.
+    pub fn is_idle(&self) -> bool {
+        self.idle.load(Ordering::Relaxed)
+    }
+
+    /// Has the fence pass over offsets that hold no record, if it stands where they begin.
+    pub fn pass_over(&self, gap: Gap) {
+        *self.gap.lock().unwrap_or_else(PoisonError::into_inner) = Some(gap);
+        self.arrived.notify_one();
+    }
+
+    fn take_gap(&self) -> Option<Gap> {
+        self.gap.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     pub fn set_next_offset(&self, offset: i64) {
         self.next_offset.store(offset, Ordering::Relaxed);
     }
@@ -155,7 +178,14 @@ impl Partition {
                         () = self.arrived.notified() => {}
                     }
                 }
-                None => self.arrived.notified().await,
+                None => {
+                    if let Some(gap) = self.take_gap() {
+                        return Next::Gap(gap);
+                    }
+                    self.idle.store(true, Ordering::Relaxed);
+                    self.arrived.notified().await;
+                    self.idle.store(false, Ordering::Relaxed);
+                }
             }
         }
     }

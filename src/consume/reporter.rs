@@ -1,15 +1,16 @@
 //! Once a second: how far the ends of this member's partitions are, for lag and age; whether an operator paused it.
 
-use std::{
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 use tracing::debug;
 
 use super::{group::Group, partition::Partition};
 use crate::{
+    kafka::{
+        self, Options, Reader,
+        gaps::{self, Gap},
+    },
     store::{
         self, PgConnection,
         status::{self, End},
@@ -24,86 +25,141 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest that one partition is asked for its end: one without a leader must not hide the others.
 const PATIENCE_WITH_ONE: Duration = Duration::from_secs(1);
 
-/// Reports until told to stop.
-pub async fn run(group: Arc<Group>, mut stop: watch::Receiver<bool>) {
-    let mut connection = None;
-    loop {
-        let reported = tokio::select! {
-            reported = report(&group, &mut connection) => reported,
-            _ = stop.wait_for(|s| *s) => return,
-        };
-        match reported {
-            Ok(()) => group.engine.vitals.note_report(),
-            Err(error) => {
-                // The workers say that the database is away; here it only means that lag is not known.
-                debug!(consumer = %group.engine.projection, error, "cannot report");
-                connection = None;
-            }
-        }
-        tokio::select! {
-            () = tokio::time::sleep(PERIOD) => {}
-            _ = stop.wait_for(|s| *s) => return,
-        }
-    }
+/// What is known between two reports.
+pub struct Reporter {
+    group: Arc<Group>,
+    options: Options,
+    connection: Option<PgConnection>,
+    /// Its own: whoever waits for a leader here must not hold up those who claim.
+    reader: Option<Reader>,
+    /// Where idle partitions and their ends were at the last look.
+    gaps: Vec<Gap>,
 }
 
-async fn report(group: &Group, connection: &mut Option<PgConnection>) -> Result<(), String> {
-    let engine = &group.engine;
-    let connection = match connection {
-        Some(connection) => connection,
-        None => connection.insert(answer(store::connect(engine.sessions.url(), "millpond report")).await?),
-    };
-    let switches = answer(status::switches(connection, &engine.projection)).await?;
-    engine.vitals.set_paused(switches.paused);
-    if switches.live_version != Some(engine.version) {
-        engine.vitals.supersede();
-        return Ok(());
-    }
-    let vitals = answer(status::vitals(connection, &engine.projection, engine.version)).await?;
-    let labels = [engine.projection.as_str()];
-    metrics::HALTED.with_label_values(&labels).set(vitals.halted_partitions);
-    if let Some(age) = vitals.age_seconds {
-        metrics::FRESHNESS_SECONDS.with_label_values(&labels).set(age);
-    }
-    let held = group.partitions();
-    if held.is_empty() {
-        return Ok(());
-    }
-    let ends = look(group, held).await?;
-    if ends.is_empty() {
-        return Err("no partition's end is known".to_owned());
-    }
-    answer(status::note_ends(connection, &engine.projection, engine.version, &ends)).await
+/// What one look at Kafka brought, and the reader back.
+struct Looked {
+    reader: Reader,
+    ends: Vec<Result<i64, kafka::Error>>,
 }
 
-/// Asks Kafka for the ends of partitions. Not ended early, or threads that ask would pile up.
-async fn look(group: &Group, held: Vec<Arc<Partition>>) -> Result<Vec<End>, String> {
-    let Some(reader) = group.engine.reader.clone() else { return Ok(Vec::new()) };
-    let asked = held.clone();
-    let ask = move || {
-        let reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
-        let end = |partition: &Arc<Partition>| {
-            reader.watermarks_within(&partition.at.topic, partition.at.partition, PATIENCE_WITH_ONE)
-        };
-        asked.iter().map(end).collect::<Vec<_>>()
-    };
-    let answers = tokio::task::spawn_blocking(ask).await.map_err(|e| e.to_string())?;
-    let mut ends = Vec::with_capacity(held.len());
-    for (partition, answer) in held.iter().zip(answers) {
-        let at = &partition.at;
-        let end_offset = match answer {
-            Ok((_, end)) => end,
-            Err(error) => {
-                debug!(consumer = %group.engine.projection, partition = %at, %error, "its end is not known");
-                continue;
+impl Reporter {
+    pub fn new(group: Arc<Group>, options: Options) -> Self {
+        Self { group, options, connection: None, reader: None, gaps: Vec::new() }
+    }
+
+    /// Reports until told to stop.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        loop {
+            let reported = tokio::select! {
+                reported = self.report() => reported,
+                _ = stop.wait_for(|s| *s) => return,
+            };
+            match reported {
+                Ok(()) => self.group.engine.vitals.note_report(),
+                Err(error) => {
+                    // The workers say that the database is away; here it only means that lag is not known.
+                    debug!(consumer = %self.group.engine.projection, error, "cannot report");
+                    self.connection = None;
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(PERIOD) => {}
+                _ = stop.wait_for(|s| *s) => return,
+            }
+        }
+    }
+
+    async fn report(&mut self) -> Result<(), String> {
+        let engine = Arc::clone(&self.group.engine);
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            None => {
+                let connecting = store::connect(engine.sessions.url(), "millpond report");
+                self.connection.insert(answer(connecting).await?)
             }
         };
-        let lag = (end_offset - partition.next_offset().unwrap_or_default()).max(0);
-        let labels = [group.engine.projection.as_str(), &at.topic, &at.partition.to_string()];
-        metrics::LAG.with_label_values(&labels).set(lag);
-        ends.push(End { at: at.clone(), end_offset, error: partition.take_error() });
+        let switches = answer(status::switches(connection, &engine.projection)).await?;
+        engine.vitals.set_paused(switches.paused);
+        if switches.live_version != Some(engine.version) {
+            engine.vitals.supersede();
+            return Ok(());
+        }
+        let vitals = answer(status::vitals(connection, &engine.projection, engine.version)).await?;
+        let labels = [engine.projection.as_str()];
+        metrics::HALTED.with_label_values(&labels).set(vitals.halted_partitions);
+        if let Some(age) = vitals.age_seconds {
+            metrics::FRESHNESS_SECONDS.with_label_values(&labels).set(age);
+        }
+        let held = self.group.partitions();
+        if held.is_empty() {
+            return Ok(());
+        }
+        let ends = self.look(&held).await?;
+        if ends.is_empty() {
+            return Err("no partition's end is known".to_owned());
+        }
+        if let Some(connection) = &mut self.connection {
+            answer(status::note_ends(connection, &engine.projection, engine.version, &ends)).await?;
+        }
+        self.close_gaps(&held, &ends).await
     }
-    Ok(ends)
+
+    /// Asks Kafka for the ends of partitions. Not ended early, or threads that ask would pile up.
+    async fn look(&mut self, held: &[Arc<Partition>]) -> Result<Vec<End>, String> {
+        let (reader, options) = (self.reader.take(), self.options.clone());
+        let asked = held.to_vec();
+        let ask = move || -> Result<Looked, kafka::Error> {
+            let reader = reader.map_or_else(|| Reader::open(&options), Ok)?;
+            let end = |Partition { at, .. }: &Partition| {
+                reader.watermarks_within(&at.topic, at.partition, PATIENCE_WITH_ONE).map(|(_, end)| end)
+            };
+            let ends = asked.iter().map(|partition| end(partition)).collect();
+            Ok(Looked { reader, ends })
+        };
+        let looked = tokio::task::spawn_blocking(ask).await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+        self.reader = Some(looked.reader);
+        let mut ends = Vec::with_capacity(held.len());
+        for (partition, end) in held.iter().zip(looked.ends) {
+            let at = &partition.at;
+            let end_offset = match end {
+                Ok(end) => end,
+                Err(error) => {
+                    debug!(consumer = %self.group.engine.projection, partition = %at, %error, "its end is not known");
+                    continue;
+                }
+            };
+            let lag = (end_offset - partition.next_offset().unwrap_or_default()).max(0);
+            let labels = [self.group.engine.projection.as_str(), &at.topic, &at.partition.to_string()];
+            metrics::LAG.with_label_values(&labels).set(lag);
+            ends.push(End { at: at.clone(), end_offset, error: partition.take_error() });
+        }
+        Ok(ends)
+    }
+
+    /// Idle partitions that stood where they stand for a look already, short of their end: either records are on their
+    /// way, or there are none up to the end and their fences may pass.
+    async fn close_gaps(&mut self, held: &[Arc<Partition>], ends: &[End]) -> Result<(), String> {
+        let gap = |end: &End| {
+            let partition = held.iter().find(|partition| partition.at == end.at && partition.is_idle())?;
+            let from = partition.next_offset().filter(|next| *next < end.end_offset)?;
+            Some(Gap { at: end.at.clone(), from, to: end.end_offset })
+        };
+        let now: Vec<Gap> = ends.iter().filter_map(gap).collect();
+        let before = std::mem::replace(&mut self.gaps, now.clone());
+        let lasting: Vec<Gap> = now.into_iter().filter(|gap| before.contains(gap)).collect();
+        if lasting.is_empty() {
+            return Ok(());
+        }
+        let options = self.options.clone();
+        let looked = tokio::task::spawn_blocking(move || gaps::without_records(&options, lasting)).await;
+        for gap in looked.map_err(|e| e.to_string())?.map_err(|e| e.to_string())? {
+            debug!(consumer = %self.group.engine.projection, partition = %gap.at, from = gap.from, to = gap.to, "no records");
+            if let Some(partition) = held.iter().find(|partition| partition.at == gap.at) {
+                partition.pass_over(gap);
+            }
+        }
+        Ok(())
+    }
 }
 
 async fn answer<T>(work: impl Future<Output = Result<T, store::Error>>) -> Result<T, String> {

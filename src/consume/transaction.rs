@@ -72,7 +72,7 @@ pub struct Committed {
 /// Runs the transaction to its commit.
 pub async fn run(engine: &Engine, session: &mut Session, mut work: Work<'_>) -> Result<Committed, Failure> {
     session.run("begin").await?;
-    if let Some(handler) = &engine.handler {
+    if let Some(handler) = engine.handler.as_ref().filter(|_| !work.prepared.records.is_empty()) {
         let schema = &engine.schema;
         let mut state = State { session, schema };
         let records = std::mem::take(&mut work.prepared.records);

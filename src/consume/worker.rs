@@ -22,10 +22,14 @@ use super::{
     limit::Limit,
     partition::{Next, Partition, Stop},
     prepare::{self, Fault, Prepared, UnknownSchema},
-    transaction::{self, DeadLetter, Failure, Work},
+    tally::Tally,
+    transaction::{self, Committed, DeadLetter, Failure, Work},
 };
 use crate::{
-    kafka::subscription::{Ask, Command, Inbox},
+    kafka::{
+        gaps::Gap,
+        subscription::{Ask, Command, Inbox},
+    },
     store::{
         self, Class,
         fence::{self, Claim, Claimed, Halt},
@@ -139,6 +143,7 @@ impl Worker {
                     self.drop_claim();
                     return Ok(false);
                 }
+                Next::Gap(gap) => return self.pass_over(&gap).await.map(|()| true),
                 Next::Batch(chunk, resume) => {
                     if resume {
                         self.ask(Ask::Resume);
@@ -362,10 +367,17 @@ impl Worker {
             skipped: prepared.skipped,
             classes: faults.iter().map(|(_, f)| f.class).collect(),
         };
-        let mut lease = store::bounded(self.engine.sessions.batch()).await?;
         let work = Work { claim: &claim, chunk, from: claim.next_offset, to, prepared, dead };
-        let result = store::bounded(transaction::run(&self.engine, &mut lease.connection, work)).await;
-        let committed = result?;
+        let committed = self.commit(work).await?;
+        self.limit.done(started.elapsed());
+        tally.report(&self.engine.projection, committed.refused, started);
+        Ok(())
+    }
+
+    async fn commit(&mut self, work: Work<'_>) -> Result<Committed, Failure> {
+        let to = work.to;
+        let mut lease = store::bounded(self.engine.sessions.batch()).await?;
+        let committed = store::bounded(transaction::run(&self.engine, &mut lease.connection, work)).await?;
         lease.give_back();
         if let Some(claim) = &mut self.claim {
             claim.next_offset = to;
@@ -373,9 +385,21 @@ impl Worker {
         }
         self.partition.set_next_offset(to);
         self.ask(Ask::Commit(to));
-        self.limit.done(started.elapsed());
-        tally.report(&self.engine.projection, committed.refused, started);
-        Ok(())
+        Ok(committed)
+    }
+
+    /// Moves the fence over offsets without records. Else a topic written in transactions would always look as if one
+    /// more record had to be applied, and as if it had been cut once its old records are removed.
+    async fn pass_over(&mut self, gap: &Gap) -> Result<(), Broken> {
+        let Some(claim) = self.claim.clone().filter(|claim| claim.next_offset == gap.from) else { return Ok(()) };
+        let prepared = Prepared::nothing(&self.engine.compiled, 0);
+        let chunk = Chunk::default();
+        let work = Work { claim: &claim, chunk: &chunk, from: gap.from, to: gap.to, prepared, dead: Vec::new() };
+        match self.commit(work).await {
+            Ok(_) => Ok(()),
+            Err(Failure::Store(error)) => Err(self.broken(error)),
+            Err(Failure::Record(_, fault)) => Err(Broken::Retry(fault.reason)),
+        }
     }
 
     /// The schema may be on its way: the record waits for it, but not for ever.
@@ -450,28 +474,4 @@ fn backoff() -> impl Iterator<Item = Duration> {
         .with_jitter()
         .without_max_times()
         .build()
-}
-
-/// What a committed batch did, for the metrics.
-struct Tally {
-    applied: usize,
-    skipped: usize,
-    classes: Vec<&'static str>,
-}
-
-impl Tally {
-    fn report(&self, consumer: &str, refused: usize, started: Instant) {
-        let count = |outcome: &str, n: usize| {
-            metrics::MESSAGES.with_label_values(&[consumer, outcome]).inc_by(n as u64);
-        };
-        count("applied", self.applied.saturating_sub(refused));
-        count("refused", refused);
-        count("skipped", self.skipped);
-        count("dead_lettered", self.classes.len());
-        for class in &self.classes {
-            metrics::DEAD_LETTERS.with_label_values(&[consumer, *class]).inc();
-        }
-        metrics::BATCHES.with_label_values(&[consumer, "committed"]).inc();
-        metrics::BATCH_SECONDS.with_label_values(&[consumer]).observe(started.elapsed().as_secs_f64());
-    }
 }

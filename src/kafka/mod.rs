@@ -5,6 +5,7 @@
 
 mod admin;
 mod client;
+pub mod gaps;
 mod headers;
 pub mod murmur2;
 pub mod publisher;

@@ -188,17 +188,6 @@ impl Reader {
         Ok(found)
     }
 
-    /// Whether there is a record from `first` to before `end`, which is not beyond the partition's end. Offsets without
-    /// one are those of markers and of what was aborted or compacted away.
-    pub fn holds_any(&self, topic: &str, partition: i32, first: i64, end: i64) -> Result<bool, Error> {
-        let mut any = false;
-        self.run(&topic.into(), &[Span { partition, first, end: Some(end) }], false, |_| {
-            any = true;
-            ControlFlow::Break(())
-        })?;
-        Ok(any)
-    }
-
     /// Reads a partition from `first` (`None`: its beginning) to an end that is not before the one it had at the call.
     /// `each` gets key and payload. Returns where to go on.
     pub(super) fn catch_up(

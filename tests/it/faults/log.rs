@@ -1,5 +1,6 @@
 //! A log that is not the one that was applied: the partition halts, says why, and the command that it names ends it.
 
+use millpond::kafka::{Idle, OutgoingRecord, Reader};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
@@ -7,7 +8,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, Process, Project, SOON, Web};
-use crate::harness::eventually_async;
+use crate::harness::{eventually, eventually_async, unique};
 
 const PAYMENTS: usize = 12;
 
@@ -132,5 +133,47 @@ async fn log_that_is_another_halts_until_told_to_begin_anew() {
     obey(&cluster, &command);
     total_is(&cluster, 150).await;
     runs_well(&cluster).await;
+    consume.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn log_that_ends_in_markers_and_aborted_records_is_applied_to_its_end() {
+    let cluster = Cluster::of("markers", Project::sums).await;
+    let (ingest, consume) = (cluster.start("ingest", &[]), cluster.start("consume", &[]));
+    pay(&ingest.web, PAYMENTS, 1).await;
+    cluster.settled(&cluster.project.topic, 1).await;
+    let paid = cluster.cat(&cluster.project.topic);
+    let partition = i32::try_from(paid[0]["partition"].as_i64().unwrap()).unwrap();
+    let (kafka, topic) = (cluster.kafka(), cluster.project.topic.clone());
+    let transactions = move || {
+        let reader = Reader::open(&kafka).unwrap();
+        let record = reader.read_record(&topic, partition, 0).unwrap().expect("the first payment");
+        let again = OutgoingRecord {
+            topic: &topic,
+            partition: Some(partition),
+            key: record.key.as_deref(),
+            payload: record.payload.as_deref(),
+            headers: &[],
+        };
+        let mut open = Idle::start(&kafka, &unique("payer")).unwrap().begin().unwrap();
+        open.send(&again).unwrap();
+        let mut open = open.commit().unwrap().begin().unwrap();
+        open.send(&again).unwrap();
+        open.send(&again).unwrap();
+        // What is not written yet would leave nothing behind.
+        let all = Reader::open_uncommitted(&kafka).unwrap();
+        eventually(SOON, || all.watermarks(&topic, partition).unwrap().1 == PAYMENTS as i64 + 4);
+        open.abort().unwrap();
+    };
+    tokio::task::spawn_blocking(transactions).await.unwrap();
+    // The payment and its marker, two that were given up and theirs.
+    let ends: i64 = cluster.ends(&cluster.project.topic).await.iter().sum();
+    assert_eq!(ends, PAYMENTS as i64 + 5);
+    cluster.settled(&cluster.project.topic, 1).await;
+    let status: Value = serde_json::from_str(&cluster.succeeds(&["status", "--json"])).unwrap();
+    assert_eq!(status[0]["state"], "running", "{status}");
+    // What comes then is applied as ever, and once.
+    pay(&ingest.web, 1, 1).await;
+    total_is(&cluster, PAYMENTS as i64 + 2).await;
     consume.stop();
 }
