@@ -14,11 +14,12 @@ use std::{
 
 use base64::Engine as _;
 use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
+use serde_json::Value;
 use tokio::{sync::watch, time::Instant};
 use tracing::{info, warn};
 
 use crate::{
-    domain::HEADER_EVENT_ID,
+    domain::{HEADER_DLQ_EVENT_ID, HEADER_EVENT_ID},
     kafka::{Delivery, EncodedBatch, EncodedRecord, Health, Publisher},
     store::{
         self, PgConnection,
@@ -197,15 +198,23 @@ async fn send_one(publisher: &Publisher, row: &OutboxRow) -> Result<(), String> 
     }
 }
 
-fn headers(row: &OutboxRow) -> Vec<(Cow<'static, str>, Vec<u8>)> {
-    let pairs = row.headers.as_array().into_iter().flatten();
-    pairs
-        .filter_map(|pair| {
-            let name = pair.get(0)?.as_str()?;
-            let value = base64::engine::general_purpose::STANDARD.decode(pair.get(1)?.as_str()?).ok()?;
-            (name != HEADER_EVENT_ID).then(|| (Cow::Owned(name.to_owned()), value))
-        })
-        .collect()
+/// The row's headers but for its own id, which the record gets anyway. Any other id is that of the record which a dead
+/// letter mirrors: it goes by another name, for a record has one id.
+fn headers(row: &OutboxRow) -> Vec<(Cow<'static, str>, Option<Vec<u8>>)> {
+    let own = row.event_id.to_string();
+    let header = |pair: &Value| {
+        let name = pair.get(0)?.as_str()?;
+        let value = match pair.get(1)? {
+            Value::Null => None,
+            value => Some(base64::engine::general_purpose::STANDARD.decode(value.as_str()?).ok()?),
+        };
+        match name {
+            HEADER_EVENT_ID if value.as_deref() == Some(own.as_bytes()) => None,
+            HEADER_EVENT_ID => Some((Cow::Borrowed(HEADER_DLQ_EVENT_ID), value)),
+            name => Some((Cow::Owned(name.to_owned()), value)),
+        }
+    };
+    row.headers.as_array().into_iter().flatten().filter_map(header).collect()
 }
 
 fn batch(row: &OutboxRow) -> EncodedBatch {
@@ -221,4 +230,49 @@ fn batch(row: &OutboxRow) -> EncodedBatch {
         event_id: append(row.event_id.to_string().as_bytes()),
     };
     EncodedBatch { topic: row.target_topic.as_str().into(), bytes, records: vec![record], headers: headers(row) }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn sent(event_id: Uuid, headers: Value) -> Vec<(String, Option<Vec<u8>>)> {
+        let row = OutboxRow {
+            lane: Lane { projection: "p".into(), topic: "t".into(), partition: 0 },
+            version: 1,
+            out_seq: 1,
+            event_id,
+            target_topic: "p.dlq".into(),
+            key: None,
+            payload: None,
+            headers,
+        };
+        super::headers(&row).into_iter().map(|(name, value)| (name.into_owned(), value)).collect()
+    }
+
+    fn base64(value: &str) -> String {
+        base64::engine::general_purpose::STANDARD.encode(value)
+    }
+
+    #[test]
+    fn own_id_of_an_event_is_not_sent_twice() {
+        let id = Uuid::from_u128(7);
+        assert_eq!(sent(id, json!([[HEADER_EVENT_ID, base64(&id.to_string())]])), []);
+    }
+
+    #[test]
+    fn headers_of_a_dead_letter_are_those_it_came_with() {
+        let headers = json!([["a", base64("1")], [HEADER_EVENT_ID, base64("order-7")], ["none", null], ["a", ""]]);
+        let expected = [
+            ("a".to_owned(), Some(b"1".to_vec())),
+            (HEADER_DLQ_EVENT_ID.to_owned(), Some(b"order-7".to_vec())),
+            ("none".to_owned(), None),
+            ("a".to_owned(), Some(Vec::new())),
+        ];
+        assert_eq!(sent(Uuid::from_u128(7), headers), expected);
+        assert_eq!(sent(Uuid::nil(), json!([[HEADER_EVENT_ID, null]])), [(HEADER_DLQ_EVENT_ID.to_owned(), None)]);
+    }
 }

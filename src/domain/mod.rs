@@ -14,6 +14,9 @@ pub use table::{ColumnInfo, TableInfo, schema_name};
 
 /// Name of the record header that carries the id of an event or command (UTF-8 text).
 pub const HEADER_EVENT_ID: &str = "mp-event-id";
+/// Name of the header of a mirrored dead letter that carries the id that the record came with, as it came: the mirror is
+/// a record of its own, with an id of its own.
+pub const HEADER_DLQ_EVENT_ID: &str = "mp-dlq-event-id";
 /// Name of the record header that names the producer folder whose contract let the record in (UTF-8 text).
 pub const HEADER_PRODUCER: &str = "mp-producer";
 /// W3C trace context, as in the HTTP header of the same name.

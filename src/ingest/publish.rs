@@ -185,7 +185,7 @@ pub(super) fn send(
     encoded: Encoded,
     held: Option<Held>,
 ) -> Result<UnderWay, (NotSent, Vec<Place>)> {
-    let headers = headers.into_iter().map(|(name, value)| (Cow::Borrowed(name), value)).collect();
+    let headers = headers.into_iter().map(|(name, value)| (Cow::Borrowed(name), Some(value))).collect();
     BODY_BYTES.with_label_values(&["avro"]).inc_by(encoded.bytes.len() as u64);
     let sent = Sent { event_ids: encoded.event_ids(), has_client_ids: encoded.has_client_ids, places: encoded.places };
     let batch =

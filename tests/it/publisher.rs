@@ -41,7 +41,7 @@ pub fn batch(topic: &str, records: &[Plain<'_>]) -> EncodedBatch {
             event_id: put(id),
         })
         .collect();
-    EncodedBatch { topic: topic.into(), bytes, records, headers: vec![("mp-producer".into(), b"test".to_vec())] }
+    EncodedBatch { topic: topic.into(), bytes, records, headers: vec![("mp-producer".into(), Some(b"test".to_vec()))] }
 }
 
 async fn ready(options: &Options, topic: &str) -> Publisher {

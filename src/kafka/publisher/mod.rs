@@ -52,8 +52,8 @@ pub struct EncodedBatch {
     /// Keys, payloads and event ids, in any order; the records say where.
     pub bytes: Vec<u8>,
     pub records: Vec<EncodedRecord>,
-    /// Headers that every record of the batch gets: name, value.
-    pub headers: Vec<(Cow<'static, str>, Vec<u8>)>,
+    /// Headers that every record of the batch gets: name, value or null.
+    pub headers: Vec<(Cow<'static, str>, Option<Vec<u8>>)>,
 }
 
 /// One record, as ranges of its batch's bytes.
@@ -342,7 +342,8 @@ impl Shared {
 
     /// Everything that would make a record fail for what it is, before the first is sent. Returns the batch's cost.
     fn check(&self, batch: &EncodedBatch) -> Result<usize, NotSent> {
-        let common: usize = batch.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let length = |value: &Option<Vec<u8>>| value.as_ref().map_or(0, Vec::len);
+        let common: usize = batch.headers.iter().map(|(name, value)| name.len() + length(value)).sum();
         let limit = self.options.max_record_bytes;
         let mut cost = batch.bytes.len();
         for (index, record) in batch.records.iter().enumerate() {
@@ -427,7 +428,7 @@ fn common_headers(batch: &EncodedBatch) -> Option<OwnedHeaders> {
 }
 
 fn add_common(batch: &EncodedBatch, headers: OwnedHeaders) -> OwnedHeaders {
-    batch.headers.iter().fold(headers, |headers, (key, value)| headers.insert(Header { key, value: Some(value) }))
+    batch.headers.iter().fold(headers, |headers, (key, value)| headers.insert(Header { key, value: value.as_ref() }))
 }
 
 fn headers(batch: &EncodedBatch, record: &EncodedRecord, common: &Option<OwnedHeaders>) -> OwnedHeaders {
