@@ -28,6 +28,8 @@ use crate::{
 
 /// From this lag in seconds on a projection that makes no progress is called behind.
 const BEHIND_SECONDS: f64 = 30.0;
+/// Longest key that `dlq list` prints, in characters; `--json` and `dlq show` have it whole.
+const MAX_KEY: usize = 60;
 /// A consumer that has not looked at its partitions for this long is not running.
 const SILENT_SECONDS: f64 = 10.0;
 
@@ -116,10 +118,10 @@ pub async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> 
                 projection.dead_letters,
             );
             for (error, of) in last_errors(projection) {
-                say!("    last error of {of}: {error}");
+                say!("    last error of {of}: {}", printable(error));
             }
             if let Some(advice) = verdict.advice {
-                say!("    next: {advice}");
+                say!("    next: {}", printable(&advice));
             }
         }
     }
@@ -227,7 +229,8 @@ fn start(from: &str) -> anyhow::Result<Start> {
 /// Decodes values by the schema they were written with.
 struct Decoder {
     registry: Arc<Registry>,
-    known: HashMap<i32, Option<(String, JsonDecoder)>>,
+    /// By schema id: simple name and decoder; or why there is none.
+    known: HashMap<i32, Result<(String, JsonDecoder), String>>,
 }
 
 impl Decoder {
@@ -243,13 +246,13 @@ impl Decoder {
         };
         let registry = &self.registry;
         let known = self.known.entry(id).or_insert_with(|| {
-            let registered = registry.schema_by_id(id)?;
-            let schema = parse(&registered.text).ok()?;
-            let name = registered.subject.rsplit('.').next().unwrap_or_default().to_owned();
-            Some((name, JsonDecoder::compile(&schema.schema, &schema.schema).ok()?))
+            let absent = || format!("schema id {id} is not in the registry");
+            let registered = registry.schema_by_id(id).ok_or_else(absent)?;
+            decoder_of(&registered.text).map_err(|why| format!("schema id {id} cannot be read: {why}"))
         });
-        let Some((name, decoder)) = known else {
-            return (None, undecodable(payload, &format!("schema id {id} is not in the registry")));
+        let (name, decoder) = match known {
+            Ok(known) => known,
+            Err(why) => return (None, undecodable(payload, why)),
         };
         let mut json = Vec::new();
         let text = match decoder.append_json(body, &mut json) {
@@ -260,6 +263,13 @@ impl Decoder {
         };
         (Some(name.clone()), text)
     }
+}
+
+/// Simple name of the record that a registered schema describes, and what decodes it.
+fn decoder_of(text: &str) -> Result<(String, JsonDecoder), String> {
+    let schema = parse(text).map_err(|faults| faults.join("; "))?.schema;
+    let decoder = JsonDecoder::compile(&schema, &schema).map_err(|error| error.to_string())?;
+    Ok((schema.name().map(|name| name.name().to_owned()).unwrap_or_default(), decoder))
 }
 
 /// Bytes that are no record that is known: why not, and as text too where they are one.
@@ -279,10 +289,25 @@ fn time(millis: Option<i64>) -> String {
         .map_or_else(|| millis.to_string(), |t| t.to_rfc3339_opts(SecondsFormat::Millis, true))
 }
 
-/// A key for a terminal: whoever wrote it may have put control characters into it.
-fn printable(key: Option<&str>) -> String {
-    let Some(key) = key else { return "-".to_owned() };
-    key.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+/// Text of a record for a terminal: whoever wrote it may have put control characters into it.
+pub(super) fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
+}
+
+/// At most `max` characters of it.
+pub(super) fn cut(text: String, max: usize) -> String {
+    if text.chars().count() <= max {
+        return text;
+    }
+    text.chars().take(max - 1).chain(['…']).collect()
+}
+
+fn printable_key(key: Option<&str>) -> String {
+    key.map_or_else(|| "-".to_owned(), printable)
 }
 
 fn print_record(record: &Record, decoder: &mut Decoder, format: Format) {
@@ -306,12 +331,13 @@ fn print_record(record: &Record, decoder: &mut Decoder, format: Format) {
             say!("{line}");
         }
         Format::Table => say!(
-            "{:>4} {:>10} {:<24} {:<28} {:<20} {value}",
+            "{:>4} {:>10} {:<24} {:<28} {:<20} {}",
             record.partition,
             record.offset,
             time(record.timestamp),
-            printable(key.as_deref()),
+            printable_key(key.as_deref()),
             record_type.unwrap_or_else(|| "-".to_owned()),
+            printable(&value),
         ),
     }
 }
@@ -340,14 +366,14 @@ pub async fn dlq(config: &Config, command: Dlq) -> anyhow::Result<()> {
             }
             say!("\nnewest:");
             for letter in letters {
-                let key = printable(letter.key.as_deref());
+                let key = cut(printable_key(letter.key.as_deref()), MAX_KEY);
                 say!(
                     "{} {}/{}/{} key {key}: {}",
                     letter.consumer,
                     letter.topic,
                     letter.partition,
                     letter.offset,
-                    letter.reason
+                    printable(&letter.reason)
                 );
             }
             say!("\nmillpond dlq show CONSUMER TOPIC/PARTITION/OFFSET prints one, decoded");
@@ -392,4 +418,20 @@ fn coordinates(record: &str) -> Option<(&str, i32, i64)> {
     let (rest, offset) = record.rsplit_once('/')?;
     let (topic, partition) = rest.rsplit_once('/')?;
     Some((topic, partition.parse().ok()?, offset.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_are_escaped_and_all_else_is_kept() {
+        assert_eq!(printable("a\u{1b}[2J\0\n\u{9b}1mé…"), "a\\u{1b}[2J\\u{0}\\n\\u{9b}1mé…");
+    }
+
+    #[test]
+    fn long_text_is_cut_with_a_mark() {
+        assert_eq!(cut("é".repeat(4), 4), "éééé");
+        assert_eq!(cut("é".repeat(5), 4), "ééé…");
+    }
 }

@@ -11,9 +11,13 @@ use super::{
     sheet::{Cell, Sheet},
 };
 use crate::{
-    app::{Project, schemas, wiring},
+    app::{
+        Project,
+        look::{cut, printable},
+        schemas, wiring,
+    },
     config::Config,
-    consume::{Chunk, Handlers, WriterSchemas},
+    consume::{Chunk, Handlers, Preparer, WriterSchemas},
     domain::TopicPartition,
     kafka::{self, Reader, Record, Registry, Start, TopicRange, subscription::Incoming},
     spec::ConsumerSpec,
@@ -137,8 +141,7 @@ pub async fn show(
         let mut from = first;
         for records in records.chunks(BATCH) {
             let chunk = chunk(from, records);
-            let prepared = engine.preparer.prepare(&at.topic, at.partition, &chunk, 0..records.len())?;
-            skipped += prepared.skipped;
+            skipped += passed_over(&engine.preparer, at, &chunk).await?;
             apply(&mut worker, &chunk).await.with_context(|| format!("{at} cannot be applied"))?;
             from = records.last().map_or(from, |record| record.offset + 1);
         }
@@ -170,6 +173,22 @@ pub async fn show(
     Ok(())
 }
 
+/// How many records are of types that are not read. Those of schemas that are not in the registry are faulty from here
+/// on: nobody waits here until somebody registers them.
+async fn passed_over(preparer: &Preparer, at: &TopicPartition, chunk: &Chunk) -> anyhow::Result<usize> {
+    let (mut skipped, mut done) = (0, 0);
+    while done < chunk.records.len() {
+        match preparer.prepare(&at.topic, at.partition, chunk, done..chunk.records.len()) {
+            Ok(prepared) => {
+                skipped += prepared.skipped;
+                done = prepared.end;
+            }
+            Err(unknown) => preparer.give_up(unknown.0).await?,
+        }
+    }
+    Ok(skipped)
+}
+
 fn chunk(from: i64, records: &[Record]) -> Chunk {
     let mut chunk = Chunk { from, ..Chunk::default() };
     for record in records {
@@ -193,7 +212,7 @@ fn reasons(out: &mut dyn Write, what: &str, judged: &[trial::Judged]) -> std::io
     for (code, all) in by_code {
         writeln!(out, "{} {what}: {code}", all.len())?;
         for one in all.iter().take(MAX_REASONS) {
-            writeln!(out, "  {} offset {}: {}", one.place.at, one.place.offset, one.reason)?;
+            writeln!(out, "  {} offset {}: {}", one.place.at, one.place.offset, printable(&one.reason))?;
         }
     }
     Ok(())
@@ -225,14 +244,10 @@ fn aligned(sheet: &Sheet, limit: usize) -> String {
 
 /// Null is nothing, as psql has it.
 fn shortened(cell: &Cell) -> String {
-    let text = match cell {
+    match cell {
         Cell::Null => String::new(),
-        other => other.to_string().replace(['\n', '\r', '\t'], " "),
-    };
-    if text.chars().count() <= MAX_WIDTH {
-        return text;
+        other => cut(printable(&other.to_string().replace(['\n', '\r', '\t'], " ")), MAX_WIDTH),
     }
-    text.chars().take(MAX_WIDTH - 1).chain(['…']).collect()
 }
 
 #[cfg(test)]
@@ -256,5 +271,12 @@ mod tests {
         sheet.insert(vec![Cell::Text("x".repeat(50)), Cell::Text("12".to_owned())]);
         assert_eq!(aligned(&sheet, 2), "  id   n\n  a    5\n  bcd\n");
         assert!(aligned(&sheet, 3).contains(&format!("{}…", "x".repeat(39))));
+    }
+
+    #[test]
+    fn values_cannot_command_the_terminal() {
+        let text = Cell::Text("\u{1b}[2J\n\u{9b}1m".to_owned());
+        assert_eq!(shortened(&text), r"\u{1b}[2J \u{9b}1m");
+        assert_eq!(shortened(&Cell::Text("\u{1b}".repeat(50))).chars().count(), MAX_WIDTH);
     }
 }
