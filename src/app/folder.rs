@@ -70,7 +70,7 @@ pub fn inputs(project: &Project, spec: &ConsumerSpec) -> anyhow::Result<Vec<Inpu
         .map(|record| {
             Ok(Input {
                 record_type: record.name.clone(),
-                subject: record.subject.clone(),
+                full_name: record.subject.clone(),
                 reader: reader_version(record, spec)?.schema.clone(),
             })
         })

@@ -18,7 +18,7 @@ use crate::{
         registry::{Registered, Registry},
     },
     projection::{Compiled, Relation, TOMBSTONES},
-    schema::{JsonDecoder, Schema, Scratch, Transcoder, framing, parse},
+    schema::{JsonDecoder, Schema, Scratch, Transcoder, framing, parse, record_name},
     store::{CopyBuffer, fence::LastApplied},
 };
 
@@ -27,7 +27,7 @@ const MAX_ROUNDS: u32 = 64;
 
 /// What a schema id stands for in this projection.
 enum Route {
-    /// A type that the projection does not read.
+    /// A type that the projection does not read, by its full name.
     Skip(String),
     Rows {
         relation: usize,
@@ -96,8 +96,8 @@ pub struct UnknownSchema(pub i32);
 pub struct Input {
     /// Simple name: `RecordDeparture`.
     pub record_type: String,
-    /// Subject in the registry: the full name of the record.
-    pub subject: String,
+    /// As it stands in the schema, `flights.RecordDeparture`: what its records are known by.
+    pub full_name: String,
     /// The version that the projection pins.
     pub reader: Schema,
 }
@@ -245,9 +245,9 @@ impl Preparer {
         let id = i32::try_from(id).unwrap_or(i32::MAX);
         let route = self.route(id)?;
         match &*route {
-            Route::Skip(subject) if self.strict => {
-                let reason = format!("records of type {subject} are not expected here (unknown = \"dead_letter\")");
-                return Ok(Err(Fault { class: "decode", reason, record_type: Some(subject.clone()) }));
+            Route::Skip(name) if self.strict => {
+                let reason = format!("records of type {name} are not expected here (unknown = \"dead_letter\")");
+                return Ok(Err(Fault { class: "decode", reason, record_type: Some(name.clone()) }));
             }
             Route::Skip(_) => prepared.skipped += 1,
             Route::Unreadable { record_type, reason } => {
@@ -305,7 +305,7 @@ impl Preparer {
                 format!("schema id {id} is not in the registry, and did not get there while it was waited for");
             return Ok(Arc::new(Route::Unreadable { record_type: None, reason }));
         };
-        let route = Arc::new(self.compile_route(&registered.subject, &registered.text));
+        let route = Arc::new(self.compile_route(&registered));
         self.routes.write().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::clone(&route));
         Ok(route)
     }
@@ -319,9 +319,13 @@ impl Preparer {
         Ok(())
     }
 
-    fn compile_route(&self, subject: &str, text: &str) -> Route {
-        let Some(input) = self.inputs.iter().find(|input| input.subject == subject) else {
-            return Route::Skip(subject.to_owned());
+    /// The schema itself says which type it is of: its subjects are whatever those who registered it called them, and
+    /// one id may have several.
+    fn compile_route(&self, registered: &Registered) -> Route {
+        let text = &registered.text;
+        let name = record_name(text).unwrap_or_else(|| registered.subject.clone());
+        let Some(input) = self.inputs.iter().find(|input| input.full_name == name) else {
+            return Route::Skip(name);
         };
         let record_type = input.record_type.clone();
         let unreadable = |reason: String| Route::Unreadable { record_type: Some(record_type.clone()), reason };
@@ -337,7 +341,7 @@ impl Preparer {
         }
         let relations = self.compiled.relations();
         let Some(relation) = relations.iter().position(|r| r.record_type == record_type) else {
-            return Route::Skip(subject.to_owned());
+            return Route::Skip(name);
         };
         let staged = Staged::of(&self.compiled, &relations[relation]);
         let wanted = |field: &str| relations[relation].column(field).is_some();

@@ -62,6 +62,28 @@ pub fn parse(text: &str) -> Result<ParsedSchema, Vec<String>> {
     Ok(ParsedSchema { text: json.to_string(), schema })
 }
 
+/// The full name of the record that a schema describes; none where it describes none.
+///
+/// Looks at nothing else, so that it names what others have registered too, which need not be what [`parse`] takes.
+pub fn record_name(text: &str) -> Option<String> {
+    let json: Value = serde_json::from_str(text).ok()?;
+    let mut schema = &json;
+    // A type in the place of a type's name stands for itself.
+    while schema.get("type")?.is_object() {
+        schema = &schema["type"];
+    }
+    if schema["type"] != "record" {
+        return None;
+    }
+    let name = schema.get("name")?.as_str()?;
+    let namespace = schema.get("namespace").and_then(Value::as_str).filter(|namespace| !namespace.is_empty());
+    Some(match namespace {
+        Some(namespace) if !name.contains('.') => format!("{namespace}.{name}"),
+        // A dot ahead of the name says that it is in no namespace.
+        _ => name.strip_prefix('.').unwrap_or(name).to_owned(),
+    })
+}
+
 /// Looks at each type of the schema for logical types that Avro would ignore. serde_json bounds the depth.
 fn lint<'a>(schema: &'a Value, path: &mut Vec<&'a str>, faults: &mut Vec<String>) {
     match schema {
@@ -177,6 +199,50 @@ mod tests {
             faults(r#"{"name":"x","type":{"type":"bytes","logicalType":"decimal","precision":8,"scale":2}}"#),
             [""; 0]
         );
+    }
+
+    #[test]
+    fn record_is_named_as_the_parser_names_it() {
+        for (names, expected) in [
+            (r#""name":"Flight""#, "Flight"),
+            (r#""name":"Flight","namespace":"""#, "Flight"),
+            (r#""name":"Flight","namespace":"a.b""#, "a.b.Flight"),
+            (r#""name":"c.Flight","namespace":"a.b""#, "c.Flight"),
+            (r#""name":".Flight","namespace":"a.b""#, "Flight"),
+        ] {
+            let text = format!(r#"{{"type":"record",{names},"fields":[]}}"#);
+            for text in [format!(r#"{{"type":{text}}}"#), text] {
+                let parsed = parse(&text).unwrap().schema;
+                assert_eq!(parsed.name().unwrap().fullname(None), expected, "{text}");
+                assert_eq!(record_name(&text).as_deref(), Some(expected), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn record_is_named_also_where_its_schema_would_not_be_taken() {
+        let field = r#"{"name":"x","type":{"type":"long","logicalType":"money"}}"#;
+        let text = format!(r#"{{"type":"record","name":"a.B","fields":[{field}]}}"#);
+        assert!(parse(&text).is_err());
+        assert_eq!(record_name(&text).as_deref(), Some("a.B"));
+    }
+
+    #[test]
+    fn what_is_no_record_has_no_name() {
+        for text in [
+            "",
+            "{",
+            "5",
+            "\"string\"",
+            r#"[{"type":"record","name":"F","fields":[]}]"#,
+            r#"{"type":"enum","name":"F","symbols":["A"]}"#,
+            r#"{"type":{"name":"F"}}"#,
+            r#"{"type":"record","fields":[]}"#,
+            r#"{"type":"object","title":"F"}"#,
+            "message F {}",
+        ] {
+            assert_eq!(record_name(text), None, "{text}");
+        }
     }
 
     #[test]

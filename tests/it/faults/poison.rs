@@ -4,12 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use millpond::kafka::murmur2::partition_of;
-use rdkafka::ClientConfig;
-use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{FutureProducer, FutureRecord};
 use serde_json::{Value, json};
 use sqlx::Row as _;
 
+use super::foreign::{Foreigner, newest_schema};
 use crate::cluster::{Answer, Cluster, Process, Project, SOON};
 use crate::harness::eventually_async;
 
@@ -52,28 +50,6 @@ async fn post(all: &Process, record: &Value) -> Answer {
     answer
 }
 
-/// A client that writes what it likes, past ingest.
-struct Foreigner {
-    producer: FutureProducer,
-    topic: String,
-}
-
-impl Foreigner {
-    fn of(cluster: &Cluster) -> Self {
-        let producer = ClientConfig::new().set("bootstrap.servers", cluster.servers.brokers()).create().unwrap();
-        Self { producer, topic: cluster.project.topic.clone() }
-    }
-
-    /// Writes to the partition of `key`; the position that covers the record.
-    async fn write(&self, key: &[u8], payload: &[u8]) -> String {
-        let headers = OwnedHeaders::new().insert(Header { key: "from", value: Some("elsewhere") });
-        let partition = partition_of(key, PARTITIONS);
-        let record = FutureRecord::to(&self.topic).key(key).payload(payload).headers(headers).partition(partition);
-        let at = self.producer.send(record, SOON).await.unwrap();
-        format!("{}/{}@{}", self.topic, at.partition, at.offset + 1)
-    }
-}
-
 /// A framed reading as another producer would write it.
 fn framed(schema_id: u32, sensor: &[u8], value: u8, rest: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0];
@@ -94,12 +70,6 @@ fn beside(key: &str) -> [String; 2] {
     [keys.next().unwrap(), keys.next().unwrap()]
 }
 
-/// The id of the newest schema, and with it the next one.
-fn newest_schema(cluster: &Cluster) -> u32 {
-    let list = cluster.succeeds(&["schema", "list"]);
-    list.lines().filter_map(|line| line.rsplit_once("id ")?.1.parse().ok()).max().expect("schemas are registered")
-}
-
 /// What became of a position in one projection.
 async fn fate(all: &Process, consumer: &str, position: &str) -> Value {
     let answer = all.web.get(&format!("/v1/positions/{}", position.replace('/', "%2F")), &[]).await;
@@ -117,7 +87,7 @@ async fn becomes(all: &Process, consumer: &str, position: &str, outcome: &str) -
 #[tokio::test(flavor = "multi_thread")]
 async fn poison_alone_becomes_dead_letters_and_all_else_is_applied() {
     let cluster = Cluster::of("poison", readings).await;
-    let (all, foreigner) = (cluster.start("all", &[]), Foreigner::of(&cluster));
+    let (all, foreigner) = (cluster.start("all", &[]), Foreigner::of(&cluster, PARTITIONS));
     let id = newest_schema(&cluster);
     let mut expected: BTreeMap<String, &str> = BTreeMap::new();
     for good in 0..200 {
@@ -200,7 +170,7 @@ async fn mirrored(cluster: &Cluster, expected: &BTreeMap<String, &str>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn record_of_an_unknown_schema_waits_until_the_schema_is_registered() {
     let cluster = Cluster::of("unknown", readings).await;
-    let (all, foreigner) = (cluster.start("all", &[]), Foreigner::of(&cluster));
+    let (all, foreigner) = (cluster.start("all", &[]), Foreigner::of(&cluster, PARTITIONS));
     let id = newest_schema(&cluster) + 1;
     let ahead = post(&all, &reading("s", 1, 1)).await;
     // A record with a field more than the schema that the consumer reads with.
@@ -302,7 +272,7 @@ async fn error_is_told_of_its_partition_alone(cluster: &Cluster, position: &str)
 async fn flood_of_poison_trips_the_breaker_and_nothing_of_it_is_lost() {
     const FLOOD: usize = 60;
     let cluster = Cluster::of("flood", readings).await;
-    let (all, foreigner) = (cluster.start("all", &["consume.max_records=10"]), Foreigner::of(&cluster));
+    let (all, foreigner) = (cluster.start("all", &["consume.max_records=10"]), Foreigner::of(&cluster, PARTITIONS));
     post(&all, &reading("s", 1, 1)).await;
     let mut last = String::new();
     for _ in 0..FLOOD {
