@@ -79,6 +79,11 @@ impl Chunk {
         record.payload.as_ref().map(|r| self.slice(r))
     }
 
+    /// How large they are, about.
+    pub fn header_bytes(&self, record: &RawRecord) -> usize {
+        record.headers.len()
+    }
+
     /// The headers of a record in their order.
     pub fn headers(&self, record: &RawRecord) -> Vec<(String, Option<Vec<u8>>)> {
         let mut rest = self.slice(&record.headers);

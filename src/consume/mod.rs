@@ -7,6 +7,7 @@
 mod breaker;
 mod buffer;
 mod compare;
+mod dead_letter;
 mod engine;
 mod group;
 pub mod handler;

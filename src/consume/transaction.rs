@@ -9,21 +9,20 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{
-    buffer::{Chunk, RawRecord},
+    buffer::Chunk,
+    dead_letter::{DeadLetter, base64},
     engine::Engine,
     handler::{self, HandlerError, State},
     prepare::{Fault, Prepared},
 };
 use crate::{
-    domain::{HEADER_EVENT_ID, bytea, literal},
+    domain::{HEADER_EVENT_ID, literal},
     store::{
         self, CopyBuffer, Session,
         fence::{Advance, Claim},
     },
 };
 
-/// What headers add to a mirrored dead letter: the reason above all.
-const MIRROR_OVERHEAD: usize = 16 * 1024;
 /// Namespace of the ids of emitted events (UUIDv5 over version lineage and source).
 const EVENT_NAMESPACE: Uuid = Uuid::from_u128(0x6d69_6c6c_706f_6e64_8f2b_6f75_7462_6f78);
 
@@ -34,12 +33,6 @@ const ROWS_STAGE: &str = "create temp table if not exists _rows
 /// What goes to the outbox, counted before the fence moves.
 const OUTBOX_STAGE: &str = "create temp table if not exists _outbox (out_seq int8, source_offset int8, index int4,
     event_id uuid, target_topic text, record_type text, key bytea, payload bytea, headers jsonb) on commit delete rows";
-
-/// A dead letter that goes with a batch.
-pub struct DeadLetter<'a> {
-    pub record: &'a RawRecord,
-    pub fault: &'a Fault,
-}
 
 /// Everything one transaction does.
 pub struct Work<'a> {
@@ -121,7 +114,7 @@ fn flush_sql(engine: &Engine, work: &Work<'_>, emitted: i64, with_rows: &BTreeSe
         }
     }
     for dead in &work.dead {
-        sql.push_str(&dead_letter_sql(engine, work, dead));
+        sql.push_str(&dead.sql(engine, work.chunk, &work.claim.at));
     }
     for refusal in &work.prepared.effects.refusals {
         sql.push_str(&format!(
@@ -148,32 +141,6 @@ fn flush_sql(engine: &Engine, work: &Work<'_>, emitted: i64, with_rows: &BTreeSe
     }
     sql.push_str("commit");
     sql
-}
-
-fn dead_letter_sql(engine: &Engine, work: &Work<'_>, dead: &DeadLetter<'_>) -> String {
-    let headers: Vec<_> = work
-        .chunk
-        .headers(dead.record)
-        .into_iter()
-        .map(|(name, value)| json!([name.replace('\0', ""), value.map(|v| base64(&v))]))
-        .collect();
-    format!(
-        "insert into millpond.dead_letters (projection, version, topic, partition, \"offset\", record_type, key,
-            headers, payload, recorded_at, reason_class, reason)
-         values ({}, {}, {}, {}, {}, {}, {}, {}::jsonb, {}, to_timestamp({} / 1000.0), {}, {}) on conflict do nothing;\n",
-        literal(&engine.projection),
-        engine.version,
-        literal(&work.claim.at.topic),
-        work.claim.at.partition,
-        dead.record.offset,
-        dead.fault.record_type.as_deref().map_or("null".to_owned(), literal),
-        bytea(work.chunk.key(dead.record)),
-        literal(&json!(headers).to_string()),
-        bytea(work.chunk.payload(dead.record)),
-        dead.record.timestamp,
-        literal(dead.fault.class),
-        literal(&dead.fault.reason),
-    )
 }
 
 /// Stages emitted events and the mirror of dead letters; returns how many rows the outbox gets.
@@ -203,7 +170,8 @@ async fn stage_outbox(engine: &Engine, session: &mut Session, work: &Work<'_>) -
     }
     for dead in &work.dead {
         seq += 1;
-        stage_dead_letter(engine, work, dead, seq, &mut rows);
+        let id = event_id(engine, work.claim, dead.record.offset, -1);
+        dead.stage_mirror(engine, work.chunk, &work.claim.at, (seq, id), &mut rows);
     }
     let emitted = seq - work.claim.out_seq;
     if emitted > 0 {
@@ -211,50 +179,6 @@ async fn stage_outbox(engine: &Engine, session: &mut Session, work: &Work<'_>) -
         session.copy_in("copy pg_temp._outbox from stdin (format binary)", rows.finish()).await?;
     }
     Ok(emitted)
-}
-
-/// The record as it was, with its coordinates and the reason in headers, for the topic `<consumer>.dlq`.
-fn stage_dead_letter(engine: &Engine, work: &Work<'_>, dead: &DeadLetter<'_>, seq: i64, rows: &mut CopyBuffer) {
-    let at = &work.claim.at;
-    let mut headers: Vec<_> = work
-        .chunk
-        .headers(dead.record)
-        .into_iter()
-        .map(|(name, value)| json!([name.replace('\0', ""), value.map(|v| base64(&v))]))
-        .collect();
-    for (name, value) in [
-        ("mp-dlq-topic", at.topic.to_string()),
-        ("mp-dlq-partition", at.partition.to_string()),
-        ("mp-dlq-offset", dead.record.offset.to_string()),
-        ("mp-dlq-class", dead.fault.class.to_owned()),
-        ("mp-dlq-reason", dead.fault.reason.clone()),
-    ] {
-        headers.push(json!([name, base64(value.as_bytes())]));
-    }
-    rows.begin_row(9);
-    rows.int8(seq);
-    rows.int8(dead.record.offset);
-    rows.int4(-1);
-    rows.bytes(event_id(engine, work.claim, dead.record.offset, -1).as_bytes());
-    rows.bytes(format!("{}.dlq", engine.projection).as_bytes());
-    rows.bytes(dead.fault.record_type.as_deref().unwrap_or_default().as_bytes());
-    match work.chunk.key(dead.record) {
-        Some(key) => rows.bytes(key),
-        None => rows.null(),
-    }
-    let payload = work.chunk.payload(dead.record);
-    let bytes = payload.map_or(0, <[u8]>::len) + work.chunk.key(dead.record).map_or(0, <[u8]>::len);
-    if bytes + MIRROR_OVERHEAD > engine.max_record_bytes {
-        // The table has the whole record; a mirror that no topic takes would hold up all that follows it.
-        headers.push(json!(["mp-dlq-payload-omitted", base64(format!("{bytes} bytes").as_bytes())]));
-        rows.null();
-    } else {
-        match payload {
-            Some(payload) => rows.bytes(payload),
-            None => rows.null(),
-        }
-    }
-    rows.jsonb(&json!(headers).to_string());
 }
 
 /// The same source and index give the same id, in every version and after every crash.
@@ -284,9 +208,4 @@ async fn stage_effects(session: &mut Session, work: &Work<'_>) -> Result<Vec<Str
     session.run(ROWS_STAGE).await?;
     session.copy_in("copy pg_temp._rows from stdin (format binary)", rows.finish()).await?;
     Ok(tables)
-}
-
-fn base64(bytes: &[u8]) -> String {
-    use base64::Engine as _;
-    base64::engine::general_purpose::STANDARD.encode(bytes)
 }

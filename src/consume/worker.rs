@@ -18,12 +18,13 @@ use uuid::Uuid;
 use super::{
     buffer::Chunk,
     compare::compare,
+    dead_letter::DeadLetter,
     engine::{Engine, OnError},
     limit::Limit,
     partition::{Next, Partition, Stop},
     prepare::{self, Fault, Prepared, UnknownSchema},
     tally::Tally,
-    transaction::{self, Committed, DeadLetter, Failure, Work},
+    transaction::{self, Committed, Failure, Work},
 };
 use crate::{
     kafka::{

@@ -35,7 +35,7 @@ impl Foreigner {
             .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: *value }));
         let partition = partition_of(key, self.partitions);
         let record = FutureRecord::to(&self.topic).key(key).payload(payload).headers(headers).partition(partition);
-        let at = self.producer.send(record, SOON).await.unwrap();
+        let at = self.producer.send(record, SOON).await.map_err(|(error, _)| error).unwrap();
         format!("{}/{}@{}", self.topic, at.partition, at.offset + 1)
     }
 
@@ -182,5 +182,30 @@ async fn mirror_of_a_dead_letter_has_all_headers_and_the_id_that_it_came_with() 
     let list = cluster.succeeds(&["dlq", "list", "latest"]);
     let line = list.lines().find(|line| line.contains(" key ")).unwrap();
     assert!(line.contains(r"key \u{1b}long\u{1b}long") && line.contains("…: ") && line.len() < 300, "{line}");
+    all.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mirror_that_no_topic_would_take_leaves_without_what_is_too_large() {
+    let cluster = Cluster::of("large", lab).await;
+    let (all, foreigner) = (cluster.start("all", &[]), Foreigner::of(&cluster, 1));
+    // Just below what the topic takes.
+    let (half, whole) = ("h".repeat(495_000), "h".repeat(990_000));
+    foreigner.write_with(b"k", &vec![b'x'; 495_000], &[("large", Some(&half))]).await;
+    foreigner.write_with(b"k", b"not avro", &[("large", Some(&whole))]).await;
+    foreigner.write_with(&vec![b'k'; 990_000], b"not avro", &[("small", Some("s"))]).await;
+    let unsent = async || cluster.number("select count(*) from millpond.outbox").await;
+    let dead = async || cluster.number("select count(*) from millpond.dead_letters").await;
+    eventually_async(SOON, async || (dead().await, unsent().await) == (Some(3), Some(0))).await;
+    let mirrors = cluster.cat("latest.dlq").into_iter();
+    let mirrors: Vec<Value> =
+        mirrors.filter(|record| record["headers"]["mp-dlq-topic"] == cluster.project.topic.as_str()).collect();
+    let omitted = |mirror: &Value, what: &str| mirror["headers"].get(format!("mp-dlq-{what}-omitted")).is_some();
+    let [value, headers, key] = &mirrors[..] else { panic!("{} mirrors", mirrors.len()) };
+    for (mirror, left_out) in [(value, "payload"), (headers, "headers"), (key, "key")] {
+        let found: Vec<&str> = ["payload", "headers", "key"].into_iter().filter(|what| omitted(mirror, what)).collect();
+        assert_eq!(found, [left_out]);
+    }
+    assert_eq!((&value["headers"]["large"], &key["headers"]["small"]), (&json!(half), &json!("s")));
     all.stop();
 }
