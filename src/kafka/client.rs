@@ -341,9 +341,7 @@ pub(super) fn watermarks_within<C: ClientContext>(
             Err(error) if is_passing(&error) && started.elapsed() < limit => thread::sleep(PAUSE),
             Err(error) => match error.rdkafka_error_code() {
                 Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) => {
-                    if !exists(client, topic, partition)? {
-                        return Err(Error::no_topic(topic, []));
-                    }
+                    check_exists(client, topic, partition)?;
                     if started.elapsed() >= limit {
                         return Err(Error::request(format!("tell the ends of {topic}/{partition}"))(error));
                     }
@@ -357,11 +355,14 @@ pub(super) fn watermarks_within<C: ClientContext>(
 
 /// Asks the brokers. librdkafka by itself calls a partition unknown for a quarter of an hour once it has seen it without
 /// a leader, as during a broker's restart; the answer to this also takes the place of what it remembers.
-fn exists<C: ClientContext>(client: &Client<C>, topic: &str, partition: i32) -> Result<bool, Error> {
+fn check_exists<C: ClientContext>(client: &Client<C>, topic: &str, partition: i32) -> Result<(), Error> {
     let metadata = client.fetch_metadata(Some(topic), WATERMARK_LIMIT);
     let metadata = metadata.map_err(Error::request(format!("describe topic `{topic}`")))?;
-    let mut topics = metadata.topics().iter().filter(|t| t.name() == topic);
-    Ok(topics.any(|t| t.partitions().iter().any(|p| p.id() == partition)))
+    match metadata.topics().iter().find(|t| t.name() == topic).map_or(&[][..], |t| t.partitions()) {
+        [] => Err(Error::no_topic(topic, [])),
+        found if found.iter().any(|p| p.id() == partition) => Ok(()),
+        found => Err(Error::NoPartition { topic: topic.to_owned(), partition, partitions: found.len() }),
+    }
 }
 
 /// Writes librdkafka's log lines to ours. What it calls an error is mostly a broker that is away for a moment.

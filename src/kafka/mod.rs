@@ -38,6 +38,8 @@ pub enum Error {
     Request { action: String, source: KafkaError },
     #[error("topic `{topic}` does not exist in this cluster; {}", or_declare(.near.as_deref()))]
     NoTopic { topic: String, near: Option<String> },
+    #[error("topic `{topic}` has no partition {partition}; it has {}", numbered(*.partitions))]
+    NoPartition { topic: String, partition: i32, partitions: usize },
     #[error("topic `{topic}` has {found} partitions where {wanted} are declared; {advice}")]
     Partitions { topic: String, found: usize, wanted: usize, advice: &'static str },
     #[error(
@@ -53,6 +55,14 @@ fn or_declare(near: Option<&str>) -> String {
     match near {
         Some(near) => format!("did you mean `{near}`?"),
         None => "create it, or declare it so that Millpond does".to_owned(),
+    }
+}
+
+/// The partitions of a topic that has so many.
+fn numbered(partitions: usize) -> String {
+    match partitions {
+        1 => "partition 0 alone".to_owned(),
+        _ => format!("partitions 0 to {}", partitions.saturating_sub(1)),
     }
 }
 

@@ -145,10 +145,13 @@ impl Reader {
             Some(partitions) => partitions.clone(),
             None => (0..self.partitions_of(&range.topic)? as i32).collect(),
         };
+        // Asked first: this says which partitions there are when one is asked for that is not.
+        let ends = partitions.iter().map(|partition| self.watermarks(&range.topic, *partition));
+        let ends = ends.collect::<Result<Vec<_>, _>>()?;
         let mut spans = Vec::with_capacity(partitions.len());
-        for (partition, start) in partitions.iter().zip(self.starts(range, &partitions)?) {
-            let (low, high) = self.watermarks(&range.topic, *partition)?;
-            let first = start.unwrap_or(low).max(low);
+        for ((partition, (low, high)), start) in partitions.iter().zip(ends).zip(self.starts(range, &partitions)?) {
+            // What begins behind the end begins at it: no offset beyond can be fetched.
+            let first = start.unwrap_or(low).min(high).max(low);
             if range.follow || first < high {
                 spans.push(Span { partition: *partition, first, end: (!range.follow).then_some(high) });
             }

@@ -2,7 +2,7 @@
 
 use std::{ops::ControlFlow, time::Duration};
 
-use millpond::kafka::{Admin, Error, Idle, OutgoingRecord, Publisher, Reader, Start, TopicRange, TopicSpec};
+use millpond::kafka::{Admin, Error, Idle, OutgoingRecord, Publisher, Reader, Record, Start, TopicRange, TopicSpec};
 use uuid::Uuid;
 
 use crate::publisher::{batch, new_topic, options, read_all};
@@ -89,6 +89,47 @@ async fn range_is_read_from_an_offset_for_a_key_up_to_a_limit() {
     let future = chrono::Utc::now().timestamp_millis() + 3_600_000;
     assert_eq!(read(TopicRange { start: Start::Timestamp(future), ..range(&topic) }).await, [0; 0]);
     assert_eq!(read(TopicRange { start: Start::Timestamp(1), ..range(&topic) }).await.len(), 30);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn follower_that_begins_behind_the_end_gets_what_comes_next() {
+    let topic = new_topic(2).await;
+    fill(&topic, 30).await;
+    for start in [Start::Timestamp(chrono::Utc::now().timestamp_millis() + 3_600_000), Start::Offset(1_000)] {
+        let ends = Admin::connect(&options()).unwrap().watermarks(&topic).await.unwrap();
+        let follow = TopicRange { start, limit: Some(1), follow: true, ..range(&topic) };
+        let first = tokio::task::spawn_blocking(move || {
+            let mut first = None;
+            let each = |record: Record| {
+                first = Some((record.partition, record.offset));
+                ControlFlow::Continue(())
+            };
+            Reader::open(&options()).unwrap().read(&follow, each).map(|_| first)
+        });
+        // Whenever it has begun, something comes after that.
+        while !first.is_finished() {
+            fill(&topic, 3).await;
+        }
+        let (partition, offset) = first.await.unwrap().unwrap().expect("a record");
+        let (_, end) = ends[usize::try_from(partition).unwrap()];
+        assert!(offset >= end, "{partition}@{offset} was there before the end at {end}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partition_that_a_topic_has_not_is_answered_with_those_it_has() {
+    let (one, six) = (new_topic(1).await, new_topic(6).await);
+    let said = |topic: String, start, partition| {
+        let range = TopicRange { start, partitions: Some(vec![partition]), ..range(&topic) };
+        let read = move || Reader::open(&options()).unwrap().read(&range, |_| ControlFlow::Continue(()));
+        async move { tokio::task::spawn_blocking(read).await.unwrap().unwrap_err().to_string() }
+    };
+    for start in [Start::Beginning, Start::Timestamp(1)] {
+        let expected = format!("topic `{six}` has no partition 9; it has partitions 0 to 5");
+        assert_eq!(said(six.clone(), start, 9).await, expected);
+        let expected = format!("topic `{one}` has no partition -1; it has partition 0 alone");
+        assert_eq!(said(one.clone(), start, -1).await, expected);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
