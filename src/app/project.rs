@@ -115,7 +115,7 @@ impl Project {
 }
 
 /// Consumers that would give two views in the schema `live` one name, as far as their folders name the tables.
-fn view_clashes(consumers: &[ConsumerSpec]) -> Vec<String> {
+pub fn view_clashes(consumers: &[ConsumerSpec]) -> Vec<String> {
     let mut taken: BTreeMap<String, (&str, String)> = BTreeMap::new();
     let mut faults = Vec::new();
     for consumer in consumers {

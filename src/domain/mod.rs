@@ -9,7 +9,7 @@ mod table;
 
 pub use nearest::{near, nearest};
 pub use position::{MAX_PLAIN_POSITION_BYTES, Position, PositionError, Span, TopicPartition};
-pub use quote::{bytea, ident, literal};
+pub use quote::{bytea, ident, literal, plain_ident};
 pub use table::{ColumnInfo, TableInfo, schema_name};
 
 /// Name of the record header that carries the id of an event or command (UTF-8 text).

@@ -26,5 +26,5 @@ pub use parse::{ParsedSchema, parse, record_name};
 pub use pg::{Scratch, Transcoder};
 pub use resolve::ResolveError;
 pub use sample::infer;
-pub use set::{RecordType, SchemaFault, SchemaSet, SchemaVersion, relation_name};
+pub use set::{RecordType, SchemaFault, SchemaSet, SchemaVersion, relation_fault, relation_name};
 pub use to_json::JsonDecoder;

@@ -285,17 +285,22 @@ impl Reader {
                     ),
                 );
             }
-            if relation == TOMBSTONES || relation.starts_with('_') {
-                self.fault(
-                    &path,
-                    format!("its relation would be `{relation}`, which is the engine's own: rename the record"),
-                );
-            }
-            if relation.len() > MAX_NAME_BYTES {
-                self.fault(&path, format!("its relation `{relation}` has more than the {MAX_NAME_BYTES} bytes of a Postgres name: shorten it"));
+            if let Some(why) = relation_fault(&relation) {
+                self.fault(&path, why);
             }
         }
     }
+}
+
+/// Why a record type whose relation would have that name is refused.
+pub fn relation_fault(relation: &str) -> Option<String> {
+    if relation == TOMBSTONES || relation.starts_with('_') {
+        return Some(format!("its relation would be `{relation}`, which is the engine's own: rename the record"));
+    }
+    let too_long = relation.len() > MAX_NAME_BYTES;
+    too_long.then(|| {
+        format!("its relation `{relation}` has more than the {MAX_NAME_BYTES} bytes of a Postgres name: shorten it")
+    })
 }
 
 fn full_name(schema: &Schema) -> Option<String> {

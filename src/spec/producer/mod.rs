@@ -118,9 +118,8 @@ impl ProducerSpec {
         let document = Document::new(dir.join(FILE), text);
         let name = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let mut faults = Vec::new();
-        if !is_name(&name) {
-            let message = format!("folder name `{name}` must be made of a-z, 0-9, - and _, beginning with a letter");
-            faults.push(SpecFault::new(document.path(), None, message));
+        if let Some(why) = name_fault(&name) {
+            faults.push(SpecFault::new(document.path(), None, format!("folder name `{name}` {why}")));
         }
         let mut spec =
             Self { name, dir: dir.to_owned(), records: BTreeMap::new(), topics: BTreeMap::new(), rate: None };
@@ -155,8 +154,8 @@ impl ProducerSpec {
 
     fn add_record(&mut self, parent: &TableReader<'_>, kind: RecordKind, name: &str, table: &TableReader<'_>) {
         table.allow(&["topic", "key", "event_id", "max_bytes"]);
-        if !is_record_name(name) {
-            parent.fault(name, format!("`{name}` is not the simple name of an Avro record, such as ScheduleFlight"));
+        if let Some(why) = record_name_fault(name) {
+            parent.fault(name, format!("`{name}` {why}"));
         }
         if !table.has("topic") {
             parent.fault(
@@ -331,15 +330,18 @@ fn missing(dir: &Path, error: &io::Error) -> String {
     }
 }
 
-fn is_name(name: &str) -> bool {
-    name.starts_with(|c: char| c.is_ascii_lowercase())
-        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_'))
+/// Why a name of a producer is refused.
+pub fn name_fault(name: &str) -> Option<&'static str> {
+    let legal = name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_'));
+    (!legal).then_some("must be made of a-z, 0-9, - and _, beginning with a letter")
 }
 
-/// The simple name of an Avro record.
-fn is_record_name(name: &str) -> bool {
-    name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+/// Why a name of a record type is refused.
+pub fn record_name_fault(name: &str) -> Option<String> {
+    let legal = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    (!legal).then(|| "is not the simple name of an Avro record, such as ScheduleFlight".to_owned())
 }
 
 fn is_topic(name: &str) -> bool {
