@@ -1,8 +1,8 @@
 //! What an operator types against an application that runs, and what the command line prints about it.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, FlightCommand, Load, Pace, Process, SOON, days};
+use crate::cluster::{Cluster, FlightCommand, Load, Pace, Process, Project, SOON, days};
 use crate::harness::eventually_async;
 
 /// What a command that has to fail printed, on both streams.
@@ -151,5 +151,36 @@ async fn doctor_and_config_say_what_is_in_force_and_what_is_wrong() {
     assert!(password.len() < 8 || !config.contains(password), "{config}");
     let said = fails(&cluster, &["config", "--set", "kafka.broker=x"]);
     has(&said, &["there is no key kafka.broker", "did you mean kafka.brokers?"]);
+    all.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_consumer_of_fields_that_are_words_of_sql_works_as_it_is_written() {
+    let empty = |dir, unique: &str| {
+        let project = Project::empty(dir, unique);
+        project.write("schemas/README.md", "");
+        project
+    };
+    let cluster = Cluster::of("words", empty).await;
+    let sql = "select array_agg(word::text) from pg_get_keywords()";
+    let mut fields: Vec<String> = sqlx::query_scalar(sql).fetch_one(&mut cluster.postgres().await).await.unwrap();
+    fields.push("orderId".to_owned());
+    let sample: serde_json::Map<String, Value> = fields.iter().map(|field| (field.clone(), json!("x"))).collect();
+    let sample = Value::Object(sample).to_string();
+    cluster.project.write("sample.json", &sample);
+    let topic = &cluster.project.topic;
+    let producer = ["producer", "new", "words", "--from", "sample.json", "--type", "Order", "--key", "user", "--topic"];
+    cluster.succeeds(&[&producer[..], &[topic]].concat());
+    cluster.push();
+    cluster.succeeds(&["consumer", "new", "table", "--from", "Order"]);
+    cluster.succeeds(&["consumer", "test", "table"]);
+    let all = cluster.start("all", &[]);
+    let answer = all.web.post("/v1/events/Order", &[("content-type", "application/json")], &sample).await;
+    assert_eq!(answer.status, 202, "{}", answer.text);
+    let read = [("millpond-min-position", answer.position()), ("prefer", "wait=10")];
+    let rows = all.web.get("/v1/views/table", &read).await;
+    assert_eq!(rows.status, 200, "{}", rows.text);
+    let row = &rows.json()[0];
+    assert!(fields.iter().all(|field| row[field] == "x"), "{row}");
     all.stop();
 }
