@@ -15,7 +15,9 @@ use tracing::{info, warn};
 use super::{
     folder::{compile, inputs},
     project::Project,
-    scaffold, trial, wiring,
+    scaffold,
+    stopped::Stopped,
+    trial, wiring,
 };
 use crate::{
     cli::args::Consumer,
@@ -123,7 +125,8 @@ impl Context {
             live_views: &|version| compiled.live_views_sql(version),
             grants: &compiled.grants_sql(),
         };
-        let ensured = versions::ensure(connection, &definition, self.on_change).await?;
+        let ensured = versions::ensure(connection, &definition, self.on_change).await;
+        let ensured = ensured.map_err(|error| told_of_lock(&spec.name, error))?;
         match &ensured {
             Ensured::Unchanged(version) => info!(consumer = %spec.name, version, "starting"),
             Ensured::Created(version) => info!(consumer = %spec.name, version, "created"),
@@ -195,7 +198,9 @@ impl Context {
 /// The consumers at work in this process.
 pub struct Members {
     context: Context,
-    running: tokio::sync::Mutex<Running>,
+    /// Held while a folder is taken in.
+    running: tokio::sync::Mutex<BTreeMap<String, Started>>,
+    stopped: Stopped,
 }
 
 /// A consumer at work, and the folder that it was started from.
@@ -220,15 +225,7 @@ impl Started {
     }
 }
 
-/// What works, and what should.
-#[derive(Default)]
-struct Running {
-    members: BTreeMap<String, Started>,
-    /// Consumers that were stopped to be started anew and could not be, with the reason; tried again and again.
-    failed: BTreeMap<String, String>,
-}
-
-/// How often it is looked whether another version has become the live one.
+/// How often it is looked whether another version has become the live one, and what is stopped is tried again.
 const FOLLOW: Duration = Duration::from_secs(1);
 
 impl Members {
@@ -250,15 +247,28 @@ impl Members {
             let member = context.start(project, spec, compiled, &mut connection).await?;
             running.insert(spec.name.clone(), Started { member, spec: spec.clone() });
         }
-        Ok(Self { context, running: tokio::sync::Mutex::new(Running { members: running, failed: BTreeMap::new() }) })
+        Ok(Self { context, running: tokio::sync::Mutex::new(running), stopped: Stopped::default() })
     }
 
     /// Takes a new, changed or removed folder in.
     pub async fn reload(&self, project: &Project, name: &str) -> anyhow::Result<()> {
         let mut running = self.running.lock().await;
+        let taken_in = self.take_in(&mut running, project, name).await;
+        if let Err(error) = &taken_in {
+            self.stopped.fail(name, &format!("{error:#}"));
+        }
+        taken_in
+    }
+
+    async fn take_in(
+        &self,
+        running: &mut BTreeMap<String, Started>,
+        project: &Project,
+        name: &str,
+    ) -> anyhow::Result<()> {
         let Some(spec) = project.consumers.iter().find(|c| c.name == name) else {
-            running.failed.remove(name);
-            if let Some(started) = running.members.remove(name) {
+            self.stopped.end(name);
+            if let Some(started) = running.remove(name) {
                 started.member.stop().await;
                 self.tell(name, "its folder is gone; stopped, its tables stay");
             }
@@ -268,34 +278,32 @@ impl Members {
         let compiled = self.context.prepare(project, spec, &mut connection).await?;
         let definition = self.context.definition_hash(spec, &compiled);
         // A README or a test case changes nothing.
-        if running.members.get(name).is_some_and(|started| started.is_as(spec, &definition)) {
+        if running.get(name).is_some_and(|started| started.is_as(spec, &definition)) {
             return Ok(());
         }
         // From here on it is wanted and does not run, whatever happens: also if this future is dropped.
-        running.failed.insert(name.to_owned(), "it is being started anew".to_owned());
-        let before = running.members.remove(name);
+        self.stopped.begin(name);
+        let before = running.remove(name);
         let goes_on = before.as_ref().is_some_and(|started| started.builds(&definition));
         if let Some(started) = before {
             started.member.stop().await;
         }
-        match self.context.start(project, spec, compiled, &mut connection).await {
-            Ok(member) => {
-                let version = member.engine.version;
-                if goes_on {
-                    let next = format!("if it has halted: millpond consumer restart {name}");
-                    self.tell(name, &format!("version {version} goes on with the changed settings; {next}"));
-                } else {
-                    self.tell(name, &format!("version {version} reads the log from its start"));
-                }
-                running.failed.remove(name);
-                running.members.insert(name.to_owned(), Started { member, spec: spec.clone() });
-                Ok(())
-            }
-            Err(error) => {
-                running.failed.insert(name.to_owned(), format!("{error:#}"));
-                Err(error)
-            }
+        let member = self.context.start(project, spec, compiled, &mut connection).await?;
+        let version = member.engine.version;
+        if goes_on {
+            let next = format!("if it has halted: millpond consumer restart {name}");
+            self.tell(name, &format!("version {version} goes on with the changed settings; {next}"));
+        } else {
+            self.tell(name, &format!("version {version} reads the log from its start"));
         }
+        running.insert(name.to_owned(), Started { member, spec: spec.clone() });
+        self.stopped.end(name);
+        Ok(())
+    }
+
+    /// The consumers that should run and do not; they are tried again every second.
+    pub fn stopped(&self) -> Vec<String> {
+        self.stopped.names()
     }
 
     /// Says what has changed: to the person at `millpond dev`, elsewhere to the log.
@@ -320,20 +328,26 @@ impl Members {
 
     /// Starts consumers anew whose version is no longer the live one, as after `consumer restart --from-zero`.
     pub async fn follow(self: Arc<Self>, dir: PathBuf) {
+        let mut told: HashMap<String, String> = HashMap::new();
         loop {
             tokio::time::sleep(FOLLOW).await;
             let waiting: Vec<String> = {
                 let running = self.running.lock().await;
-                let superseded = running.members.iter().filter(|(_, s)| s.member.engine.vitals.is_superseded());
-                superseded.map(|(name, _)| name.clone()).chain(running.failed.keys().cloned()).collect()
+                let superseded = running.iter().filter(|(_, s)| s.member.engine.vitals.is_superseded());
+                superseded.map(|(name, _)| name.clone()).chain(self.stopped.names()).collect()
             };
+            told.retain(|name, _| waiting.contains(name));
             for name in waiting {
                 let reloaded = match Project::load(&dir) {
                     Ok(project) => self.reload(&project, &name).await,
                     Err(error) => Err(error),
                 };
-                if let Err(error) = reloaded {
-                    warn!(consumer = %name, error = format!("{error:#}"), "cannot be started anew; trying again");
+                let Err(error) = reloaded else { continue };
+                let error = format!("{error:#}");
+                self.stopped.fail(&name, &error);
+                if told.get(&name) != Some(&error) {
+                    warn!(consumer = %name, error, "cannot be started anew; trying again every second");
+                    told.insert(name, error);
                 }
             }
         }
@@ -341,17 +355,20 @@ impl Members {
 
     /// Ready when every consumer has lately seen both Postgres and the ends of its partitions.
     pub fn check(&self) -> Result<(), String> {
+        if let Some((name, why)) = self.stopped.failed() {
+            return Err(format!("consumer {name} is stopped and tried again every second: {why}"));
+        }
         // Held while a folder is taken in, which is no reason to be taken out of service.
         let Ok(running) = self.running.try_lock() else { return Ok(()) };
-        if let Some((name, why)) = running.failed.iter().next() {
-            return Err(format!("consumer {name} does not run: {why}"));
+        if let Some(name) = self.stopped.names().first() {
+            return Err(format!("consumer {name} is stopped, and is started anew within seconds"));
         }
-        for (name, started) in &running.members {
+        for (name, started) in running.iter() {
             if let Some(panic) = started.member.engine.vitals.panic() {
                 return Err(format!("consumer {name} panicked while it polled Kafka, and joins anew: {panic}"));
             }
         }
-        let silent = running.members.iter().filter(|(_, started)| !started.member.engine.vitals.has_reported());
+        let silent = running.iter().filter(|(_, started)| !started.member.engine.vitals.has_reported());
         let silent: Vec<&str> = silent.map(|(name, _)| name.as_str()).collect();
         if silent.is_empty() {
             return Ok(());
@@ -362,8 +379,21 @@ impl Members {
     /// Leaves all groups, each in order.
     pub async fn stop(&self) {
         let running = std::mem::take(&mut *self.running.lock().await);
-        futures_util::future::join_all(running.members.into_values().map(|started| started.member.stop())).await;
+        futures_util::future::join_all(running.into_values().map(|started| started.member.stop())).await;
     }
+}
+
+/// Tables and views are made and dropped under locks that any open transaction may be in the way of.
+fn told_of_lock(consumer: &str, error: store::Error) -> anyhow::Error {
+    let held = error.is_lock_timeout();
+    let error = anyhow::Error::new(error);
+    if !held {
+        return error;
+    }
+    error.context(format!(
+        "another session holds a lock on the tables or views of consumer {consumer}; end that transaction, such as one \
+         that was left open in psql (select * from pg_stat_activity where state = 'idle in transaction')"
+    ))
 }
 
 /// `millpond consumer …`
@@ -393,7 +423,8 @@ async fn drop_projection(config: &Config, name: &str, discard_unsent: bool) -> a
         bail!("{} is still there, and would be built again; remove the folder first", folder.display());
     }
     let mut connection = wiring::database(config, "millpond consumer").await?;
-    match versions::drop_projection(&mut connection, name, discard_unsent).await? {
+    let dropped = versions::drop_projection(&mut connection, name, discard_unsent).await;
+    match dropped.map_err(|error| told_of_lock(name, error))? {
         Dropped::Done => {}
         Dropped::Unknown => bail!("there is no projection {name} in this database; see `millpond status`"),
         Dropped::Unsent(rows) => bail!(
@@ -428,7 +459,8 @@ async fn set_paused(config: &Config, name: &str, paused: bool) -> anyhow::Result
 async fn restart(config: &Config, name: &str, from_zero: bool, skip_removed: bool) -> anyhow::Result<()> {
     let mut connection = wiring::database(config, "millpond consumer").await?;
     if from_zero {
-        if !versions::start_over(&mut connection, name).await? {
+        let found = versions::start_over(&mut connection, name).await;
+        if !found.map_err(|error| told_of_lock(name, error))? {
             bail!("there is no live version of {name} in this database; see `millpond status`");
         }
         say!(

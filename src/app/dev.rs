@@ -180,16 +180,27 @@ impl DevRoles {
         }
     }
 
-    /// Takes changed folders in. A fault leaves what runs as it is, says what to mend, and keeps the change in mind:
-    /// mending one folder takes in the others that had to wait for it.
+    /// Takes changed folders in. A fault of a folder leaves what runs as it is; whatever the fault, it is said what runs and
+    /// what to mend, and the change is kept in mind: mending one folder takes in the others that had to wait for it.
     async fn pick_up(&mut self, changes: &[Changed]) {
         self.missed.extend(changes.iter().cloned());
         match self.try_pick_up().await {
             Ok(()) => self.missed.clear(),
             Err(error) => {
-                let state = if self.running.is_some() { "what ran before goes on" } else { "nothing runs until it is" };
+                let state = self.what_runs();
                 eprintln!("the change is not taken in, {state}:\n  {}", format!("{error:#}").replace('\n', "\n  "));
             }
+        }
+    }
+
+    /// What has become of what ran before a change that was not taken in.
+    fn what_runs(&self) -> String {
+        let Some(running) = &self.running else { return "nothing runs until it is".to_owned() };
+        let stopped = running.members.as_ref().map(|members| members.stopped()).unwrap_or_default();
+        match stopped.as_slice() {
+            [] => "what ran before goes on".to_owned(),
+            [one] => format!("consumer {one} is stopped and tried again every second"),
+            _ => format!("consumers {} are stopped and tried again every second", stopped.join(", ")),
         }
     }
 

@@ -15,6 +15,7 @@ mod roles;
 mod running_dev;
 mod scaffold;
 mod schemas;
+mod stopped;
 pub mod trial;
 mod wiring;
 
@@ -152,16 +153,10 @@ fn configuration(common: &Common, command: &Command) -> anyhow::Result<Config> {
     }
     let mut sources = Sources { file: common.config.clone(), environment: environment(), flags, dev: Vec::new() };
     let config = resolve(config::load(&sources)?, common);
-    let looks_on = !matches!(
-        command,
-        Command::Dev(_)
-            | Command::All(_)
-            | Command::Ingest(_)
-            | Command::Consume(_)
-            | Command::Serve(_)
-            | Command::Publish(_)
-    );
-    match RunningDev::find(&config.project.dir.join(dev::STATE)).filter(|_| looks_on) {
+    // Roles too: one that is started beside a `dev` is meant for its servers, and none of the file's is touched by
+    // mistake. What is said in the environment or by flags wins.
+    let beside = !matches!(command, Command::Dev(_));
+    match RunningDev::find(&config.project.dir.join(dev::STATE)).filter(|_| beside) {
         Some(running) => {
             sources.dev = running.settings();
             Ok(resolve(config::load(&sources)?, common))

@@ -21,7 +21,7 @@ use super::{
     schemas, wiring,
 };
 use crate::{
-    config::Config,
+    config::{self, Config},
     consume::Handlers,
     http::{self, Health, auth::Auth},
     ingest::{self, Contracts, IngestState},
@@ -65,6 +65,7 @@ const BACKLOG: u32 = 4096;
 
 /// Runs roles until SIGTERM or Ctrl-C, then drains.
 pub async fn run(config: Config, roles: Roles, handlers: Arc<Handlers>) -> anyhow::Result<()> {
+    tell_of_dev(&config);
     let listener = bind(&config).await?;
     let running = Running::start(&config, roles, handlers, OnChange::Refuse, listener).await?;
     info!(address = %running.address, ?roles, "ready");
@@ -78,6 +79,23 @@ pub async fn run(config: Config, roles: Roles, handlers: Arc<Handlers>) -> anyho
     Ok(())
 }
 
+/// A role that is started beside a `dev` may have been meant for other servers.
+fn tell_of_dev(config: &Config) {
+    let given: Vec<String> = config
+        .settings
+        .iter()
+        .filter(|setting| setting.source == config::DEV)
+        .map(|setting| format!("{} = {}", setting.name, setting.shown))
+        .collect();
+    if !given.is_empty() {
+        let given = given.join(", ");
+        info!(
+            given,
+            "using the servers of the `millpond dev` that runs in this project; flags or the environment choose others"
+        );
+    }
+}
+
 pub async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
     let address = config.http.listen;
     let bind = || {
@@ -87,7 +105,7 @@ pub async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
         socket.bind(address)?;
         socket.listen(BACKLOG)
     };
-    bind().with_context(|| format!("cannot listen on {address} (http.listen)"))
+    bind().with_context(|| format!("cannot listen on {address} (http.listen); choose another address with --listen"))
 }
 
 /// Resolves on SIGTERM or Ctrl-C.

@@ -268,7 +268,10 @@ pub fn reference() -> String {
         "# Configuration\n\nGenerated from the code by `millpond config --reference`; do not edit.\n\n\
          Values come from four places, later ones winning: defaults, the file `millpond.toml` (or `--config FILE`), the \
          environment, flags (`--set key=value`). An unknown key is an error that names the nearest known one; all faults \
-         are reported at once. `millpond config` prints what is in force, and where each value came from.\n\n",
+         are reported at once. `millpond config` prints what is in force, and where each value came from.\n\n\
+         While `millpond dev` runs in a project, its Kafka and Postgres stand between the file and the environment for every \
+         other command in that project, for roles too: `millpond consume` in a second terminal joins it. A role says so when \
+         it starts.\n\n",
     );
     let mut section = "";
     for key in KEYS {

@@ -23,6 +23,9 @@ use crate::domain::nearest;
 /// The prefix of environment variables; two underscores stand for a dot.
 const PREFIX: &str = "MILLPOND__";
 
+/// The source of values that a running `dev` gives.
+pub const DEV: &str = "millpond dev, running here";
+
 /// Where values may come from.
 #[derive(Debug, Default, Clone)]
 pub struct Sources {
@@ -69,7 +72,7 @@ pub fn load(sources: &Sources) -> Result<Config, Faults> {
         None => {}
     }
     for (name, value) in &sources.dev {
-        values.set(name, value.clone(), "millpond dev, running here".to_owned(), &mut faults);
+        values.set(name, value.clone(), DEV.to_owned(), &mut faults);
     }
     for (variable, value) in &sources.environment {
         if let Some(meant) = one_underscore(variable) {

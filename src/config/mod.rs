@@ -8,7 +8,7 @@ pub mod units;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
-pub use load::{Faults, Setting, Sources, load};
+pub use load::{DEV, Faults, Setting, Sources, load};
 
 /// What is in force, typed.
 #[derive(Debug, Clone)]

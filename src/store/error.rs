@@ -62,6 +62,11 @@ impl Error {
         }
     }
 
+    /// Whether another session held a lock for longer than a statement waits for one.
+    pub fn is_lock_timeout(&self) -> bool {
+        self.sqlstate() == Some("55P03")
+    }
+
     /// Whether a statement, or all of a transaction, took longer than it may: half the batch may well fit.
     pub fn is_too_slow(&self) -> bool {
         matches!(self, Error::NoAnswer(_)) || self.sqlstate() == Some("57014")

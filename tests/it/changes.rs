@@ -1,6 +1,7 @@
 //! Folders that change while there are tables: what is taken in, what makes a new version, and what is refused.
 
 use serde_json::{Value, json};
+use sqlx::Executor as _;
 
 use crate::cluster::{Cluster, Process, Project, SOON};
 use crate::harness::eventually_async;
@@ -124,4 +125,75 @@ async fn dev_takes_in_what_changes_and_says_what_to_type() {
     assert!(answer.contains("202 Accepted"), "{line}\n{answer}");
     assert_eq!(log.matches("/v1/events/Reading").count(), 1, "what was told is not told again:\n{log}");
     dev.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dev_tells_of_a_consumer_that_a_lock_keeps_from_starting_anew() {
+    let cluster = Cluster::of("locked", roots).await;
+    let dev = cluster.start_dev();
+    let says = async |text: &str| eventually_async(SOON, async || dev.log().contains(text)).await;
+    becomes(&dev, &post(&dev, "a", 4).await, "applied").await;
+
+    // As somebody does who has begun a transaction in psql and looks at the rows.
+    let mut psql = cluster.postgres().await;
+    psql.execute("begin").await.unwrap();
+    psql.execute("select * from live.roots").await.unwrap();
+    cluster.project.write("consumers/roots/roots.sql", "select sensor, cbrt(value) as root from reading");
+    says("consumer roots is stopped and tried again every second").await;
+    let log = dev.log();
+    assert!(
+        log.contains("another session holds a lock on the tables or views of consumer roots; end that transaction"),
+        "{log}"
+    );
+    assert!(!log.contains("what ran before goes on"), "{log}");
+
+    // Also while it is being tried.
+    let waits = "select coalesce(max(pid), 0)::int8 from pg_stat_activity
+                  where application_name = 'millpond compile' and wait_event_type = 'Lock'
+                    and datname = current_database()";
+    for _ in 0..2 {
+        eventually_async(SOON, async || cluster.number(waits).await > Some(0)).await;
+        let waiting = cluster.number(waits).await;
+        let answer = dev.web.get("/readyz", &[]).await;
+        assert_eq!(cluster.number(waits).await, waiting, "it was tried all the while");
+        assert_eq!(answer.status, 503, "{}", answer.text);
+        assert!(answer.text.contains("consumer roots is stopped and tried again every second"), "{}", answer.text);
+        assert!(answer.text.contains("another session holds a lock"), "{}", answer.text);
+        eventually_async(SOON, async || cluster.number(waits).await != waiting).await;
+    }
+    let warnings = dev.log().matches("cannot be started anew").count();
+    assert!(warnings <= 1, "the same is told once:\n{}", dev.log());
+
+    psql.execute("rollback").await.unwrap();
+    says("consumer roots: version 2 reads the log from its start").await;
+    eventually_async(SOON, async || dev.web.get("/readyz", &[]).await.status == 200).await;
+    becomes(&dev, &post(&dev, "b", 27).await, "applied").await;
+    assert_eq!(cluster.number("select root::int8 from live.roots where sensor = 'b'").await, Some(3));
+    dev.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn role_beside_dev_uses_its_servers_and_says_so() {
+    let cluster = Cluster::of("beside", roots).await;
+    cluster.project.write("millpond.toml", "[kafka]\nbrokers = \"127.0.0.1:1\"\n");
+    let dev = cluster.start_dev();
+    let consume = cluster.start_beside("consume");
+    let log = consume.log();
+    assert!(log.contains("using the servers of the `millpond dev` that runs in this project"), "{log}");
+    assert!(log.contains(&format!("kafka.brokers = {}", cluster.servers.brokers())), "{log}");
+    let config = cluster.run_beside(&["config"]);
+    for key in ["kafka.brokers", "postgres.url"] {
+        let line = config.lines().find(|line| line.starts_with(key)).unwrap();
+        assert!(line.ends_with("# millpond dev, running here"), "{config}");
+    }
+    consume.stop();
+
+    // What a flag says is meant, and nobody's servers are spoken of.
+    let consume = cluster.start("consume", &[]);
+    assert!(!consume.log().contains("millpond dev"), "{}", consume.log());
+    consume.stop();
+    dev.stop();
+    let config = cluster.run_beside(&["config"]);
+    let line = config.lines().find(|line| line.starts_with("kafka.brokers")).unwrap();
+    assert!(line.contains("127.0.0.1:1 ") && line.ends_with("# file millpond.toml"), "{config}");
 }

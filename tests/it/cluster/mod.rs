@@ -92,6 +92,25 @@ impl Cluster {
         self.start_with("dev", &own, &[], true)
     }
 
+    /// Starts `millpond ROLE` in the project's folder, told nothing of the servers.
+    pub fn start_beside(&self, role: &str) -> Process {
+        let project = self.project.dir.display().to_string();
+        let config = self.project.dir.join("millpond.toml").display().to_string();
+        let args = [role, "--listen", "127.0.0.1:0", "--project", &project, "--config", &config];
+        let args = args.into_iter().map(str::to_owned).collect();
+        let number = self.started.replace(self.started.get() + 1);
+        Process::start(&self.folder, &format!("{role}-{number}"), args, true)
+    }
+
+    /// What a command prints that is run in the project's folder, told nothing of the servers.
+    #[track_caller]
+    pub fn run_beside(&self, args: &[&str]) -> String {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_millpond"));
+        let output = command.args(args).current_dir(&self.project.dir).stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
     /// Starts `millpond ROLE` and waits until it is ready.
     pub fn start(&self, role: &str, settings: &[&str]) -> Process {
         self.start_with(role, &[], settings, true)
