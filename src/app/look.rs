@@ -194,6 +194,9 @@ pub async fn topic(config: &Config, command: Topic) -> anyhow::Result<()> {
             let reader = Reader::open(&wiring::kafka_options(config))?;
             let cat = move || {
                 reader.partitions_of(&range.topic)?;
+                for partition in range.partitions.iter().flatten() {
+                    reader.watermarks(&range.topic, *partition)?;
+                }
                 let mut decoder = Decoder::new(registry);
                 if matches!(format, Format::Table) {
                     say!("{:>4} {:>10} {:<24} {:<28} {:<20} value", "part", "offset", "time", "key", "type");

@@ -270,7 +270,7 @@ pub fn reference() -> String {
          environment, flags (`--set key=value`). An unknown key is an error that names the nearest known one; all faults \
          are reported at once. `millpond config` prints what is in force, and where each value came from.\n\n\
          While `millpond dev` runs in a project, its Kafka and Postgres stand between the file and the environment for every \
-         other command in that project, for roles too: `millpond consume` in a second terminal joins it. A role says so when \
+         other command in that project, for roles too: `millpond consume --listen 127.0.0.1:8081` in a second terminal joins it. A role says so when \
          it starts.\n\n",
     );
     let mut section = "";

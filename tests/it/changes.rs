@@ -169,6 +169,22 @@ async fn dev_tells_of_a_consumer_that_a_lock_keeps_from_starting_anew() {
     eventually_async(SOON, async || dev.web.get("/readyz", &[]).await.status == 200).await;
     becomes(&dev, &post(&dev, "b", 27).await, "applied").await;
     assert_eq!(cluster.number("select root::int8 from live.roots where sensor = 'b'").await, Some(3));
+
+    // Where all roles have to be started anew, nothing runs until the next change.
+    psql.execute("begin").await.unwrap();
+    psql.execute("select * from live.roots").await.unwrap();
+    cluster.project.write("consumers/roots/roots.sql", "select sensor, cbrt(value) as root, unit from reading");
+    says("the change is not taken in, what ran before goes on").await;
+    let unit = r#", {"name": "unit", "type": "string", "default": ""}"#;
+    cluster.project.write("schemas/Reading/v2.avsc", &schema(&cluster.project, unit));
+    says("the change is not taken in, nothing runs until it is").await;
+    psql.execute("rollback").await.unwrap();
+    cluster.project.write("consumers/roots/README.md", "Roots of readings.");
+    let is_ready = async || dev.web.try_get("/readyz", &[]).await.is_ok_and(|answer| answer.status == 200);
+    eventually_async(SOON, is_ready).await;
+    let newest = "select max(version)::int8 from millpond.versions where projection = 'roots'";
+    eventually_async(SOON, async || cluster.number(newest).await == Some(3)).await;
+    becomes(&dev, &post(&dev, "c", 8).await, "applied").await;
     dev.stop();
 }
 

@@ -115,6 +115,7 @@ async fn topics_dead_letters_and_schemas_are_shown_as_they_are() {
     has(&fails(&cluster, &["topic", "cat", &near]), &[&format!("did you mean `{topic}`?")]);
     let said = fails(&cluster, &["topic", "cat", topic, "--partition", "9"]);
     has(&said, &[&format!("topic `{topic}` has no partition 9; it has partitions 0 to 5")]);
+    assert!(!said.contains("offset"), "a head without a table: {said}");
 
     has(&fails(&cluster, &["consumer", "new", "x", "--from", "RecordDepature"]), &["did you mean RecordDeparture?"]);
     has(&fails(&cluster, &["consumer", "new", "x", "--from", topic]), &["is a topic", "CancelFlight"]);
