@@ -114,7 +114,7 @@ impl Context {
         spec: &ConsumerSpec,
         compiled: Compiled,
         connection: &mut PgConnection,
-    ) -> anyhow::Result<Member> {
+    ) -> anyhow::Result<(Member, Ensured)> {
         let hash = self.definition_hash(spec, &compiled);
         let definition = Definition {
             projection: &spec.name,
@@ -135,7 +135,8 @@ impl Context {
             }
         }
         let engine = self.engine(project, spec, compiled, ensured.version(), hash)?;
-        Member::start(&self.kafka, &spec.topics, engine).with_context(|| format!("cannot start consumer {}", spec.name))
+        let member = Member::start(&self.kafka, &spec.topics, engine);
+        Ok((member.with_context(|| format!("cannot start consumer {}", spec.name))?, ensured))
     }
 
     fn engine(
@@ -244,7 +245,7 @@ impl Members {
         }
         let mut running = BTreeMap::new();
         for (spec, compiled) in ready {
-            let member = context.start(project, spec, compiled, &mut connection).await?;
+            let (member, _) = context.start(project, spec, compiled, &mut connection).await?;
             running.insert(spec.name.clone(), Started { member, spec: spec.clone() });
         }
         Ok(Self { context, running: tokio::sync::Mutex::new(running), stopped: Stopped::default() })
@@ -283,14 +284,12 @@ impl Members {
         }
         // From here on it is wanted and does not run, whatever happens: also if this future is dropped.
         self.stopped.begin(name);
-        let before = running.remove(name);
-        let goes_on = before.as_ref().is_some_and(|started| started.builds(&definition));
-        if let Some(started) = before {
+        if let Some(started) = running.remove(name) {
             started.member.stop().await;
         }
-        let member = self.context.start(project, spec, compiled, &mut connection).await?;
-        let version = member.engine.version;
-        if goes_on {
+        let (member, ensured) = self.context.start(project, spec, compiled, &mut connection).await?;
+        let version = ensured.version();
+        if matches!(ensured, Ensured::Unchanged(_)) {
             let next = format!("if it has halted: millpond consumer restart {name}");
             self.tell(name, &format!("version {version} goes on with the changed settings; {next}"));
         } else {

@@ -170,6 +170,15 @@ async fn dev_tells_of_a_consumer_that_a_lock_keeps_from_starting_anew() {
     becomes(&dev, &post(&dev, "b", 27).await, "applied").await;
     assert_eq!(cluster.number("select root::int8 from live.roots where sensor = 'b'").await, Some(3));
 
+    // The tables of a version that stays go on where they were, however late.
+    psql.execute("begin").await.unwrap();
+    psql.execute("select pg_advisory_xact_lock(hashtextextended('millpond.version.roots', 0))").await.unwrap();
+    cluster.project.write("consumers/roots/consumer.toml", &manifest("skip"));
+    let stopped = "the change is not taken in, consumer roots is stopped";
+    eventually_async(SOON, async || dev.log().matches(stopped).count() == 2).await;
+    psql.execute("rollback").await.unwrap();
+    says("consumer roots: version 2 goes on with the changed settings").await;
+
     // Where all roles have to be started anew, nothing runs until the next change.
     psql.execute("begin").await.unwrap();
     psql.execute("select * from live.roots").await.unwrap();
