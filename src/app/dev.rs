@@ -62,6 +62,7 @@ pub async fn run(mut config: Config, arguments: Dev, handlers: Arc<Handlers>) ->
         address: config.http.listen,
         running: None,
         missed: BTreeSet::new(),
+        said: String::new(),
         told: BTreeSet::new(),
     };
     let result = tokio::select! {
@@ -122,6 +123,7 @@ async fn live(
         ticks += 1;
         if ticks.is_multiple_of(4) {
             servers.check()?;
+            roles.start_again().await;
             line.show().await;
         }
     }
@@ -151,6 +153,8 @@ struct DevRoles {
     running: Option<Running>,
     /// Changes that could not be taken in yet.
     missed: BTreeSet<Changed>,
+    /// What was said last about them.
+    said: String,
     /// Record types of which it was said how to post them.
     told: BTreeSet<String>,
 }
@@ -184,18 +188,37 @@ impl DevRoles {
     /// what to mend, and the change is kept in mind: mending one folder takes in the others that had to wait for it.
     async fn pick_up(&mut self, changes: &[Changed]) {
         self.missed.extend(changes.iter().cloned());
+        self.said.clear();
+        self.take_in().await;
+    }
+
+    /// Roles that could not be started anew, as because of a lock in the database, are tried again.
+    async fn start_again(&mut self) {
+        if self.running.is_none() {
+            self.take_in().await;
+        }
+    }
+
+    async fn take_in(&mut self) {
         match self.try_pick_up().await {
             Ok(()) => self.missed.clear(),
             Err(error) => {
-                let state = self.what_runs();
-                eprintln!("the change is not taken in, {state}:\n  {}", format!("{error:#}").replace('\n', "\n  "));
+                let error = format!("{error:#}").replace('\n', "\n  ");
+                let text = format!("the change is not taken in, {}:\n  {error}", self.what_runs());
+                // Not every second the same.
+                if text != self.said {
+                    eprintln!("{text}");
+                    self.said = text;
+                }
             }
         }
     }
 
     /// What has become of what ran before a change that was not taken in.
     fn what_runs(&self) -> String {
-        let Some(running) = &self.running else { return "nothing runs until it is".to_owned() };
+        let Some(running) = &self.running else {
+            return "nothing runs until it is, which is tried every second".to_owned();
+        };
         let stopped = running.members.as_ref().map(|members| members.stopped()).unwrap_or_default();
         match stopped.as_slice() {
             [] => "what ran before goes on".to_owned(),
@@ -228,8 +251,8 @@ impl DevRoles {
         if let Some(members) = self.running.as_ref().and_then(|r| r.members.as_ref()) {
             members.check_folders(project).await?;
         }
-        eprintln!("schemas or producers changed: restarting the roles");
         if let Some(running) = self.running.take() {
+            eprintln!("schemas or producers changed: restarting the roles");
             running.stop().await;
         }
         let listener = TcpListener::bind(self.address).await.context("cannot listen again")?;

@@ -125,12 +125,21 @@ pub struct Running {
     pub address: std::net::SocketAddr,
     stop_http: watch::Sender<bool>,
     http: JoinHandle<std::io::Result<()>>,
-    /// Parts that may be ended at any moment.
-    parts: Vec<JoinHandle<()>>,
+    parts: Parts,
     relay: Option<Relay>,
     pub members: Option<Arc<Members>>,
     publisher: Option<Arc<Publisher>>,
     drain: Duration,
+}
+
+/// Parts that may be ended at any moment, and end with this: a start that fails half-way must leave nothing running.
+#[derive(Default)]
+struct Parts(Vec<JoinHandle<()>>);
+
+impl Drop for Parts {
+    fn drop(&mut self) {
+        self.0.iter().for_each(JoinHandle::abort);
+    }
 }
 
 /// The relay, which ends what it has under way.
@@ -167,7 +176,7 @@ impl Running {
         open_files::raise_limit(config.http.max_connections);
         let address = listener.local_addr()?;
         let project = Project::load(&config.project.dir)?;
-        let mut parts = Vec::new();
+        let mut parts = Parts::default();
         let mut health = Health::new();
         let mut router = Router::new();
 
@@ -176,7 +185,7 @@ impl Running {
         if let (true, Some(registry), Some(publisher)) = (roles.ingest, &registry, &publisher) {
             let state = ingest_state(config, &project, registry, publisher, address)?;
             let follow = follow_schema_ids(state.clone(), project.schemas.clone(), Arc::clone(registry));
-            parts.push(essential("schema ids", follow));
+            parts.0.push(essential("schema ids", follow));
             health = health.and(state.health());
             router = router.merge(ingest::router(state)).merge(ingest::registry_routes::routes(Arc::clone(registry)));
         }
@@ -187,16 +196,15 @@ impl Running {
         if let (true, Some(registry)) = (roles.consume, registry) {
             let context = consumers::Context::new(config, registry, handlers, on_change)?;
             let started = Arc::new(Members::start(context, &project).await?);
-            parts.push(essential("consumers", Arc::clone(&started).follow(config.project.dir.clone())));
+            parts.0.push(essential("consumers", Arc::clone(&started).follow(config.project.dir.clone())));
             let checked = Arc::clone(&started);
             health = health.with("consumers", move || checked.check());
             members = Some(started);
         }
-        let relay = publisher.as_ref().filter(|_| roles.publish).map(|publisher| Relay::start(config, publisher));
         if roles.serve {
             let state = ServeState::start(wiring::serve_options(config))?;
             let (reads, tables) = (state.clone(), Arc::new(Tables::default()));
-            parts.push(essential("tables", Arc::clone(&tables).make(config.postgres.url.clone())));
+            parts.0.push(essential("tables", Arc::clone(&tables).make(config.postgres.url.clone())));
             health = health.with("postgres", move || {
                 tables.check()?;
                 let health = reads.health();
@@ -205,6 +213,8 @@ impl Running {
             });
             router = router.merge(serve::router(state));
         }
+        // Nothing can fail from here on.
+        let relay = publisher.as_ref().filter(|_| roles.publish).map(|publisher| Relay::start(config, publisher));
         let app = http::app(router.merge(http::health::router(health)));
         let (stop_http, http) = serve_http(config, app, listener);
         Ok(Self { address, stop_http, http, parts, relay, members, publisher, drain: config.http.drain })
@@ -212,10 +222,10 @@ impl Running {
 
     /// Stops in the order of an event's path, so that nothing new comes while what came is finished: HTTP, consumers,
     /// relay, publisher.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         self.stop_http.send_replace(true);
         let _ = self.http.await;
-        for part in self.parts {
+        for part in std::mem::take(&mut self.parts.0) {
             part.abort();
             let _ = part.await;
         }

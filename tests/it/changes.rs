@@ -179,7 +179,7 @@ async fn dev_tells_of_a_consumer_that_a_lock_keeps_from_starting_anew() {
     psql.execute("rollback").await.unwrap();
     says("consumer roots: version 2 goes on with the changed settings").await;
 
-    // Where all roles have to be started anew, nothing runs until the next change.
+    // Where all roles have to be started anew, nothing runs until they can be.
     psql.execute("begin").await.unwrap();
     psql.execute("select * from live.roots").await.unwrap();
     cluster.project.write("consumers/roots/roots.sql", "select sensor, cbrt(value) as root, unit from reading");
@@ -188,7 +188,6 @@ async fn dev_tells_of_a_consumer_that_a_lock_keeps_from_starting_anew() {
     cluster.project.write("schemas/Reading/v2.avsc", &schema(&cluster.project, unit));
     says("the change is not taken in, nothing runs until it is").await;
     psql.execute("rollback").await.unwrap();
-    cluster.project.write("consumers/roots/README.md", "Roots of readings.");
     let is_ready = async || dev.web.try_get("/readyz", &[]).await.is_ok_and(|answer| answer.status == 200);
     eventually_async(SOON, is_ready).await;
     let newest = "select max(version)::int8 from millpond.versions where projection = 'roots'";

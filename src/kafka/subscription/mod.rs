@@ -131,6 +131,13 @@ impl Subscription {
     }
 }
 
+/// One that is dropped leaves as well, in its own time.
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.inbox.send(Command::Stop);
+    }
+}
+
 /// What it takes to be a member of the group.
 struct Membership<A: Assignee> {
     config: ClientConfig,
