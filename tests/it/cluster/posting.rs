@@ -17,7 +17,7 @@ pub enum Pace {
     /// As fast as answers come.
     Free,
     /// So many commands in a second, until [`Load::release`] lets the rest go.
-    PerSecond(usize),
+    PerSecond(u32),
     /// As far as [`Load::release`] lets it.
     Released,
 }
@@ -94,10 +94,10 @@ pub fn shares(commands: Vec<FlightCommand>) -> Vec<Vec<FlightCommand>> {
 }
 
 /// Until the test ends.
-async fn release_evenly(allowed: Arc<Semaphore>, per_second: usize) {
-    let mut ticks = tokio::time::interval(Duration::from_millis(20));
+async fn release_evenly(allowed: Arc<Semaphore>, per_second: u32) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(1) / per_second);
     loop {
         ticks.tick().await;
-        allowed.add_permits(per_second / 50);
+        allowed.add_permits(1);
     }
 }
