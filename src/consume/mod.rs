@@ -10,6 +10,7 @@ mod compare;
 mod dead_letter;
 mod engine;
 mod group;
+mod guard;
 pub mod handler;
 mod limit;
 mod partition;

@@ -20,6 +20,7 @@ use super::{
     compare::compare,
     dead_letter::DeadLetter,
     engine::{Engine, OnError},
+    guard::Guard,
     limit::Limit,
     partition::{Next, Partition, Stop},
     prepare::{self, Fault, Prepared, UnknownSchema},
@@ -50,6 +51,7 @@ pub struct Worker {
     /// Whether the last record before the claim was compared with Kafka's.
     verified: bool,
     limit: Limit,
+    guard: Guard,
 }
 
 /// Why applying a batch stopped.
@@ -63,19 +65,30 @@ pub(super) enum Broken {
 
 impl Worker {
     pub fn new(engine: Arc<Engine>, partition: Arc<Partition>, poll_thread: Arc<Inbox>, claim: Option<Claim>) -> Self {
-        if let Some(claim) = &claim {
-            partition.set_next_offset(claim.next_offset);
-        }
-        Self {
+        let mut worker = Self {
             engine,
             partition,
             poll_thread,
-            claim,
+            claim: None,
             pending: None,
             unknown_since: None,
             verified: false,
             limit: Limit::default(),
+            guard: Guard::default(),
+        };
+        if let Some(claim) = claim {
+            worker.take(claim);
         }
+        worker
+    }
+
+    fn take(&mut self, claim: Claim) {
+        self.partition.set_next_offset(claim.next_offset);
+        if self.guard.claimed(&claim) {
+            info!(consumer = %self.engine.projection, partition = %self.partition.at, "the last owner has not released the partition; beginning with single records");
+            self.limit.begin_small();
+        }
+        self.claim = Some(claim);
     }
 
     /// Works until the partition is taken away.
@@ -198,13 +211,12 @@ impl Worker {
             self.ask(Ask::Seek(claim.next_offset));
             self.partition.wait_sought().await;
             if self.partition.stopping() != Stop::Run {
-                self.claim = Some(claim);
+                self.take(claim);
                 return Ok(false);
             }
         }
-        self.partition.set_next_offset(claim.next_offset);
         info!(consumer = %self.engine.projection, partition = %self.partition.at, next_offset = claim.next_offset, epoch = claim.epoch, "claimed");
-        self.claim = Some(claim);
+        self.take(claim);
         Ok(true)
     }
 
@@ -235,6 +247,10 @@ impl Worker {
                 return Ok(());
             }
             let wanted = range.start..range.start + self.limit.of(range.len());
+            if let Some(fault) = self.watch(chunk, &wanted).await? {
+                self.around(chunk, &mut ranges, range.clone(), range.start, fault).await?;
+                continue;
+            }
             let at = &self.partition.at;
             let prepared = match self.engine.preparer.prepare(&at.topic, at.partition, chunk, wanted) {
                 Ok(prepared) => prepared,
@@ -284,6 +300,14 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// Tells the crash guard what is begun, while it watches.
+    async fn watch(&mut self, chunk: &Chunk, wanted: &std::ops::Range<usize>) -> Result<Option<Fault>, Broken> {
+        let Some(claim) = self.claim.clone().filter(|_| self.guard.is_watching()) else { return Ok(None) };
+        let from = chunk.records[wanted.start].offset;
+        let begun = self.guard.begin(&self.engine, &claim, from, wanted.len()).await;
+        begun.map_err(|error| self.broken(error))
     }
 
     /// Applies what is before a faulty record, dead-letters it, leaves the rest to do.
@@ -368,9 +392,13 @@ impl Worker {
             skipped: prepared.skipped,
             classes: faults.iter().map(|(_, f)| f.class).collect(),
         };
-        let work = Work { claim: &claim, chunk, from: claim.next_offset, to, prepared, dead };
+        let watched = self.guard.is_watching();
+        let work = Work { claim: &claim, chunk, from: claim.next_offset, to, prepared, watched, dead };
         let committed = self.commit(work).await?;
         self.limit.done(started.elapsed());
+        if self.limit.of(self.engine.bounds.max_records) == self.engine.bounds.max_records {
+            self.guard.rest();
+        }
         tally.report(&self.engine.projection, committed.refused, started);
         Ok(())
     }
@@ -395,7 +423,15 @@ impl Worker {
         let Some(claim) = self.claim.clone().filter(|claim| claim.next_offset == gap.from) else { return Ok(()) };
         let prepared = Prepared::nothing(&self.engine.compiled, 0);
         let chunk = Chunk::default();
-        let work = Work { claim: &claim, chunk: &chunk, from: gap.from, to: gap.to, prepared, dead: Vec::new() };
+        let work = Work {
+            claim: &claim,
+            chunk: &chunk,
+            from: gap.from,
+            to: gap.to,
+            prepared,
+            watched: false,
+            dead: Vec::new(),
+        };
         match self.commit(work).await {
             Ok(_) => Ok(()),
             Err(Failure::Store(error)) => Err(self.broken(error)),
