@@ -29,7 +29,7 @@ pub struct Guard {
 impl Guard {
     /// Takes note of a claim. True when its fence was left by a process that has ended, or that is believed to have.
     pub fn claimed(&mut self, claim: &Claim) -> bool {
-        let own = std::mem::replace(&mut self.owner, Some(claim.owner));
+        let own = self.owner.replace(claim.owner);
         let left = claim.previous_owner.is_some() && claim.previous_owner != own;
         self.watching |= left;
         left

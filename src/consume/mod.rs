@@ -11,6 +11,7 @@ mod dead_letter;
 mod engine;
 mod group;
 mod guard;
+mod halts;
 pub mod handler;
 mod limit;
 mod partition;

@@ -21,6 +21,7 @@ use super::{
     dead_letter::DeadLetter,
     engine::{Engine, OnError},
     guard::Guard,
+    halts,
     limit::Limit,
     partition::{Next, Partition, Stop},
     prepare::{self, Fault, Prepared, UnknownSchema},
@@ -96,7 +97,7 @@ impl Worker {
         let mut waits = backoff();
         while self.partition.stopping() == Stop::Run {
             let turn = AssertUnwindSafe(self.turn()).catch_unwind().await;
-            match turn.unwrap_or_else(|panic| Err(self.panicked(panic.as_ref()))) {
+            match turn.unwrap_or_else(|panic| Err(Broken::Halt(self.panicked(panic.as_ref())))) {
                 Ok(true) => waits = backoff(),
                 Ok(false) => {}
                 Err(Broken::Fenced) => {
@@ -119,20 +120,6 @@ impl Worker {
         if self.partition.stopping() == Stop::Finish {
             self.release().await;
         }
-    }
-
-    /// A panic, most likely in a handler: the partition halts, for the same records would bring it about again.
-    fn panicked(&self, panic: &(dyn Any + Send)) -> Broken {
-        let text = panic_message(panic);
-        let next = self.claim.as_ref().map_or(0, |c| c.next_offset);
-        Broken::Halt(Halt {
-            code: "panicked",
-            reason: format!(
-                "applying {} from offset {next} on panicked: {text}; mend the handler, start the processes with the role \
-                 consume anew, then run `millpond consumer restart {}`",
-                self.partition.at, self.engine.projection
-            ),
-        })
     }
 
     /// One claim or one batch. True when something was applied.
@@ -326,7 +313,12 @@ impl Worker {
         }
         ranges.push(index + 1..range.end);
         if self.engine.on_error == OnError::Halt {
-            return Err(Broken::Halt(self.halt_reason(chunk.records[index].offset, &fault)));
+            return Err(Broken::Halt(halts::poison(
+                self.name(),
+                &self.partition.at,
+                chunk.records[index].offset,
+                &fault,
+            )));
         }
         let alone = index..index + 1;
         let mut prepared = Prepared::nothing(&self.engine.compiled, index + 1);
@@ -338,40 +330,21 @@ impl Worker {
         }
     }
 
-    fn halt_reason(&self, offset: i64, fault: &Fault) -> Halt {
-        Halt {
-            code: "poison",
-            reason: format!(
-                "the record at {} offset {offset} cannot be applied: {}; to build the tables anew from a mended folder, \
-                 run `millpond consumer restart {2} --from-zero`; to set the record aside, set on_error = \"skip\" in \
-                 the folder, restart the processes with the role consume, and run `millpond consumer restart {2}`",
-                self.partition.at, fault.reason, self.engine.projection
-            ),
-        }
-    }
-
     fn broken(&self, error: store::Error) -> Broken {
         match error.class() {
             Class::Fenced => Broken::Fenced,
-            Class::Deploy if matches!(error, store::Error::Refused(_)) => Broken::Halt(Halt {
-                code: "handler_is_wrong",
-                reason: format!(
-                    "{error}; mend the handler of consumer {0}, start the processes with the role consume anew, then run \
-                     `millpond consumer restart {0}`",
-                    self.engine.projection
-                ),
-            }),
-            Class::Deploy => Broken::Halt(Halt {
-                code: "statements_do_not_fit",
-                reason: format!(
-                    "the statements of consumer {0} failed: {error}; undo what was changed in the database and run \
-                     `millpond consumer restart {0}`, or build its tables anew with `millpond consumer restart {0} \
-                     --from-zero`",
-                    self.engine.projection
-                ),
-            }),
+            Class::Deploy => Broken::Halt(halts::deploy(self.name(), &error)),
             _ => Broken::Retry(error.to_string()),
         }
+    }
+
+    fn panicked(&self, panic: &(dyn Any + Send)) -> Halt {
+        let next = self.claim.as_ref().map_or(0, |claim| claim.next_offset);
+        halts::panicked(self.name(), &self.partition.at, next, &panic_message(panic))
+    }
+
+    fn name(&self) -> &str {
+        &self.engine.projection
     }
 
     /// One transaction over `range`, with the dead letters among it.
@@ -456,14 +429,7 @@ impl Worker {
 
     fn count(&mut self, records: usize, failures: usize) -> Result<(), Broken> {
         let Some((failures, records)) = self.engine.vitals.count(records, failures) else { return Ok(()) };
-        Err(Broken::Halt(Halt {
-            code: "breaker",
-            reason: format!(
-                "{failures} of {records} records of {0} failed within a minute, which looks like a faulty deploy rather \
-                 than faulty data; see `millpond dlq list {0}`, then run `millpond consumer restart {0}`",
-                self.engine.projection
-            ),
-        }))
+        Err(Broken::Halt(halts::breaker(self.name(), failures, records)))
     }
 
     async fn halt(&mut self, halt: &Halt) {
