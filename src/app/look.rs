@@ -380,7 +380,7 @@ pub async fn dlq(config: &Config, command: Dlq) -> anyhow::Result<()> {
                 );
             }
             say!("\nmillpond dlq show CONSUMER TOPIC/PARTITION/OFFSET prints one, decoded");
-            say!("millpond explain CLASS says what decode, refused_by_postgres or handler means");
+            say!("millpond explain CLASS says what decode, refused_by_postgres, handler or crash means");
             Ok(())
         }
         Dlq::Show { consumer, record } => {

@@ -19,7 +19,7 @@ mod stopped;
 pub mod trial;
 mod wiring;
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::Context;
 use clap::Parser;
@@ -66,7 +66,13 @@ impl Application {
 
     /// Reads the command line and does what it says.
     pub fn main(self) -> ExitCode {
-        let arguments = Arguments::parse();
+        self.main_from(std::env::args_os())
+    }
+
+    /// [`Self::main`] for a program that has a command line of its own: the first of the arguments is a name, the others are
+    /// Millpond's.
+    pub fn main_from(self, arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+        let arguments = Arguments::parse_from(arguments);
         match self.run(arguments) {
             Ok(code) => code,
             Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,

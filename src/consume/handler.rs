@@ -13,6 +13,7 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, value::RawValue};
 
+use super::guard::Attempt;
 use crate::domain::{TableInfo, ident, literal, nearest};
 use crate::store::{self, Session};
 
@@ -75,6 +76,8 @@ pub type Handlers = HashMap<String, Arc<dyn Handler>>;
 pub struct State<'a> {
     pub(super) session: &'a Session,
     pub(super) schema: &'a str,
+    /// Of the crash guard, while it watches.
+    pub(super) attempt: Option<Attempt<'a>>,
 }
 
 impl State<'_> {
@@ -91,7 +94,13 @@ impl State<'_> {
             ident(self.schema),
             ident(table)
         );
+        if let Some(attempt) = self.attempt {
+            attempt.pause().await?;
+        }
         let rows = self.session.query(&sql, &[&keys]).await?;
+        if let Some(attempt) = self.attempt {
+            attempt.resume().await?;
+        }
         let mut found = HashMap::with_capacity(rows.len());
         for row in rows {
             let text: &str = row.try_get("row").map_err(store::Error::from)?;

@@ -1,4 +1,5 @@
-//! How many records one transaction may have: fewer after the database was too slow for more.
+//! How many records one transaction may have: fewer after the database was too slow for more, or after a process ended
+//! over what it had under way.
 
 use std::time::Duration;
 
@@ -21,6 +22,11 @@ impl Limit {
     /// How many of so many records may go into the next transaction.
     pub fn of(&self, records: usize) -> usize {
         records.min(self.most)
+    }
+
+    /// Begins with a single one.
+    pub fn begin_small(&mut self) {
+        self.most = 1;
     }
 
     /// A transaction of so many records was not done in time.

@@ -10,6 +10,8 @@ mod compare;
 mod dead_letter;
 mod engine;
 mod group;
+mod guard;
+mod halts;
 pub mod handler;
 mod limit;
 mod partition;

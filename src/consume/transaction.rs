@@ -12,6 +12,7 @@ use super::{
     buffer::Chunk,
     dead_letter::{DeadLetter, base64},
     engine::Engine,
+    guard::Attempt,
     handler::{self, HandlerError, State},
     prepare::{Fault, Prepared},
 };
@@ -41,6 +42,8 @@ pub struct Work<'a> {
     pub from: i64,
     pub to: i64,
     pub prepared: Prepared,
+    /// Whether the crash guard wants to know that the process has outlived it.
+    pub watched: bool,
     pub dead: Vec<DeadLetter<'a>>,
 }
 
@@ -64,10 +67,15 @@ pub struct Committed {
 
 /// Runs the transaction to its commit.
 pub async fn run(engine: &Engine, session: &mut Session, mut work: Work<'_>) -> Result<Committed, Failure> {
+    let handler = engine.handler.as_ref().filter(|_| !work.prepared.records.is_empty());
+    let attempt = work.watched.then_some(Attempt { engine, claim: work.claim });
+    if let (Some(attempt), None) = (attempt, handler) {
+        attempt.end().await?;
+    }
     session.run("begin").await?;
-    if let Some(handler) = engine.handler.as_ref().filter(|_| !work.prepared.records.is_empty()) {
+    if let Some(handler) = handler {
         let schema = &engine.schema;
-        let mut state = State { session, schema };
+        let mut state = State { session, schema, attempt };
         let records = std::mem::take(&mut work.prepared.records);
         handler.apply(&records, &mut state, &mut work.prepared.effects).await.map_err(|e| match e {
             HandlerError::Store(e) => Failure::Store(e),
@@ -76,6 +84,9 @@ pub async fn run(engine: &Engine, session: &mut Session, mut work: Work<'_>) -> 
             }
         })?;
         work.prepared.effects.check(&engine.compiled.tables())?;
+        if let Some(attempt) = attempt {
+            attempt.end().await?;
+        }
     }
     let mut with_rows = BTreeSet::new();
     for (index, rows) in std::mem::take(&mut work.prepared.relations).into_iter().enumerate() {

@@ -20,6 +20,8 @@ use super::{
     compare::compare,
     dead_letter::DeadLetter,
     engine::{Engine, OnError},
+    guard::Guard,
+    halts,
     limit::Limit,
     partition::{Next, Partition, Stop},
     prepare::{self, Fault, Prepared, UnknownSchema},
@@ -50,6 +52,7 @@ pub struct Worker {
     /// Whether the last record before the claim was compared with Kafka's.
     verified: bool,
     limit: Limit,
+    guard: Guard,
 }
 
 /// Why applying a batch stopped.
@@ -63,19 +66,30 @@ pub(super) enum Broken {
 
 impl Worker {
     pub fn new(engine: Arc<Engine>, partition: Arc<Partition>, poll_thread: Arc<Inbox>, claim: Option<Claim>) -> Self {
-        if let Some(claim) = &claim {
-            partition.set_next_offset(claim.next_offset);
-        }
-        Self {
+        let mut worker = Self {
             engine,
             partition,
             poll_thread,
-            claim,
+            claim: None,
             pending: None,
             unknown_since: None,
             verified: false,
             limit: Limit::default(),
+            guard: Guard::default(),
+        };
+        if let Some(claim) = claim {
+            worker.take(claim);
         }
+        worker
+    }
+
+    fn take(&mut self, claim: Claim) {
+        self.partition.set_next_offset(claim.next_offset);
+        if self.guard.claimed(&claim) {
+            info!(consumer = %self.engine.projection, partition = %self.partition.at, "the last owner has not released the partition; beginning with single records");
+            self.limit.begin_small();
+        }
+        self.claim = Some(claim);
     }
 
     /// Works until the partition is taken away.
@@ -83,7 +97,7 @@ impl Worker {
         let mut waits = backoff();
         while self.partition.stopping() == Stop::Run {
             let turn = AssertUnwindSafe(self.turn()).catch_unwind().await;
-            match turn.unwrap_or_else(|panic| Err(self.panicked(panic.as_ref()))) {
+            match turn.unwrap_or_else(|panic| Err(Broken::Halt(self.panicked(panic.as_ref())))) {
                 Ok(true) => waits = backoff(),
                 Ok(false) => {}
                 Err(Broken::Fenced) => {
@@ -106,20 +120,6 @@ impl Worker {
         if self.partition.stopping() == Stop::Finish {
             self.release().await;
         }
-    }
-
-    /// A panic, most likely in a handler: the partition halts, for the same records would bring it about again.
-    fn panicked(&self, panic: &(dyn Any + Send)) -> Broken {
-        let text = panic_message(panic);
-        let next = self.claim.as_ref().map_or(0, |c| c.next_offset);
-        Broken::Halt(Halt {
-            code: "panicked",
-            reason: format!(
-                "applying {} from offset {next} on panicked: {text}; mend the handler, start the processes with the role \
-                 consume anew, then run `millpond consumer restart {}`",
-                self.partition.at, self.engine.projection
-            ),
-        })
     }
 
     /// One claim or one batch. True when something was applied.
@@ -198,13 +198,12 @@ impl Worker {
             self.ask(Ask::Seek(claim.next_offset));
             self.partition.wait_sought().await;
             if self.partition.stopping() != Stop::Run {
-                self.claim = Some(claim);
+                self.take(claim);
                 return Ok(false);
             }
         }
-        self.partition.set_next_offset(claim.next_offset);
         info!(consumer = %self.engine.projection, partition = %self.partition.at, next_offset = claim.next_offset, epoch = claim.epoch, "claimed");
-        self.claim = Some(claim);
+        self.take(claim);
         Ok(true)
     }
 
@@ -235,6 +234,10 @@ impl Worker {
                 return Ok(());
             }
             let wanted = range.start..range.start + self.limit.of(range.len());
+            if let Some(fault) = self.watch(chunk, &wanted).await? {
+                self.around(chunk, &mut ranges, range.clone(), range.start, fault).await?;
+                continue;
+            }
             let at = &self.partition.at;
             let prepared = match self.engine.preparer.prepare(&at.topic, at.partition, chunk, wanted) {
                 Ok(prepared) => prepared,
@@ -286,6 +289,14 @@ impl Worker {
         Ok(())
     }
 
+    /// Tells the crash guard what is begun, while it watches.
+    async fn watch(&mut self, chunk: &Chunk, wanted: &std::ops::Range<usize>) -> Result<Option<Fault>, Broken> {
+        let Some(claim) = self.claim.clone().filter(|_| self.guard.is_watching()) else { return Ok(None) };
+        let from = chunk.records[wanted.start].offset;
+        let begun = self.guard.begin(&self.engine, &claim, from, wanted.len()).await;
+        begun.map_err(|error| self.broken(error))
+    }
+
     /// Applies what is before a faulty record, dead-letters it, leaves the rest to do.
     async fn around(
         &mut self,
@@ -302,7 +313,12 @@ impl Worker {
         }
         ranges.push(index + 1..range.end);
         if self.engine.on_error == OnError::Halt {
-            return Err(Broken::Halt(self.halt_reason(chunk.records[index].offset, &fault)));
+            return Err(Broken::Halt(halts::poison(
+                self.name(),
+                &self.partition.at,
+                chunk.records[index].offset,
+                &fault,
+            )));
         }
         let alone = index..index + 1;
         let mut prepared = Prepared::nothing(&self.engine.compiled, index + 1);
@@ -314,40 +330,21 @@ impl Worker {
         }
     }
 
-    fn halt_reason(&self, offset: i64, fault: &Fault) -> Halt {
-        Halt {
-            code: "poison",
-            reason: format!(
-                "the record at {} offset {offset} cannot be applied: {}; to build the tables anew from a mended folder, \
-                 run `millpond consumer restart {2} --from-zero`; to set the record aside, set on_error = \"skip\" in \
-                 the folder, restart the processes with the role consume, and run `millpond consumer restart {2}`",
-                self.partition.at, fault.reason, self.engine.projection
-            ),
-        }
-    }
-
     fn broken(&self, error: store::Error) -> Broken {
         match error.class() {
             Class::Fenced => Broken::Fenced,
-            Class::Deploy if matches!(error, store::Error::Refused(_)) => Broken::Halt(Halt {
-                code: "handler_is_wrong",
-                reason: format!(
-                    "{error}; mend the handler of consumer {0}, start the processes with the role consume anew, then run \
-                     `millpond consumer restart {0}`",
-                    self.engine.projection
-                ),
-            }),
-            Class::Deploy => Broken::Halt(Halt {
-                code: "statements_do_not_fit",
-                reason: format!(
-                    "the statements of consumer {0} failed: {error}; undo what was changed in the database and run \
-                     `millpond consumer restart {0}`, or build its tables anew with `millpond consumer restart {0} \
-                     --from-zero`",
-                    self.engine.projection
-                ),
-            }),
+            Class::Deploy => Broken::Halt(halts::deploy(self.name(), &error)),
             _ => Broken::Retry(error.to_string()),
         }
+    }
+
+    fn panicked(&self, panic: &(dyn Any + Send)) -> Halt {
+        let next = self.claim.as_ref().map_or(0, |claim| claim.next_offset);
+        halts::panicked(self.name(), &self.partition.at, next, &panic_message(panic))
+    }
+
+    fn name(&self) -> &str {
+        &self.engine.projection
     }
 
     /// One transaction over `range`, with the dead letters among it.
@@ -368,9 +365,13 @@ impl Worker {
             skipped: prepared.skipped,
             classes: faults.iter().map(|(_, f)| f.class).collect(),
         };
-        let work = Work { claim: &claim, chunk, from: claim.next_offset, to, prepared, dead };
+        let watched = self.guard.is_watching();
+        let work = Work { claim: &claim, chunk, from: claim.next_offset, to, prepared, watched, dead };
         let committed = self.commit(work).await?;
         self.limit.done(started.elapsed());
+        if self.limit.of(self.engine.bounds.max_records) == self.engine.bounds.max_records {
+            self.guard.rest();
+        }
         tally.report(&self.engine.projection, committed.refused, started);
         Ok(())
     }
@@ -395,7 +396,15 @@ impl Worker {
         let Some(claim) = self.claim.clone().filter(|claim| claim.next_offset == gap.from) else { return Ok(()) };
         let prepared = Prepared::nothing(&self.engine.compiled, 0);
         let chunk = Chunk::default();
-        let work = Work { claim: &claim, chunk: &chunk, from: gap.from, to: gap.to, prepared, dead: Vec::new() };
+        let work = Work {
+            claim: &claim,
+            chunk: &chunk,
+            from: gap.from,
+            to: gap.to,
+            prepared,
+            watched: false,
+            dead: Vec::new(),
+        };
         match self.commit(work).await {
             Ok(_) => Ok(()),
             Err(Failure::Store(error)) => Err(self.broken(error)),
@@ -420,14 +429,7 @@ impl Worker {
 
     fn count(&mut self, records: usize, failures: usize) -> Result<(), Broken> {
         let Some((failures, records)) = self.engine.vitals.count(records, failures) else { return Ok(()) };
-        Err(Broken::Halt(Halt {
-            code: "breaker",
-            reason: format!(
-                "{failures} of {records} records of {0} failed within a minute, which looks like a faulty deploy rather \
-                 than faulty data; see `millpond dlq list {0}`, then run `millpond consumer restart {0}`",
-                self.engine.projection
-            ),
-        }))
+        Err(Broken::Halt(halts::breaker(self.name(), failures, records)))
     }
 
     async fn halt(&mut self, halt: &Halt) {

@@ -21,6 +21,8 @@ pub struct Claim {
     /// Number of the last row put into the outbox for this partition.
     pub out_seq: i64,
     pub last: Option<LastApplied>,
+    /// Who held the fence before and has not released it.
+    pub previous_owner: Option<Uuid>,
 }
 
 /// The last applied record, to be compared with what Kafka holds at that offset now.
@@ -96,9 +98,9 @@ async fn try_claim(
     run(connection, "set lock_timeout = '8s'").await?;
     let row = on_fence(
         "update millpond.fences
-            set epoch = epoch + 1, owner = $5
+            set epoch = epoch + 1, owner = $5, previous_owner = owner
           where projection = $1 and version = $2 and topic = $3 and partition = $4 and state = 'running'
-        returning epoch, next_offset, out_seq, last_offset,
+        returning epoch, next_offset, out_seq, previous_owner, last_offset,
                   (extract(epoch from last_timestamp) * 1000)::int8 as last_timestamp, last_checksum",
         projection,
         version,
@@ -124,6 +126,7 @@ async fn try_claim(
         next_offset: row.try_get("next_offset")?,
         out_seq: row.try_get("out_seq")?,
         last,
+        previous_owner: row.try_get("previous_owner")?,
     }))
 }
 
@@ -176,6 +179,57 @@ pub async fn release(
     )
     .bind(claim.owner)
     .bind(claim.epoch)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Notes that what begins at `from` is being applied; how often that was begun, this time included, and never ended.
+/// `anew` counts from one: an attempt of this process has ended, whatever became of it.
+pub async fn note_attempt(
+    connection: &mut PgConnection,
+    projection: &str,
+    version: i32,
+    claim: &Claim,
+    (from, anew): (i64, bool),
+) -> Result<i32, Error> {
+    let attempts = on_fence(
+        "update millpond.fences
+            set attempts = case when attempts_at = $7 and not $8 then attempts + 1 else 1 end, attempts_at = $7
+          where projection = $1 and version = $2 and topic = $3 and partition = $4 and owner = $5 and epoch = $6
+        returning attempts",
+        projection,
+        version,
+        &claim.at,
+    )
+    .bind(claim.owner)
+    .bind(claim.epoch)
+    .bind(from)
+    .bind(anew)
+    .fetch_optional(connection)
+    .await?;
+    // Whoever has the fence now counts for himself.
+    attempts.map_or(Ok(1), |row| Ok(row.try_get("attempts")?))
+}
+
+/// Adds to the count of attempts; never below none.
+pub async fn count_attempts(
+    connection: &mut PgConnection,
+    projection: &str,
+    version: i32,
+    claim: &Claim,
+    by: i32,
+) -> Result<(), Error> {
+    on_fence(
+        "update millpond.fences set attempts = greatest(attempts + $7, 0)
+          where projection = $1 and version = $2 and topic = $3 and partition = $4 and owner = $5 and epoch = $6",
+        projection,
+        version,
+        &claim.at,
+    )
+    .bind(claim.owner)
+    .bind(claim.epoch)
+    .bind(by)
     .execute(connection)
     .await?;
     Ok(())

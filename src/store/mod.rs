@@ -78,7 +78,10 @@ pub async fn run(connection: &mut PgConnection, sql: impl Into<String>) -> Resul
     Ok(())
 }
 
-const MIGRATIONS: [(i64, &str, &str); 1] = [(1, "platform", include_str!("../../migrations/0001_platform.sql"))];
+const MIGRATIONS: [(i64, &str, &str); 2] = [
+    (1, "platform", include_str!("../../migrations/0001_platform.sql")),
+    (2, "crash guard", include_str!("../../migrations/0002_crash_guard.sql")),
+];
 
 /// Brings the platform tables up to this binary's version; safe to run from many processes at once. After an error the
 /// connection must not be used again.

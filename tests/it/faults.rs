@@ -2,6 +2,7 @@
 //!
 //! After each the tables and the emitted events are, row by row, what the oracle computes from what was accepted.
 
+mod crash;
 mod foreign;
 mod kafka_outage;
 mod log;

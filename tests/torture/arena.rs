@@ -1,5 +1,6 @@
 //! One run's Millpond: a project, a database, and processes of the real binary, each with its own way to Postgres.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -141,20 +142,22 @@ impl Arena {
     pub fn start(&mut self, servers: &Servers, slot: usize) -> anyhow::Result<()> {
         let url = servers.database_url(&self.database_name, self.slots[slot].postgres.port())?;
         let (role, settings) = (self.slots[slot].role, self.slots[slot].settings);
-        let mut args: Vec<String> = [role, "--listen", "127.0.0.1:0"].map(str::to_owned).to_vec();
+        // Only the consuming side needs to know the handler.
+        let program = if role == "consume" { &*self.application } else { Path::new(env!("CARGO_BIN_EXE_millpond")) };
+        let mut words = vec![program.as_os_str().to_owned()];
+        words.extend([role, "--listen", "127.0.0.1:0"].map(OsString::from));
         let own = [
             format!("project.dir={}", self.project.display()),
             format!("kafka.brokers={}", self.brokers),
             format!("postgres.url={url}"),
+            "log.format=json".to_owned(),
         ];
         for setting in own.into_iter().chain(settings.iter().map(|setting| (*setting).to_owned())) {
-            args.extend(["--set".to_owned(), setting]);
+            words.extend(["--set".into(), setting.into()]);
         }
         self.lives += 1;
         let name = format!("{}.{}", self.slots[slot].name, self.lives);
-        // Only the consuming side needs to know the handler.
-        let program = if role == "consume" { &*self.application } else { Path::new(env!("CARGO_BIN_EXE_millpond")) };
-        let process = tokio::task::block_in_place(|| Process::start_program(&self.folder, &name, program, args, false));
+        let process = tokio::task::block_in_place(|| Process::start_program(&self.folder, &name, words, false));
         let slot = &mut self.slots[slot];
         slot.logs.push(self.folder.path().join(format!("{name}.log")));
         slot.web.send_replace(Some(process.web.clone()));

@@ -13,6 +13,7 @@ mod servers;
 mod web;
 
 use std::cell::Cell;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
@@ -114,6 +115,18 @@ impl Cluster {
     /// Starts `millpond ROLE` and waits until it is ready.
     pub fn start(&self, role: &str, settings: &[&str]) -> Process {
         self.start_with(role, &[], settings, true)
+    }
+
+    /// Starts a role of another program, which gets the arguments, as JSON, in an environment variable of this name.
+    pub fn start_other(&self, program: &[OsString], variable: &str, role: &str, settings: &[&str]) -> Process {
+        let number = self.started.replace(self.started.get() + 1);
+        let mut args = vec!["millpond".to_owned(), role.to_owned(), "--listen".to_owned(), "127.0.0.1:0".to_owned()];
+        args.extend(self.flags());
+        let settings = settings.iter().chain(&["log.format=json"]);
+        args.extend(settings.flat_map(|setting| ["--set".to_owned(), (*setting).to_owned()]));
+        let variable = format!("{variable}={}", serde_json::to_string(&args).unwrap());
+        let words = [OsString::from("env"), variable.into()].into_iter().chain(program.iter().cloned()).collect();
+        Process::start_program(&self.folder, &format!("{role}-{number}"), words, false)
     }
 
     /// Starts `millpond ROLE`, which may not be ready for some time.

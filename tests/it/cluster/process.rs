@@ -1,8 +1,9 @@
 //! One process of the real binary.
 
+use std::ffi::OsString;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,17 +27,21 @@ pub struct Process {
 impl Process {
     /// Starts the binary and waits until it listens, and with `ready` until it wants to be asked.
     pub fn start(folder: &Arc<Folder>, name: &str, args: Vec<String>, ready: bool) -> Self {
-        Self::start_program(folder, name, Path::new(env!("CARGO_BIN_EXE_millpond")), args, ready)
+        let words = std::iter::once(env!("CARGO_BIN_EXE_millpond").to_owned()).chain(args);
+        let words = words.chain(["--set".into(), "log.format=json".into()]);
+        Self::start_program(folder, name, words.map(OsString::from).collect(), ready)
     }
 
-    /// [`Self::start`] of another program with the same command line.
-    pub fn start_program(folder: &Arc<Folder>, name: &str, program: &Path, args: Vec<String>, ready: bool) -> Self {
+    /// [`Self::start`] of another program, which writes the same lines to its log.
+    pub fn start_program(folder: &Arc<Folder>, name: &str, words: Vec<OsString>, ready: bool) -> Self {
+        let mut words = words.into_iter();
+        let program = PathBuf::from(words.next().expect("a program"));
         let log = folder.path().join(format!("{name}.log"));
         let launch = Launch {
             name: name.to_owned(),
             wrapper: Vec::new(),
-            program: program.to_owned(),
-            args: args.into_iter().chain(["--set".into(), "log.format=json".into()]).map(Into::into).collect(),
+            program,
+            args: words.collect(),
             account: None,
             locale: "C.UTF-8",
             cwd: folder.path().to_owned(),
@@ -91,6 +96,10 @@ impl Process {
         self.terminate();
         let (_, well) = self.ended(SOON);
         assert!(well, "{}", self.log());
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.child.ended().unwrap().is_some()
     }
 
     pub fn runs(&self) -> bool {

@@ -1,0 +1,99 @@
+//! The crash guard: a record that ends the process (out of memory, a stack that overflows, an abort in a library) leaves no
+//! error behind, and would end the next process, too.
+//!
+//! Whoever claims a fence that was not released takes small steps, from a single record on. An attempt is counted in the
+//! fence before it is begun, and no longer once the process has outlived it: when the records are decoded and a handler is
+//! done with them. While the process waits for Postgres it is not counted either, for waiting ends no process. So only what
+//! kills it from outside within the fractions of a millisecond in which a record is at work is mistaken for the record's
+//! doing. A single record over which three processes have ended is not touched again.
+
+use super::{engine::Engine, prepare::Fault};
+use crate::store::{
+    self,
+    fence::{self, Claim},
+};
+
+/// Attempts that a record gets.
+const ATTEMPTS: i32 = 3;
+
+/// What one worker knows of it.
+#[derive(Debug, Default)]
+pub struct Guard {
+    watching: bool,
+    /// The token of the claim that this worker had last.
+    owner: Option<uuid::Uuid>,
+    /// Where its last attempt began: if it begins there again, it has outlived that one.
+    begun: Option<i64>,
+}
+
+impl Guard {
+    /// Takes note of a claim. True when its fence was left by a process that has ended, or that is believed to have.
+    pub fn claimed(&mut self, claim: &Claim) -> bool {
+        let own = self.owner.replace(claim.owner);
+        let left = claim.previous_owner.is_some() && claim.previous_owner != own;
+        self.watching |= left;
+        left
+    }
+
+    pub fn is_watching(&self) -> bool {
+        self.watching
+    }
+
+    /// Notes that `records` from offset `from` on are begun. A fault when it is a single one that has had its attempts.
+    pub async fn begin(
+        &mut self,
+        engine: &Engine,
+        claim: &Claim,
+        from: i64,
+        records: usize,
+    ) -> Result<Option<Fault>, store::Error> {
+        let attempt = (from, self.begun.replace(from) == Some(from));
+        let mut lease = engine.sessions.control().await?;
+        let noting = fence::note_attempt(&mut lease.connection, &engine.projection, engine.version, claim, attempt);
+        let attempts = store::bounded(noting).await?;
+        lease.give_back();
+        let spent = records == 1 && attempts > ATTEMPTS;
+        Ok(spent.then(|| Fault {
+            class: "crash",
+            reason: format!("{ATTEMPTS} processes ended while they applied it; it was set aside undecoded"),
+            record_type: None,
+        }))
+    }
+
+    /// Batches of any size are applied again: whatever it was is left behind.
+    pub fn rest(&mut self) {
+        *self = Self { owner: self.owner, ..Self::default() };
+    }
+}
+
+/// The attempt under way, for those who know when it is over.
+#[derive(Clone, Copy)]
+pub struct Attempt<'a> {
+    pub engine: &'a Engine,
+    pub claim: &'a Claim,
+}
+
+impl Attempt<'_> {
+    /// The process waits for Postgres, whatever the record is like: to be ended now does not count.
+    pub async fn pause(self) -> Result<(), store::Error> {
+        self.count(-1).await
+    }
+
+    /// The record is at work again.
+    pub async fn resume(self) -> Result<(), store::Error> {
+        self.count(1).await
+    }
+
+    /// The process has outlived it: the record cannot be what ends it.
+    pub async fn end(self) -> Result<(), store::Error> {
+        self.count(-ATTEMPTS - 1).await
+    }
+
+    async fn count(self, by: i32) -> Result<(), store::Error> {
+        let mut lease = self.engine.sessions.control().await?;
+        let (name, version) = (&self.engine.projection, self.engine.version);
+        store::bounded(fence::count_attempts(&mut lease.connection, name, version, self.claim, by)).await?;
+        lease.give_back();
+        Ok(())
+    }
+}

@@ -1,0 +1,165 @@
+//! The crash guard: a record that ends the process is set aside after three attempts; one around which the process is killed
+//! is not.
+
+use std::{collections::HashMap, ffi::OsString, path::PathBuf, process::ExitCode};
+
+use millpond::handler::{Effects, Handler, HandlerError, Record, State, async_trait};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sqlx::{Executor as _, Row as _};
+
+use super::FAST_REBALANCE;
+use crate::cluster::{Cluster, Process, Project, SOON};
+use crate::harness::eventually_async;
+
+/// Where the process of a consumer finds its arguments.
+const ARGUMENTS: &str = "MILLPOND_TEST_ARGUMENTS";
+/// An amount that ends the process which meets it.
+const DEADLY: i64 = 666;
+const PAYMENTS: i64 = 40;
+
+#[derive(Serialize, Deserialize)]
+struct Sum {
+    account: String,
+    total: i64,
+}
+
+#[derive(Deserialize)]
+struct Paid {
+    account: String,
+    amount: i64,
+}
+
+struct Sums;
+
+#[async_trait]
+impl Handler for Sums {
+    fn revision(&self) -> u32 {
+        1
+    }
+
+    async fn apply(
+        &self,
+        records: &[Record],
+        state: &mut State<'_>,
+        effects: &mut Effects,
+    ) -> Result<(), HandlerError> {
+        let accounts: Vec<String> = records.iter().filter_map(|record| record.key.clone()).collect();
+        let mut sums: HashMap<String, Sum> = state.load("deadly", "account", &accounts).await?;
+        for record in records {
+            let Paid { account, amount } = record.decode()?;
+            if amount == DEADLY {
+                std::process::abort();
+            }
+            let sum = sums.entry(account.clone()).or_insert(Sum { account, total: 0 });
+            sum.total += amount;
+            effects.upsert("deadly", &*sum);
+        }
+        Ok(())
+    }
+}
+
+/// The other process of the tests below.
+#[test]
+#[ignore = "run by the other tests here"]
+fn consumer_process() {
+    let Ok(arguments) = std::env::var(ARGUMENTS) else { return };
+    let arguments: Vec<OsString> =
+        serde_json::from_str::<Vec<String>>(&arguments).unwrap().into_iter().map(OsString::from).collect();
+    assert_eq!(millpond::Application::new().handler("deadly", Sums).main_from(arguments), ExitCode::SUCCESS);
+}
+
+fn deadly(dir: PathBuf, unique: &str) -> Project {
+    let project = Project::empty(dir, unique);
+    let schema = r#"{"type": "record", "name": "Paid", "fields": [
+        {"name": "account", "type": "string"}, {"name": "amount", "type": "long"}]}"#;
+    project.write("schemas/Paid/v1.avsc", schema);
+    let contract = "[events.Paid]\ntopic = \"TOPIC\"\nkey = \"account\"\n[topics.\"TOPIC\"]\npartitions = 1\n";
+    project.write("producers/shop/producer.toml", contract);
+    let manifest = "topics = [\"TOPIC\"]\ntypes = [\"Paid\"]\nhandler = \"rust\"\n[tables.deadly]\nkey = [\"account\"]\n\
+                    [tables.deadly.columns]\naccount = \"text\"\ntotal = \"int8\"\n";
+    project.write("consumers/deadly/consumer.toml", manifest);
+    project
+}
+
+fn consume(cluster: &Cluster) -> Process {
+    let own = std::env::current_exe().unwrap().into_os_string();
+    let program =
+        [own, "--exact".into(), "faults::crash::consumer_process".into(), "--ignored".into(), "--nocapture".into()];
+    cluster.start_other(&program, ARGUMENTS, "consume", &FAST_REBALANCE)
+}
+
+/// Payments of one account, of which one is deadly.
+async fn pay(cluster: &Cluster, deadly: Option<i64>) -> i64 {
+    let ingest = cluster.start("ingest", &[]);
+    let amount = |n: i64| if Some(n) == deadly { DEADLY } else { n };
+    let lines: Vec<String> = (0..PAYMENTS).map(|n| json!({"account": "a", "amount": amount(n)}).to_string()).collect();
+    let answer =
+        ingest.web.post("/v1/events/Paid", &[("content-type", "application/x-ndjson")], &lines.join("\n")).await;
+    assert_eq!(answer.status, 202, "{}", answer.text);
+    (0..PAYMENTS).filter(|n| Some(*n) != deadly).sum()
+}
+
+async fn total_is(cluster: &Cluster, total: i64) {
+    let sum = "select coalesce(sum(total), 0)::int8 from live.deadly";
+    eventually_async(SOON, async || cluster.number(sum).await == Some(total)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn record_that_ends_the_process_is_set_aside_and_nothing_else_is() {
+    const CULPRIT: i64 = 25;
+    let cluster = Cluster::of("deadly", deadly).await;
+    let total = pay(&cluster, Some(CULPRIT)).await;
+    let mut ends = 0;
+    let alive = loop {
+        let mut consume = consume(&cluster);
+        let deadline = std::time::Instant::now() + SOON;
+        while !consume.has_ended() && cluster.applied().await != Some(PAYMENTS) {
+            assert!(std::time::Instant::now() < deadline, "{}", consume.log());
+            tokio::task::yield_now().await;
+        }
+        if !consume.has_ended() {
+            break consume;
+        }
+        let (_, well) = consume.ended(SOON);
+        assert!(!well, "{}", consume.log());
+        ends += 1;
+        assert!(ends < 20, "it goes on and on");
+    };
+    total_is(&cluster, total).await;
+    // In the whole batch; in a smaller one, or two; three times alone.
+    assert!((4..=8).contains(&ends), "{ends} processes ended");
+    let mut postgres = cluster.postgres().await;
+    let dead = sqlx::query("select \"offset\", reason_class, reason from millpond.dead_letters");
+    let dead = dead.fetch_all(&mut postgres).await.unwrap();
+    assert_eq!(dead.len(), 1);
+    assert_eq!((dead[0].get::<i64, _>(0), dead[0].get::<&str, _>(1)), (CULPRIT, "crash"));
+    assert!(dead[0].get::<&str, _>(2).contains("3 processes ended"));
+    alive.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn record_around_which_the_process_is_killed_is_applied_all_the_same() {
+    let cluster = Cluster::of("healthy", deadly).await;
+    let total = pay(&cluster, None).await;
+    let first = consume(&cluster);
+    eventually_async(SOON, async || cluster.applied().await == Some(PAYMENTS)).await;
+    first.kill_9();
+    let total = total + pay(&cluster, None).await;
+    // Handlers wait for the rows that they load, and the process is killed meanwhile, far more often than a record is tried.
+    let mut lock = cluster.postgres().await;
+    lock.execute("begin").await.unwrap();
+    lock.execute("lock table p_deadly_v1.deadly in access exclusive mode").await.unwrap();
+    let waits = "select count(*) from pg_locks where not granted and relation = 'p_deadly_v1.deadly'::regclass";
+    for _ in 0..6 {
+        let consume = consume(&cluster);
+        eventually_async(SOON, async || cluster.number(waits).await == Some(1)).await;
+        consume.kill_9();
+        eventually_async(SOON, async || cluster.number(waits).await == Some(0)).await;
+    }
+    lock.execute("rollback").await.unwrap();
+    let alive = consume(&cluster);
+    total_is(&cluster, total).await;
+    assert_eq!(cluster.number("select count(*) from millpond.dead_letters").await, Some(0));
+    alive.stop();
+}
