@@ -53,7 +53,7 @@ impl<'a> Input<'a> {
                     merges.push((file.stem.clone(), table.clone(), parse(file)));
                 }
             }
-            Source::Latest => match latest::tables(spec, &relations) {
+            Source::Latest => match latest::tables(spec, &mut relations) {
                 Ok(tables) => {
                     merges = tables.into_iter().map(|(name, table, file)| (name, table, parse(&file))).collect()
                 }
@@ -121,7 +121,10 @@ impl<'a> Input<'a> {
 fn chosen(spec: &ConsumerSpec, relations: &[Relation]) -> Result<Vec<Relation>, Vec<SpecFault>> {
     let mut chosen: Vec<Relation> = vec![Relation::tombstones()];
     let Some(types) = &spec.types else {
-        chosen.extend(relations.iter().cloned());
+        // No SQL tells which are meant: those that are known to be sent to the topics, if any are.
+        let sent = |relation: &&Relation| relation.topics.iter().any(|topic| spec.topics.contains(topic));
+        let known = spec.source == Source::Latest && relations.iter().any(|relation| sent(&relation));
+        chosen.extend(relations.iter().filter(|relation| !known || sent(relation)).cloned());
         return Ok(chosen);
     };
     let mut faults = Vec::new();

@@ -6,17 +6,23 @@ use crate::{
     spec::{ConsumerSpec, SourceFile, SpecFault, TableSpec, listing},
 };
 
+/// What comes before the name of a relation when the table has that name.
+const RELATION_PREFIX: &str = "_of_";
 /// The key column of a table whose record key is not one field.
 const KEY_COLUMN: &str = "key";
 
-/// For each table: its name, what is declared of it, and its SELECTs.
+/// For each table: its name, what is declared of it, and its SELECTs. Relations make way for tables of their names.
 pub(super) fn tables(
     spec: &ConsumerSpec,
-    relations: &[Relation],
+    relations: &mut [Relation],
 ) -> Result<Vec<(String, TableSpec, SourceFile)>, Vec<SpecFault>> {
-    let records: Vec<&Relation> = relations.iter().filter(|relation| relation.name != TOMBSTONES).collect();
+    let mut records: Vec<&mut Relation> = relations.iter_mut().filter(|relation| relation.name != TOMBSTONES).collect();
+    let names: Vec<String> = records.iter().map(|relation| relation.name.clone()).collect();
     let names =
-        table_names(spec, &records).map_err(|message| vec![SpecFault::new(spec.manifest_path(), None, message)])?;
+        table_names(spec, names).map_err(|message| vec![SpecFault::new(spec.manifest_path(), None, message)])?;
+    for (relation, _) in records.iter_mut().zip(&names).filter(|(relation, table)| relation.name == **table) {
+        relation.name.insert_str(0, RELATION_PREFIX);
+    }
     let (mut tables, mut faults) = (Vec::new(), Vec::new());
     for (relation, name) in records.into_iter().zip(names) {
         let mut table = spec.tables.get(&name).cloned().unwrap_or(TableSpec { line: 1, ..TableSpec::default() });
@@ -29,15 +35,14 @@ pub(super) fn tables(
 }
 
 /// One type: the only table declared, or the consumer's own name. Several: a table each, named like the relation.
-fn table_names(spec: &ConsumerSpec, records: &[&Relation]) -> Result<Vec<String>, String> {
-    if records.is_empty() {
+fn table_names(spec: &ConsumerSpec, names: Vec<String>) -> Result<Vec<String>, String> {
+    if names.is_empty() {
         return Err("there is no SQL and no record type to keep; name the types, or add `<table>.sql`".into());
     }
     let declared: Vec<&String> = spec.tables.keys().collect();
-    if let ([_], [] | [_]) = (records, declared.as_slice()) {
+    if let ([_], [] | [_]) = (names.as_slice(), declared.as_slice()) {
         return Ok(vec![declared.first().map_or_else(|| spec.name.clone(), |name| (*name).clone())]);
     }
-    let names: Vec<String> = records.iter().map(|relation| relation.name.clone()).collect();
     match declared.into_iter().find(|table| !names.contains(table)) {
         Some(stray) => Err(format!(
             "without SQL each record type has a table of its name: {}; `{stray}` is none of them, so rename it or add `{stray}.sql`",

@@ -305,6 +305,32 @@ async fn events_that_depend_on_the_process_are_caught() {
     assert_eq!(text.matches("          line ").count(), 1, "{text}");
 }
 
+#[tokio::test]
+async fn several_types_without_sql_pass_their_case() {
+    let shop = Shop::new(&[("consumer.toml", "topics = [\"shop.events.v1\"]\n")]);
+    shop.write("schemas/Closed/v1.avsc", &SCHEMA.replace("\"Paid\"", "\"Closed\""));
+    shop.write(
+        "producers/shop/producer.toml",
+        &format!("[events.Closed]\ntopic = \"shop.events.v1\"\nkey = \"account\"\n\n{PRODUCER}"),
+    );
+    // Of another topic, and none of this consumer's business.
+    shop.write("schemas/Moved/v1.avsc", &SCHEMA.replace("\"Paid\"", "\"Moved\""));
+    shop.write(
+        "producers/elsewhere/producer.toml",
+        &PRODUCER.replace("Paid", "Moved").replace("shop.events", "moved.events"),
+    );
+    let body = |amount: i32| format!(r#"{{"account":"a","amount":{amount},"paid_at":"2013-01-01T10:15:00Z"}}"#);
+    let line = |record_type: &str, amount| format!(r#"{{"type":"{record_type}","body":{}}}"#, body(amount));
+    let lines = [line("Paid", 1), line("Closed", 5), line("Paid", 2)];
+    shop.write("consumers/accounts/tests/case/events.jsonl", &lines.join("\n"));
+    for (table, amount) in [("paid", 2), ("closed", 5)] {
+        let rows = format!("account,amount,paid_at\na,{amount},2013-01-01 10:15:00+00\n");
+        shop.write(&format!("consumers/accounts/tests/case/{table}.csv"), &rows);
+    }
+    let (report, text) = shop.run(false).await;
+    assert_eq!(report, PASSED, "{text}");
+}
+
 /// Writes one row, of a table and with fields that may not be there.
 struct Misspelt {
     table: &'static str,

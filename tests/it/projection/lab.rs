@@ -166,7 +166,7 @@ impl Lab {
             let staged = self.compiled.staged_metadata(relation);
             let mut names = METADATA_COLUMNS.iter().map(|(name, _)| name);
             values.retain(|_| names.next().is_some_and(|name| staged.contains(name)));
-            let all = self.relations.iter().filter(|r| r.name == record.relation).flat_map(|r| &r.columns);
+            let all = self.relations.iter().filter(|r| r.record_type == relation.record_type).flat_map(|r| &r.columns);
             let read = all.zip(&record.fields).filter(|(column, _)| relation.column(&column.name).is_some());
             values.extend(read.map(|(_, value)| value.clone()));
             sql.push_str(&format!("insert into {into} values ({});\n", values.join(", ")));

@@ -78,6 +78,31 @@ async fn latest_record_per_key_is_kept_without_sql() {
 }
 
 #[tokio::test]
+async fn several_types_without_sql_have_a_table_each() {
+    let sent_to = |mut relation: Relation, topic: &str| {
+        relation.topics = vec![topic.to_owned()];
+        relation
+    };
+    let types = [sent_to(schedule(), "t"), sent_to(departure(), "t"), sent_to(relation("leg", "Leg", &[], &[]), "u")];
+    for manifest in [
+        "topics = [\"t\"]\n",
+        "topics = [\"t\"]\ntypes = [\"ScheduleFlight\", \"RecordDeparture\"]\n",
+        "topics = [\"t\"]\n[tables.schedule_flight]\nindexes = [[\"carrier\"]]\n",
+    ] {
+        let mut lab = Lab::new(&[("consumer.toml", manifest)], &types).await;
+        let tables: Vec<String> = lab.compiled.tables().into_iter().map(|table| table.name).collect();
+        assert_eq!(tables, ["record_departure", "schedule_flight"], "{manifest}");
+        let put = |key: &str| record("_of_schedule_flight", key, 0, &[&format!("'{key}'"), "'UA'", "null"]);
+        let departed = |key: &str| record("_of_record_departure", key, 0, &[&format!("'{key}'"), "'UA'", "7", "null"]);
+        lab.apply(&[put("a"), put("b"), departed("a"), departed("b"), departed("a")]).await;
+        lab.apply(&[record("tombstones", "b", 0, &[]), put("c")]).await;
+        assert_eq!(lab.lines("schedule_flight").await, ["a UA null", "c UA null"]);
+        assert_eq!(lab.lines("record_departure").await, ["a UA 7 null"]);
+        lab.drop_version().await;
+    }
+}
+
+#[tokio::test]
 async fn apply_by_key_sees_each_key_once_per_round() {
     let files = [
         ("consumer.toml", "topics = [\"t\"]\n[tables.steps]\n"),
