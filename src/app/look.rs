@@ -19,7 +19,7 @@ use crate::{
     config::Config,
     domain::nearest,
     kafka::{Admin, Reader, Record, Registry, Start, TopicRange},
-    schema::{JsonDecoder, framing, parse},
+    schema::{JsonDecoder, framing, parse_registered},
     store::{
         PgConnection, dead_letters,
         status::{self, PartitionStatus, ProjectionStatus},
@@ -270,7 +270,7 @@ impl Decoder {
 
 /// Simple name of the record that a registered schema describes, and what decodes it.
 fn decoder_of(text: &str) -> Result<(String, JsonDecoder), String> {
-    let schema = parse(text).map_err(|faults| faults.join("; "))?.schema;
+    let schema = parse_registered(text).map_err(|faults| faults.join("; "))?.schema;
     let decoder = JsonDecoder::compile(&schema, &schema).map_err(|error| error.to_string())?;
     Ok((schema.name().map(|name| name.name().to_owned()).unwrap_or_default(), decoder))
 }

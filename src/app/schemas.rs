@@ -155,7 +155,7 @@ fn compatible(text: &str, earlier: &[Arc<Registered>]) -> Result<(), String> {
     let mut parsed = Vec::with_capacity(earlier.len());
     for registered in earlier {
         let version = registered.version.unsigned_abs();
-        let old = schema::parse(&registered.text)
+        let old = schema::parse_registered(&registered.text)
             .map_err(|reasons| format!("registered v{version} cannot be compared: {}", reasons.join("; ")))?;
         parsed.push((version, old.schema));
     }

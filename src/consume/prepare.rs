@@ -18,7 +18,7 @@ use crate::{
         registry::{Registered, Registry},
     },
     projection::{Compiled, Relation, TOMBSTONES},
-    schema::{JsonDecoder, Schema, Scratch, Transcoder, framing, parse, record_name},
+    schema::{JsonDecoder, Schema, Scratch, Transcoder, framing, parse_registered, record_name},
     store::{CopyBuffer, fence::LastApplied},
 };
 
@@ -329,7 +329,7 @@ impl Preparer {
         };
         let record_type = input.record_type.clone();
         let unreadable = |reason: String| Route::Unreadable { record_type: Some(record_type.clone()), reason };
-        let writer = match parse(text) {
+        let writer = match parse_registered(text) {
             Ok(writer) => writer,
             Err(error) => return unreadable(format!("the registered schema does not parse: {}", error.join("; "))),
         };

@@ -5,15 +5,13 @@
 use apache_avro::{Schema, schema::RecordField};
 
 use super::{
-    limits::MAX_NAME_BYTES,
+    limits::{HIDDEN_COLUMNS, MAX_NAME_BYTES},
     named_types::NamedTypes,
     resolve::{ResolveError, name_of},
 };
 
 /// Postgres allows 1600 columns; the relation needs some of its own.
 const MAX_COLUMNS: usize = 1_500;
-/// Names that every table already has, hidden.
-const SYSTEM_COLUMNS: [&str; 6] = ["tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"];
 /// Most digits, and most digits after the point, that a `numeric` may be declared with.
 pub(super) const MAX_NUMERIC_PRECISION: usize = 1_000;
 
@@ -144,7 +142,7 @@ fn check_name(name: &str) -> Result<(), String> {
     if name.len() > MAX_NAME_BYTES {
         return Err(format!("a column's name has at most {MAX_NAME_BYTES} bytes, this one has {}", name.len()));
     }
-    if SYSTEM_COLUMNS.contains(&name) {
+    if HIDDEN_COLUMNS.contains(&name) {
         return Err("every table has a hidden column of this name: choose another".to_owned());
     }
     Ok(())

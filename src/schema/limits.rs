@@ -17,6 +17,8 @@ pub const MAX_FIELDS: usize = 1_000;
 pub const MAX_SCHEMA_NODES: usize = 10_000;
 /// Longest name of a field or relation in bytes; Postgres cuts longer ones off.
 pub const MAX_NAME_BYTES: usize = 63;
+/// Names that every table of Postgres already has, hidden.
+pub(super) const HIDDEN_COLUMNS: [&str; 6] = ["tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"];
 /// Largest `fixed`, in bytes.
 pub const MAX_FIXED_BYTES: usize = 1024 * 1024;
 /// Most digits of a decimal; the most that `numeric(p, s)` can declare.
@@ -26,27 +28,35 @@ pub const MAX_JSON_DEPTH: usize = 64;
 /// Most faults reported of one document.
 pub const MAX_FAULTS: usize = 20;
 
-/// Everything about a record schema that Millpond cannot take, each said with what to do.
+/// Everything about a record schema that Millpond cannot take, whoever wrote it, each said with what to do.
 pub fn faults(schema: &Schema) -> Vec<String> {
-    let Schema::Record(record) = schema else {
+    if !matches!(schema, Schema::Record(_)) {
         return vec!["the schema is not a record: wrap it in one, with this value as a field".to_owned()];
-    };
+    }
     let names = NamedTypes::of(schema);
     let mut walk = Walk { names: &names, path: Vec::new(), open: Vec::new(), nodes: 0, faults: Vec::new() };
     walk.visit(schema);
     let mut faults = walk.faults;
     faults.extend(names.faults());
-    faults.extend(column_faults(record));
     faults
 }
 
-/// The top record's fields become columns of a relation.
-fn column_faults(record: &RecordSchema) -> Vec<String> {
+/// Names of fields that no consumer can read: the fields of the top record become columns of a relation.
+///
+/// Apart from [`faults`], for a field that only the writer of a record has is passed over, whatever its name.
+pub(super) fn column_faults(schema: &Schema) -> Vec<String> {
     let mut faults = Vec::new();
+    let Schema::Record(record) = schema else { return faults };
     for field in &record.fields {
         if field.name.starts_with('_') {
             faults.push(format!(
                 "field `{}`: names that begin with `_` are the engine's own columns: rename it",
+                field.name
+            ));
+        }
+        if HIDDEN_COLUMNS.contains(&field.name.as_str()) {
+            faults.push(format!(
+                "field `{}`: every table of Postgres has a hidden column of this name: rename it",
                 field.name
             ));
         }
@@ -164,19 +174,37 @@ mod tests {
     }
 
     #[test]
+    fn fields_that_cannot_be_columns_are_refused() {
+        let of = |name: &str| {
+            let schema = format!(
+                r#"{{"type":"record","name":"F","fields":[{{"name":"x","type":"int"}},{{"name":"{name}","type":"int"}}]}}"#
+            );
+            column_faults(&Schema::parse_str(&schema).unwrap())
+        };
+        for name in HIDDEN_COLUMNS {
+            assert_eq!(
+                of(name),
+                [format!("field `{name}`: every table of Postgres has a hidden column of this name: rename it")]
+            );
+        }
+        assert_eq!(of("_seq"), ["field `_seq`: names that begin with `_` are the engine's own columns: rename it"]);
+        assert_eq!(of(&"y".repeat(MAX_NAME_BYTES + 1)).len(), 1);
+        // Postgres tells them apart, and so do we.
+        assert_eq!(of("CTID"), [""; 0]);
+    }
+
+    #[test]
     fn unusable_schemas_are_refused_with_the_reason() {
         assert_eq!(faults_of("\"string\""), ["the schema is not a record: wrap it in one, with this value as a field"]);
         assert_eq!(
             faults_of(
                 r#"{"type":"record","name":"Node","fields":[
-                    {"name":"_seq","type":"long"},
                     {"name":"next","type":["null","Node"]},
                     {"name":"price","type":{"type":"fixed","size":2,"name":"Price","logicalType":"decimal","precision":5}}]}"#
             ),
             [
                 "field `next`: `Node` contains itself: recursive schemas are refused; hold the id of the other record instead",
                 "field `price`: precision 5 is above the 4 digits that fit: lower it",
-                "field `_seq`: names that begin with `_` are the engine's own columns: rename it",
             ]
         );
     }

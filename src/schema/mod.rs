@@ -22,7 +22,7 @@ pub use apache_avro::Schema;
 pub use columns::{Column, PgType, columns_of};
 pub use definition::definitions_of;
 pub use fault::Fault;
-pub use parse::{ParsedSchema, parse, record_name};
+pub use parse::{ParsedSchema, parse, parse_registered, record_name};
 pub use pg::{Scratch, Transcoder};
 pub use resolve::ResolveError;
 pub use sample::infer;
