@@ -11,6 +11,7 @@ mod named_types;
 mod parse;
 mod pg;
 mod reader;
+mod repeated;
 mod resolve;
 mod sample;
 mod set;

@@ -91,7 +91,8 @@ pub fn record_name(text: &str) -> Option<String> {
     })
 }
 
-/// Looks at each type of the schema for logical types that Avro would ignore. serde_json bounds the depth.
+/// Looks at each type of the schema for logical types that Avro would ignore, and at names of fields, which Avro refuses
+/// without saying what it takes. serde_json bounds the depth.
 fn lint<'a>(schema: &'a Value, path: &mut Vec<&'a str>, faults: &mut Vec<String>) {
     match schema {
         Value::Array(branches) => branches.iter().for_each(|branch| lint(branch, path, faults)),
@@ -101,7 +102,15 @@ fn lint<'a>(schema: &'a Value, path: &mut Vec<&'a str>, faults: &mut Vec<String>
             }
             for field in object.get("fields").and_then(Value::as_array).into_iter().flatten() {
                 let Some(field) = field.as_object() else { continue };
-                path.push(field.get("name").and_then(Value::as_str).unwrap_or("?"));
+                let name = field.get("name").and_then(Value::as_str);
+                path.push(name.unwrap_or("?"));
+                if name.is_some_and(|name| !is_name(name)) {
+                    faults.push(format!(
+                        "{}: a name has letters (a-z, A-Z), digits and underscores, and does not begin with a digit: \
+                         rename it",
+                        place(path)
+                    ));
+                }
                 if let Some(logical) = field.get("logicalType") {
                     let base = field.get("type").unwrap_or(&Value::Null);
                     faults.push(format!(
@@ -119,6 +128,12 @@ fn lint<'a>(schema: &'a Value, path: &mut Vec<&'a str>, faults: &mut Vec<String>
         }
         _ => {}
     }
+}
+
+/// Whether Avro takes it as the name of a field.
+fn is_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
 fn place(path: &[&str]) -> String {
@@ -257,6 +272,20 @@ mod tests {
     fn schemas_are_kept_as_written_but_compact() {
         let text = "{\n \"type\": \"record\", \"name\": \"Flight\",\n \"fields\": [], \"doc\": \"a b\" }";
         assert_eq!(parse(text).unwrap().text, r#"{"type":"record","name":"Flight","fields":[],"doc":"a b"}"#);
+    }
+
+    #[test]
+    fn names_that_avro_does_not_take_are_told_with_what_it_takes() {
+        for name in ["a b", "1a", "", "é", "a.b", "a-b", "_", "_1", "Z9"] {
+            let text = format!(r#"{{"type":"record","name":"F","fields":[{{"name":"{name}","type":"int"}}]}}"#);
+            assert_eq!(Schema::parse_str(&text).is_ok(), is_name(name), "{name}");
+        }
+        assert_eq!(
+            faults(r#"{"name":"a b","type":"int"},{"name":"1","type":"int"}"#),
+            ["a b", "1"].map(|name| format!(
+                "field `{name}`: a name has letters (a-z, A-Z), digits and underscores, and does not begin with a digit: rename it"
+            ))
+        );
     }
 
     #[test]

@@ -6,7 +6,12 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{encode, limits::MAX_SCHEMA_DEPTH, parse};
+use super::{
+    encode,
+    limits::{MAX_FAULTS, MAX_SCHEMA_DEPTH},
+    parse,
+    repeated::repeated_fields,
+};
 
 /// What the samples show of one value.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,8 +41,13 @@ struct Field {
 /// # Errors
 /// What in the sample cannot be part of a schema.
 pub fn infer(full_name: &str, json: &[u8]) -> Result<String, Vec<String>> {
-    let value: Value =
-        serde_json::from_slice(json).map_err(|error| vec![format!("the sample is not JSON: {error}")])?;
+    let not_json = |error: serde_json::Error| vec![format!("the sample is not JSON: {error}")];
+    let repeated = repeated_fields(json).map_err(not_json)?;
+    if !repeated.is_empty() {
+        let fault = |pointer: &String| format!("{pointer}: the field is given twice: give it once");
+        return Err(repeated.iter().take(MAX_FAULTS).map(fault).collect());
+    }
+    let value: Value = serde_json::from_slice(json).map_err(not_json)?;
     let samples = match value {
         Value::Array(samples) => samples,
         single => vec![single],
@@ -217,7 +227,9 @@ mod tests {
             ("5", "sample 0 is not a JSON object"),
             ("[]", "there is no event in the sample"),
             (r#"{"x":{"y":[1,"a"]}}"#, "`x`: `y`: its values are of different kinds"),
-            (r#"{"flight number":1}"#, "not an Avro schema: "),
+            (r#"{"a":1,"a":"x"}"#, "/a: the field is given twice: give it once"),
+            (r#"[{"x":1},{"x":{"y":1,"y":2}}]"#, "/1/x/y: the field is given twice"),
+            (r#"{"legs":[{"flight number":1}]}"#, "field `legs.flight number`: a name has letters (a-z, A-Z), digits"),
             (r#"{"_seq":1}"#, "field `_seq`: "),
         ] {
             let faults = infer("A", sample.as_bytes()).unwrap_err();
