@@ -4,6 +4,7 @@
 
 use std::{collections::BTreeSet, fmt::Write as _, fs, path::Path};
 
+use axum::http::Uri;
 use clap::CommandFactory;
 
 use crate::architecture::{files, root};
@@ -55,7 +56,8 @@ fn error_catalogue_is_the_codes() {
          Every error that leaves over HTTP is `application/problem+json` (RFC 9457): `type`, `title`, `status`, `code`, \
          `detail`, and where it helps more. The code is stable, the detail is for people. Halts of projections \
          and classes of dead letters are in [Operating](operating.md), and `millpond explain` has those too.\n\n\
-         Requests that are no requests have answers without a body, and end their connection: 400 for what is not HTTP, 431 \
+         Requests that are no requests have answers without a body, and end their connection: 400 for what is not HTTP (a raw \
+         `\"`, `<`, `>` or space in the URI among it: write `%22`, `%3C`, `%3E`, `%20`), 431 \
          for a head above `http.max_head` or of more than 100 fields, 414 for a URI above 64 KiB where `http.max_head` \
          lets it in. A head that comes too slowly gets no answer. What breaks the rules of HTTP/2 ends the stream or the \
          connection as RFC 9113 has it.\n\n",
@@ -273,6 +275,44 @@ fn walk<'a>(tree: &clap::Command, words: &[&'a str]) -> Result<(), &'a str> {
         }
     }
     Ok(())
+}
+
+/// The URL that a line tells curl to ask for, as it comes out of the shell's quotes.
+fn curl_target(line: &str) -> Option<String> {
+    let words = line.split_once("curl ")?.1;
+    let at = ["localhost:", "http://", "https://"].iter().filter_map(|start| words.find(start)).min()?;
+    let quote = words[..at].chars().next_back().filter(|c| ['\'', '"'].contains(c));
+    let url = words[at..].split(|c: char| quote.map_or(c.is_whitespace() || c == '`', |quote| c == quote)).next()?;
+    // curl supplies the scheme; without one `Uri` takes no path.
+    Some(if url.contains("://") { url.to_owned() } else { format!("http://{url}") })
+}
+
+#[test]
+fn targets_of_curl_lines_are_requests_as_typed() {
+    let is_request = |target: &str| target.parse::<Uri>().is_ok();
+    for (list, expected) in [(r#"JFK,"a,b""#, false), ("JFK,%22a,b%22", true)] {
+        let line = format!("curl -g 'localhost:8080/v1/views/flights?origin=in.({list})' -i");
+        assert_eq!(is_request(&curl_target(&line).unwrap()), expected, "{line}");
+    }
+
+    let (mut seen, mut faults) = (0, Vec::new());
+    let mut look = |page: &str, target: &str| {
+        seen += 1;
+        if !is_request(target) {
+            faults.push(format!("{page}: {target}"));
+        }
+    };
+    for (name, text) in pages() {
+        text.lines().filter_map(curl_target).for_each(|target| look(&name, &target));
+    }
+    // Filters stand in a table too, to be typed behind a `?`.
+    let reading = fs::read_to_string(root().join("docs/reading.md")).unwrap();
+    for row in reading.lines().filter(|line| line.starts_with("| `")) {
+        let filters = row.split('`').skip(1).step_by(2).filter(|span| span.contains('='));
+        filters.for_each(|filter| look("docs/reading.md", &format!("/v1/views/flights?{filter}")));
+    }
+    assert!(seen > 25, "the examples were not found: {seen}");
+    assert!(faults.is_empty(), "these characters must be percent-encoded:\n{}", faults.join("\n"));
 }
 
 #[test]

@@ -26,7 +26,11 @@ fn filters_of_postgrest_are_understood() {
         Filter::Any(vec![compare("name", Eq, "a,\"b)"), compare("x", Gt, "1")])
     );
     let list = Test::In(vec!["a".into(), "b".into(), "c,d".into(), String::new()]);
-    assert_eq!(one("x=in.(a,b,\"c,d\",)"), Filter::Is { column: "x".into(), test: list });
+    let list = Filter::Is { column: "x".into(), test: list };
+    assert_eq!(one("x=in.(a,b,\"c,d\",)"), list);
+    // A raw `"` does not get past HTTP; the second is what `curl --data-urlencode` makes of it.
+    assert_eq!(one("x=in.(a,b,%22c,d%22,)"), list);
+    assert_eq!(one("x=in.%28a%2cb%2c%22c%2cd%22%2c%29"), list);
     let nothing = Filter::Is { column: "x".into(), test: Test::In(vec![]) };
     assert_eq!(one("x=in.()"), nothing);
     assert_eq!(one("x=is.not_null"), Filter::Is { column: "x".into(), test: Test::Is(Known::NotNull) });
