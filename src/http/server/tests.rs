@@ -147,6 +147,24 @@ async fn request_with_none_or_two_hosts_is_refused_and_ends_the_connection() {
     }
 }
 
+/// What `docs/reading.md` and `docs/errors.md` say of raw characters in a URI: hyper answers before we see the request.
+#[tokio::test]
+async fn target_with_a_raw_quote_is_refused_without_a_body() {
+    let running = plain(Options::default()).await;
+    let ask = async |value: &str| {
+        let mut stream = running.connect().await;
+        let head = format!("GET /?x={value} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        rest(stream).await
+    };
+    for (raw, encoded) in [("a\"", "a%22"), ("a<", "a%3C"), ("a>", "a%3E"), ("a b", "a%20b")] {
+        let answer = ask(raw).await;
+        assert!(answer.starts_with("HTTP/1.1 400") && answer.ends_with("\r\n\r\n"), "{raw}: {answer}");
+        let answer = ask(encoded).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{encoded}: {answer}");
+    }
+}
+
 #[tokio::test]
 async fn request_under_way_is_finished_in_the_drain() {
     let (entered, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
