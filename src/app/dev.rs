@@ -105,7 +105,7 @@ async fn live(
     let listener = listen(config, state).await?;
     roles.address = listener.local_addr()?;
     // From before the folders are read: what changes while the roles start is taken in afterwards.
-    let mut watch = Watch::new(&config.project.dir)?;
+    let mut watch = Watch::new(&config.project.dir);
     roles.start(listener).await?;
     let base = format!("http://{}", roles.address);
     let demo = start_demo(config, arguments, state, &base).await?;
@@ -115,7 +115,11 @@ async fn live(
     let mut ticks = 0_u32;
     loop {
         tokio::time::sleep(watch::INTERVAL).await;
-        let changes = watch.changes()?;
+        let changes = watch.changes();
+        for unreadable in watch.newly_unreadable() {
+            line.clear();
+            eprintln!("cannot be watched, as if it were not there: {unreadable}");
+        }
         if !changes.is_empty() {
             line.clear();
             roles.pick_up(&changes).await;

@@ -38,10 +38,16 @@ pub struct Watch {
     told: Snapshot,
     /// What the last look found.
     seen: Snapshot,
+    /// What the last look could not read, and why.
+    unreadable: Unreadable,
+    /// Those of them that were told.
+    unreadable_told: BTreeSet<PathBuf>,
 }
 
 type Folder = (&'static str, String);
-type Snapshot = BTreeMap<Folder, BTreeMap<PathBuf, Stamp>>;
+type Files = BTreeMap<PathBuf, Stamp>;
+type Snapshot = BTreeMap<Folder, Files>;
+type Unreadable = BTreeMap<PathBuf, io::Error>;
 
 #[derive(Debug, Clone)]
 struct Stamp {
@@ -59,16 +65,16 @@ impl PartialEq for Stamp {
 
 impl Watch {
     /// Begins to watch the project in `root`, from what is there now.
-    pub fn new(root: impl Into<PathBuf>) -> io::Result<Self> {
+    pub fn new(root: impl Into<PathBuf>) -> Self {
         let root = root.into();
-        let now = look(&root, &Snapshot::new())?;
-        Ok(Self { root, told: now.clone(), seen: now })
+        let Look { found, unreadable, .. } = Look::at(&root, &Snapshot::new());
+        Self { root, told: found.clone(), seen: found, unreadable, unreadable_told: BTreeSet::new() }
     }
 
     /// Looks, and names the folders that changed since they were last named and have come to rest since the last look.
-    /// Blocks for as long as reading the changed files takes.
-    pub fn changes(&mut self) -> io::Result<Vec<Changed>> {
-        let now = look(&self.root, &self.seen)?;
+    /// Blocks for as long as reading the changed files takes. What cannot be read is as if it were not there.
+    pub fn changes(&mut self) -> Vec<Changed> {
+        let Look { found: now, unreadable, .. } = Look::at(&self.root, &self.seen);
         let folders: BTreeSet<Folder> = now.keys().chain(self.told.keys()).cloned().collect();
         let mut changed = Vec::new();
         for folder in folders {
@@ -83,74 +89,91 @@ impl Watch {
             };
         }
         self.seen = now;
-        Ok(changed)
+        self.unreadable = unreadable;
+        changed
+    }
+
+    /// What the last look could not read, with the reason; each is told once for as long as it lasts.
+    pub fn newly_unreadable(&mut self) -> Vec<String> {
+        self.unreadable_told.retain(|path| self.unreadable.contains_key(path));
+        let new = self.unreadable.iter().filter(|(path, _)| self.unreadable_told.insert((*path).clone()));
+        new.map(|(path, error)| format!("{}: {error}", path.display())).collect()
     }
 }
 
-fn look(root: &Path, before: &Snapshot) -> io::Result<Snapshot> {
-    let mut snapshot = Snapshot::new();
-    for kind in WATCHED {
-        for (name, path) in entries(&root.join(kind))? {
-            if path.is_dir() {
-                let folder = (kind, name);
-                let mut files = BTreeMap::new();
-                read(&path, before.get(&folder), &mut files, DEEPEST)?;
-                snapshot.insert(folder, files);
+/// One look at a project. An entry that cannot be read does not keep the others from being seen.
+struct Look<'a> {
+    before: &'a Snapshot,
+    found: Snapshot,
+    unreadable: Unreadable,
+}
+
+impl<'a> Look<'a> {
+    fn at(root: &Path, before: &'a Snapshot) -> Self {
+        let mut look = Self { before, found: Snapshot::new(), unreadable: Unreadable::new() };
+        for kind in WATCHED {
+            for (name, path) in look.entries(&root.join(kind)) {
+                if path.is_dir() {
+                    let folder = (kind, name);
+                    let mut files = Files::new();
+                    look.read(&path, &folder, &mut files, DEEPEST);
+                    look.found.insert(folder, files);
+                }
+            }
+        }
+        look
+    }
+
+    fn read(&mut self, dir: &Path, folder: &Folder, files: &mut Files, deeper: usize) {
+        for (_, path) in self.entries(dir) {
+            let Some(found) = self.readable(&path, fs::metadata(&path)) else { continue };
+            if found.is_dir() {
+                if deeper > 0 {
+                    self.read(&path, folder, files, deeper - 1);
+                }
+                continue;
+            }
+            // A pipe would be waited at for whoever writes to it.
+            if !found.is_file() {
+                continue;
+            }
+            let known = self.before.get(folder).and_then(|files| files.get(&path));
+            let stamp = self.readable(&path, stamp(&path, &found, known));
+            files.extend(stamp.map(|stamp| (path, stamp)));
+        }
+    }
+
+    /// The entries of a folder that may not be there, without hidden files and what editors keep beside those being
+    /// edited.
+    fn entries(&mut self, dir: &Path) -> Vec<(String, PathBuf)> {
+        let listed = fs::read_dir(dir).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
+        let entries = self.readable(dir, listed).unwrap_or_default();
+        let named = entries.into_iter().map(|e| (e.file_name().to_string_lossy().into_owned(), e.path()));
+        named.filter(|(name, _)| !name.starts_with(['.', '#']) && !name.ends_with('~')).collect()
+    }
+
+    /// A file may go between the listing and the look at it: the next look finds it gone.
+    fn readable<T>(&mut self, path: &Path, result: io::Result<T>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    self.unreadable.insert(path.to_owned(), error);
+                }
+                None
             }
         }
     }
-    Ok(snapshot)
 }
 
-fn read(
-    dir: &Path,
-    before: Option<&BTreeMap<PathBuf, Stamp>>,
-    files: &mut BTreeMap<PathBuf, Stamp>,
-    deeper: usize,
-) -> io::Result<()> {
-    for (_, path) in entries(dir)? {
-        // A file may go between the listing and the look at it: the next look finds it gone.
-        let Some(found) = present(fs::metadata(&path))? else { continue };
-        if found.is_dir() {
-            if deeper > 0 {
-                read(&path, before, files, deeper - 1)?;
-            }
-            continue;
-        }
-        let (modified, size) = (found.modified()?, found.len());
-        let known = before.and_then(|files| files.get(&path)).filter(|s| s.modified == modified && s.size == size);
-        let content = match known {
-            Some(stamp) => stamp.content,
-            None => match present(fs::read(&path))? {
-                Some(bytes) => Sha256::digest(bytes).into(),
-                None => continue,
-            },
-        };
-        files.insert(path, Stamp { modified, size, content });
-    }
-    Ok(())
-}
-
-/// The entries of a folder that may not be there, without hidden files and what editors keep beside those being edited.
-fn entries(dir: &Path) -> io::Result<Vec<(String, PathBuf)>> {
-    let Some(entries) = present(fs::read_dir(dir))? else { return Ok(Vec::new()) };
-    let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if !name.starts_with(['.', '#']) && !name.ends_with('~') {
-            found.push((name, entry.path()));
-        }
-    }
-    Ok(found)
-}
-
-fn present<T>(result: io::Result<T>) -> io::Result<Option<T>> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e),
-    }
+/// Reads the file only when its time or size is not what it was.
+fn stamp(path: &Path, found: &fs::Metadata, known: Option<&Stamp>) -> io::Result<Stamp> {
+    let (modified, size) = (found.modified()?, found.len());
+    let content = match known.filter(|known| known.modified == modified && known.size == size) {
+        Some(known) => known.content,
+        None => Sha256::digest(fs::read(path)?).into(),
+    };
+    Ok(Stamp { modified, size, content })
 }
 
 #[cfg(test)]
@@ -160,7 +183,7 @@ mod tests {
     fn project() -> (tempfile::TempDir, Watch) {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), "consumers/a/a.sql", "select 1");
-        let watch = Watch::new(dir.path()).unwrap();
+        let watch = Watch::new(dir.path());
         (dir, watch)
     }
 
@@ -177,16 +200,16 @@ mod tests {
     #[test]
     fn changes_of_edited_added_and_removed_folders_are_told_once_they_rest() {
         let (dir, mut watch) = project();
-        assert_eq!(watch.changes().unwrap(), []);
+        assert_eq!(watch.changes(), []);
         write(dir.path(), "consumers/a/a.sql", "select 2");
         write(dir.path(), "schemas/Ordered/v1.avsc", "{}");
-        assert_eq!(watch.changes().unwrap(), [], "still being written, for all that one look can tell");
+        assert_eq!(watch.changes(), [], "still being written, for all that one look can tell");
         let expected = [changed("consumers", "a", true), changed("schemas", "Ordered", true)];
-        assert_eq!(watch.changes().unwrap(), expected);
-        assert_eq!(watch.changes().unwrap(), []);
+        assert_eq!(watch.changes(), expected);
+        assert_eq!(watch.changes(), []);
         fs::remove_dir_all(dir.path().join("consumers")).unwrap();
-        assert_eq!(watch.changes().unwrap(), []);
-        assert_eq!(watch.changes().unwrap(), [changed("consumers", "a", false)]);
+        assert_eq!(watch.changes(), []);
+        assert_eq!(watch.changes(), [changed("consumers", "a", false)]);
     }
 
     #[test]
@@ -195,17 +218,41 @@ mod tests {
         write(dir.path(), "consumers/a/a.sql", "select 1");
         write(dir.path(), "consumers/a/.a.sql.swp", "x");
         write(dir.path(), "consumers/a/a.sql~", "x");
-        assert_eq!(watch.changes().unwrap(), []);
-        assert_eq!(watch.changes().unwrap(), []);
+        assert_eq!(watch.changes(), []);
+        assert_eq!(watch.changes(), []);
     }
 
     #[test]
     fn changes_taken_back_before_they_rest_are_none() {
         let (dir, mut watch) = project();
         write(dir.path(), "consumers/a/new.sql", "select 1");
-        assert_eq!(watch.changes().unwrap(), []);
+        assert_eq!(watch.changes(), []);
         fs::remove_file(dir.path().join("consumers/a/new.sql")).unwrap();
-        assert_eq!(watch.changes().unwrap(), []);
-        assert_eq!(watch.changes().unwrap(), []);
+        assert_eq!(watch.changes(), []);
+        assert_eq!(watch.changes(), []);
+    }
+
+    #[test]
+    fn entries_that_cannot_be_read_are_named_once_and_hide_no_others() {
+        use std::os::unix::{fs::symlink, net::UnixListener};
+
+        let (dir, mut watch) = project();
+        let in_a_circle = dir.path().join("consumers/a/loop");
+        symlink("loop", &in_a_circle).unwrap();
+        // Like a pipe, it is no file, and nobody's fault.
+        let _socket = UnixListener::bind(dir.path().join("consumers/a/socket")).unwrap();
+        write(dir.path(), "consumers/a/a.sql", "select 2");
+        watch.changes();
+        assert_eq!(watch.changes(), [changed("consumers", "a", true)]);
+        let told = watch.newly_unreadable();
+        assert!(matches!(told.as_slice(), [one] if one.starts_with(in_a_circle.to_str().unwrap())), "{told:?}");
+        watch.changes();
+        assert_eq!(watch.newly_unreadable(), Vec::<String>::new());
+        fs::remove_file(&in_a_circle).unwrap();
+        watch.changes();
+        assert_eq!(watch.newly_unreadable(), Vec::<String>::new());
+        symlink("loop", &in_a_circle).unwrap();
+        watch.changes();
+        assert_eq!(watch.newly_unreadable().len(), 1, "it came back");
     }
 }
