@@ -1,13 +1,6 @@
 //! `millpond dev`: real servers, all roles, real flights, and folders that are picked up as they change.
 
-use std::{
-    collections::BTreeSet,
-    io::{IsTerminal, Write},
-    net::SocketAddr,
-    path::Path,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{collections::BTreeSet, io::IsTerminal, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -16,6 +9,7 @@ use tracing::warn;
 use super::{
     client::Client,
     demo::{self, Demo},
+    live_line::LiveLine,
     project::Project,
     roles::{Roles, Running, stop_signal},
     running_dev::RunningDev,
@@ -30,7 +24,7 @@ use crate::{
         progress::Progress,
         watch::{self, Changed, Watch},
     },
-    store::{self, PgConnection, status, versions::OnChange},
+    store::versions::OnChange,
 };
 
 /// How long the roles may take to get ready, and how often they are asked.
@@ -106,10 +100,12 @@ async fn live(
     roles.address = listener.local_addr()?;
     // From before the folders are read: what changes while the roles start is taken in afterwards.
     let mut watch = Watch::new(&config.project.dir);
-    roles.start(listener).await?;
+    let project = Project::load(&config.project.dir)?;
+    schemas::create_topics(config, &project).await?;
+    schemas::push(&project, schemas::connect(config).await?).await?;
+    roles.start(&project, listener).await?;
     let base = format!("http://{}", roles.address);
     let demo = start_demo(config, arguments, state, &base).await?;
-    let project = Project::load(&config.project.dir)?;
     banner(config, &base, &examples(&base, &project, roles.lines_to_post(&project)?), demo.is_some());
     let mut line = LiveLine::new(config.postgres.url.clone(), demo);
     let mut ticks = 0_u32;
@@ -164,13 +160,9 @@ struct DevRoles {
 }
 
 impl DevRoles {
-    async fn start(&mut self, listener: TcpListener) -> anyhow::Result<()> {
-        let project = Project::load(&self.config.project.dir)?;
-        schemas::create_topics(&self.config, &project).await?;
-        let registry = schemas::connect(&self.config).await?;
-        schemas::push(&project, registry).await?;
-        let handlers = Arc::clone(&self.handlers);
-        let running = Running::start(&self.config, Roles::ALL, handlers, OnChange::StartOver, listener).await?;
+    async fn start(&mut self, project: &Project, listener: TcpListener) -> anyhow::Result<()> {
+        let (config, handlers) = (&self.config, Arc::clone(&self.handlers));
+        let running = Running::start(config, project, Roles::ALL, handlers, OnChange::StartOver, listener).await?;
         self.running = Some(running);
         self.ready().await;
         Ok(())
@@ -204,8 +196,14 @@ impl DevRoles {
     }
 
     async fn take_in(&mut self) {
+        let was_down = self.running.is_none();
         match self.try_pick_up().await {
-            Ok(()) => self.missed.clear(),
+            Ok(()) => {
+                self.missed.clear();
+                if was_down {
+                    eprintln!("the roles run again");
+                }
+            }
             Err(error) => {
                 let error = format!("{error:#}").replace('\n', "\n  ");
                 let text = format!("the change is not taken in, {}:\n  {error}", self.what_runs());
@@ -231,6 +229,8 @@ impl DevRoles {
         }
     }
 
+    /// Everything in it goes by one reading of the folders. What changes after that, the next look of the watch finds: what
+    /// it compares with is older.
     async fn try_pick_up(&mut self) -> anyhow::Result<()> {
         let project = Project::load(&self.config.project.dir)?;
         if self.running.is_none() || self.missed.iter().any(|c| c.kind != "consumers") {
@@ -250,17 +250,21 @@ impl DevRoles {
     /// Starts the roles anew; whatever can be found wrong beforehand is, so that a fault stops nothing.
     async fn restart(&mut self, project: &Project) -> anyhow::Result<()> {
         super::roles::contracts(project)?;
+        super::roles::auth(&self.config, self.address)?;
         let registry = schemas::connect(&self.config).await?;
         schemas::check_compatible(project, &registry)?;
         if let Some(members) = self.running.as_ref().and_then(|r| r.members.as_ref()) {
             members.check_folders(project).await?;
         }
+        // Kafka may refuse a topic. What it has made stays, so this comes after all that is only looked at.
+        schemas::create_topics(&self.config, project).await?;
+        schemas::push(project, registry).await?;
         if let Some(running) = self.running.take() {
             eprintln!("schemas or producers changed: restarting the roles");
             running.stop().await;
         }
         let listener = TcpListener::bind(self.address).await.context("cannot listen again")?;
-        self.start(listener).await?;
+        self.start(project, listener).await?;
         for line in self.lines_to_post(project)? {
             eprintln!("new, and ready to be posted:\n  {line}");
         }
@@ -333,70 +337,4 @@ fn examples(base: &str, project: &Project, to_post: Vec<String>) -> Vec<String> 
         ),
         format!("curl '{base}/v1/views/punctuality?order=delayed.desc&limit=5'"),
     ]
-}
-
-/// `posted · applied · age`, renewed in place on a terminal, every ten seconds elsewhere.
-struct LiveLine {
-    url: String,
-    connection: Option<PgConnection>,
-    demo: Option<(Arc<demo::Progress>, JoinHandle<()>)>,
-    terminal: bool,
-    shown: u32,
-    end_said: bool,
-}
-
-impl LiveLine {
-    fn new(url: String, demo: Option<(Arc<demo::Progress>, JoinHandle<()>)>) -> Self {
-        let terminal = std::io::stderr().is_terminal();
-        Self { url, connection: None, demo, terminal, shown: 0, end_said: false }
-    }
-
-    fn clear(&self) {
-        if self.terminal {
-            eprint!("\r\x1b[2K");
-        }
-    }
-
-    async fn show(&mut self) {
-        let Some(text) = self.text().await else { return };
-        if self.terminal {
-            eprint!("\r\x1b[2K{text}");
-            let _ = std::io::stderr().flush();
-        } else if self.shown.is_multiple_of(10) {
-            eprintln!("{text}");
-        }
-        self.shown += 1;
-        if let Some((progress, _)) = &self.demo
-            && progress.ended.load(Ordering::Relaxed)
-            && !self.end_said
-        {
-            self.end_said = true;
-            self.clear();
-            eprintln!("All flights of the slice are posted; Millpond goes on. To start over: make dev ARGS=--reset");
-        }
-    }
-
-    async fn text(&mut self) -> Option<String> {
-        if self.connection.is_none() {
-            self.connection = store::connect(&self.url, "millpond dev").await.ok();
-        }
-        let projections = match status::projections(self.connection.as_mut()?).await {
-            Ok(projections) => projections,
-            Err(_) => {
-                self.connection = None;
-                return None;
-            }
-        };
-        let applied: Vec<String> = projections
-            .iter()
-            .map(|p| format!("{} {}", p.projection, p.partitions.iter().map(|p| p.next_offset).sum::<i64>()))
-            .collect();
-        let ages = projections.iter().flat_map(|p| &p.partitions).filter_map(|p| p.age_seconds);
-        let age = ages.fold(0.0, f64::max);
-        let posted = match &self.demo {
-            Some((progress, _)) => format!("posted {} · ", progress.posted.load(Ordering::Relaxed)),
-            None => String::new(),
-        };
-        Some(format!("{posted}applied {} · age {age:.1} s", applied.join(", ")))
-    }
 }

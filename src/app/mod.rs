@@ -8,6 +8,7 @@ mod dev;
 mod doctor;
 mod explain;
 mod folder;
+mod live_line;
 mod look;
 mod open_files;
 mod project;

@@ -67,7 +67,8 @@ const BACKLOG: u32 = 4096;
 pub async fn run(config: Config, roles: Roles, handlers: Arc<Handlers>) -> anyhow::Result<()> {
     tell_of_dev(&config);
     let listener = bind(&config).await?;
-    let running = Running::start(&config, roles, handlers, OnChange::Refuse, listener).await?;
+    let project = Project::load(&config.project.dir)?;
+    let running = Running::start(&config, &project, roles, handlers, OnChange::Refuse, listener).await?;
     info!(address = %running.address, ?roles, "ready");
     stop_signal().await?;
     info!("stopping");
@@ -168,6 +169,7 @@ impl Relay {
 impl Running {
     pub async fn start(
         config: &Config,
+        project: &Project,
         roles: Roles,
         handlers: Arc<Handlers>,
         on_change: OnChange,
@@ -175,15 +177,14 @@ impl Running {
     ) -> anyhow::Result<Self> {
         open_files::raise_limit(config.http.max_connections);
         let address = listener.local_addr()?;
-        let project = Project::load(&config.project.dir)?;
         let mut parts = Parts::default();
         let mut health = Health::new();
         let mut router = Router::new();
 
         let registry = if roles.needs_registry() { Some(schemas::connect(config).await?) } else { None };
-        let publisher = if roles.needs_publisher() { Some(start_publisher(config, roles, &project)?) } else { None };
+        let publisher = if roles.needs_publisher() { Some(start_publisher(config, roles, project)?) } else { None };
         if let (true, Some(registry), Some(publisher)) = (roles.ingest, &registry, &publisher) {
-            let state = ingest_state(config, &project, registry, publisher, address)?;
+            let state = ingest_state(config, project, registry, publisher, address)?;
             let follow = follow_schema_ids(state.clone(), project.schemas.clone(), Arc::clone(registry));
             parts.0.push(essential("schema ids", follow));
             health = health.and(state.health());
@@ -195,7 +196,7 @@ impl Running {
         let mut members = None;
         if let (true, Some(registry)) = (roles.consume, registry) {
             let context = consumers::Context::new(config, registry, handlers, on_change)?;
-            let started = Arc::new(Members::start(context, &project).await?);
+            let started = Arc::new(Members::start(context, project).await?);
             parts.0.push(essential("consumers", Arc::clone(&started).follow(config.project.dir.clone())));
             let checked = Arc::clone(&started);
             health = health.with("consumers", move || checked.check());
@@ -289,9 +290,14 @@ fn ingest_state(
 ) -> anyhow::Result<IngestState> {
     let contracts = contracts(project)?;
     set_schema_ids(&contracts, &project.schemas, registry);
-    let auth = Auth::new(&[address], config.http.keys_file.as_deref(), config.http.insecure)?;
+    let auth = auth(config, address)?;
     let options = wiring::ingest_options(config);
     Ok(IngestState::new(contracts, Arc::clone(publisher), Arc::new(auth), options))
+}
+
+/// Who may post, by the file of keys.
+pub fn auth(config: &Config, address: std::net::SocketAddr) -> anyhow::Result<Auth> {
+    Ok(Auth::new(&[address], config.http.keys_file.as_deref(), config.http.insecure)?)
 }
 
 /// The contracts of a project with their schemas compiled.

@@ -8,12 +8,13 @@ use crate::harness::eventually_async;
 
 const FIELDS: &str = r#"{"name": "sensor", "type": "string"}, {"name": "value", "type": "int"}"#;
 
+const CONTRACT: &str = "[events.Reading]\ntopic = \"TOPIC\"\nkey = \"sensor\"\n[topics.\"TOPIC\"]\npartitions = 1\n";
+
 /// Sensors post readings, of which the root is kept; there is none of a number below zero.
 fn roots(dir: std::path::PathBuf, unique: &str) -> Project {
     let project = Project::empty(dir, unique);
     project.write("schemas/Reading/v1.avsc", &schema(&project, ""));
-    let contract = "[events.Reading]\ntopic = \"TOPIC\"\nkey = \"sensor\"\n[topics.\"TOPIC\"]\npartitions = 1\n";
-    project.write("producers/sensors/producer.toml", contract);
+    project.write("producers/sensors/producer.toml", CONTRACT);
     project.write("consumers/roots/consumer.toml", &manifest("halt"));
     project.write("consumers/roots/roots.sql", "select sensor, sqrt(value) as root from reading");
     project
@@ -193,6 +194,24 @@ async fn dev_tells_of_a_consumer_that_a_lock_keeps_from_starting_anew() {
     let newest = "select max(version)::int8 from millpond.versions where projection = 'roots'";
     eventually_async(SOON, async || cluster.number(newest).await == Some(3)).await;
     becomes(&dev, &post(&dev, "c", 8).await, "applied").await;
+    dev.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dev_goes_on_beside_a_topic_that_kafka_refuses() {
+    let cluster = Cluster::of("refused", roots).await;
+    let dev = cluster.start_dev();
+    let says = async |text: &str| eventually_async(SOON, async || dev.log().contains(text)).await;
+    becomes(&dev, &post(&dev, "a", 4).await, "applied").await;
+
+    // Kafka takes names that differ in dots and underscores only for one.
+    let clashing = cluster.project.topic.replace(".events.v1", "_events.v1");
+    let refused = format!("{CONTRACT}[topics.\"{clashing}\"]\npartitions = 1\n");
+    cluster.project.write("producers/sensors/producer.toml", &refused);
+    says("the change is not taken in, what ran before goes on").await;
+    assert!(dev.log().contains(&format!("create topic `{clashing}`")), "{}", dev.log());
+    becomes(&dev, &post(&dev, "b", 9).await, "applied").await;
+    assert!(!dev.log().contains("restarting the roles"), "{}", dev.log());
     dev.stop();
 }
 
