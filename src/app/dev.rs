@@ -3,11 +3,12 @@
 use std::{collections::BTreeSet, io::IsTerminal, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
 use tracing::warn;
 
 use super::{
     client::Client,
+    consumers::Members,
     demo::{self, Demo},
     live_line::LiveLine,
     project::Project,
@@ -30,6 +31,9 @@ use crate::{
 /// How long the roles may take to get ready, and how often they are asked.
 const READY_WITHIN: Duration = Duration::from_secs(20);
 const READY_TICK: Duration = Duration::from_millis(50);
+/// How often changes that could not be taken in are tried again while roles run: soon enough after an outage, and seldom
+/// enough for a fault that only a change of the folders ends, which is seen by itself.
+const AGAIN: Duration = Duration::from_secs(5);
 /// Where `dev` keeps everything, below the project's folder.
 pub const STATE: &str = ".millpond";
 
@@ -56,6 +60,7 @@ pub async fn run(mut config: Config, arguments: Dev, handlers: Arc<Handlers>) ->
         address: config.http.listen,
         running: None,
         missed: BTreeSet::new(),
+        tried: Instant::now(),
         said: String::new(),
         told: BTreeSet::new(),
     };
@@ -123,7 +128,10 @@ async fn live(
         ticks += 1;
         if ticks.is_multiple_of(4) {
             servers.check()?;
-            roles.start_again().await;
+            if roles.is_due() {
+                line.clear();
+                roles.take_in().await;
+            }
             line.show().await;
         }
     }
@@ -153,6 +161,8 @@ struct DevRoles {
     running: Option<Running>,
     /// Changes that could not be taken in yet.
     missed: BTreeSet<Changed>,
+    /// When that was tried last.
+    tried: Instant,
     /// What was said last about them.
     said: String,
     /// Record types of which it was said how to post them.
@@ -171,8 +181,8 @@ impl DevRoles {
     /// Waits until what is told to be typed will do. What does not get ready says why by itself.
     async fn ready(&self) {
         let client = Client::new(&format!("http://{}", self.address));
-        let until = tokio::time::Instant::now() + READY_WITHIN;
-        while tokio::time::Instant::now() < until {
+        let until = Instant::now() + READY_WITHIN;
+        while Instant::now() < until {
             if client.get("/readyz", &[]).await.is_ok_and(|answer| answer.status == 200) {
                 return;
             }
@@ -188,40 +198,56 @@ impl DevRoles {
         self.take_in().await;
     }
 
-    /// Roles that could not be started anew, as because of a lock in the database, are tried again.
-    async fn start_again(&mut self) {
+    /// Whether it is time to try again what could not be taken in, as because Postgres did not answer. Every second where
+    /// nothing runs. Consumers that are stopped try that themselves.
+    fn is_due(&self) -> bool {
         if self.running.is_none() {
-            self.take_in().await;
+            return true;
         }
+        let stopped = self.stopped();
+        let is_ours = |change: &Changed| change.kind != "consumers" || !stopped.contains(&change.name);
+        self.tried.elapsed() >= AGAIN && self.missed.iter().any(is_ours)
     }
 
     async fn take_in(&mut self) {
         let was_down = self.running.is_none();
         match self.try_pick_up().await {
             Ok(()) => {
-                self.missed.clear();
                 if was_down {
                     eprintln!("the roles run again");
+                } else if !self.said.is_empty() {
+                    eprintln!("the change is taken in now");
                 }
+                self.missed.clear();
+                self.said.clear();
             }
             Err(error) => {
                 let error = format!("{error:#}").replace('\n', "\n  ");
                 let text = format!("the change is not taken in, {}:\n  {error}", self.what_runs());
-                // Not every second the same.
+                // Not each time the same.
                 if text != self.said {
                     eprintln!("{text}");
                     self.said = text;
                 }
             }
         }
+        self.tried = Instant::now();
+    }
+
+    fn members(&self) -> Option<&Arc<Members>> {
+        self.running.as_ref()?.members.as_ref()
+    }
+
+    fn stopped(&self) -> Vec<String> {
+        self.members().map(|members| members.stopped()).unwrap_or_default()
     }
 
     /// What has become of what ran before a change that was not taken in.
     fn what_runs(&self) -> String {
-        let Some(running) = &self.running else {
+        if self.running.is_none() {
             return "nothing runs until it is, which is tried every second".to_owned();
-        };
-        let stopped = running.members.as_ref().map(|members| members.stopped()).unwrap_or_default();
+        }
+        let stopped = self.stopped();
         match stopped.as_slice() {
             [] => "what ran before goes on".to_owned(),
             [one] => format!("consumer {one} is stopped and tried again every second"),
@@ -237,13 +263,15 @@ impl DevRoles {
             return self.restart(&project).await;
         }
         schemas::create_topics(&self.config, &project).await?;
-        let Some(members) = self.running.as_ref().and_then(|r| r.members.as_ref()) else { return Ok(()) };
-        let mut faults = Vec::new();
+        let Some(members) = self.members() else { return Ok(()) };
+        let (mut missed, mut faults) = (BTreeSet::new(), Vec::new());
         for change in &self.missed {
             if let Err(error) = members.reload(&project, &change.name).await {
                 faults.push(format!("{error:#}"));
+                missed.insert(change.clone());
             }
         }
+        self.missed = missed;
         if faults.is_empty() { Ok(()) } else { anyhow::bail!("{}", faults.join("\n")) }
     }
 
@@ -253,7 +281,7 @@ impl DevRoles {
         super::roles::auth(&self.config, self.address)?;
         let registry = schemas::connect(&self.config).await?;
         schemas::check_compatible(project, &registry)?;
-        if let Some(members) = self.running.as_ref().and_then(|r| r.members.as_ref()) {
+        if let Some(members) = self.members() {
             members.check_folders(project).await?;
         }
         // Kafka may refuse a topic. What it has made stays, so this comes after all that is only looked at.

@@ -198,6 +198,24 @@ async fn dev_tells_of_a_consumer_that_a_lock_keeps_from_starting_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn dev_takes_a_change_in_that_postgres_was_away_for() {
+    let mut cluster = Cluster::of("away", roots).await;
+    let dev = cluster.start_dev();
+    let says = async |text: &str| eventually_async(SOON, async || dev.log().contains(text)).await;
+    becomes(&dev, &post(&dev, "a", 4).await, "applied").await;
+
+    cluster.servers.postgres().pause().unwrap();
+    cluster.project.write("consumers/roots/roots.sql", "select sensor, cbrt(value) as root from reading");
+    says("the change is not taken in, what ran before goes on").await;
+    cluster.servers.postgres().cont().unwrap();
+    says("consumer roots: version 2 reads the log from its start").await;
+    says("the change is taken in now").await;
+    let log = dev.log();
+    assert_eq!(log.matches("the change is not taken in").count(), 1, "the same is told once:\n{log}");
+    dev.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn dev_goes_on_beside_a_topic_that_kafka_refuses() {
     let cluster = Cluster::of("refused", roots).await;
     let dev = cluster.start_dev();
