@@ -283,17 +283,22 @@ impl Members {
             return Ok(());
         }
         // From here on it is wanted and does not run, whatever happens: also if this future is dropped.
-        self.stopped.begin(name);
+        let runs = running.get(name).map(|started| started.member.engine.version);
+        let ran = self.stopped.begin(name, runs);
         if let Some(started) = running.remove(name) {
             started.member.stop().await;
         }
         let (member, ensured) = self.context.start(project, spec, compiled, &mut connection).await?;
         let version = ensured.version();
-        if matches!(ensured, Ensured::Unchanged(_)) {
-            let next = format!("if it has halted: millpond consumer restart {name}");
-            self.tell(name, &format!("version {version} goes on with the changed settings; {next}"));
-        } else {
-            self.tell(name, &format!("version {version} reads the log from its start"));
+        match (&ensured, ran) {
+            (Ensured::Unchanged(_), Some(ran)) if ran == version => {
+                let next = format!("if it has halted: millpond consumer restart {name}");
+                self.tell(name, &format!("version {version} goes on with the changed settings; {next}"));
+            }
+            // The folder is back.
+            (Ensured::Unchanged(_), None) => self.tell(name, &format!("version {version} goes on")),
+            // Made by us or, after `consumer restart --from-zero`, by another process.
+            _ => self.tell(name, &format!("version {version} reads the log from its start")),
         }
         running.insert(name.to_owned(), Started { member, spec: spec.clone() });
         self.stopped.end(name);

@@ -234,6 +234,24 @@ async fn dev_goes_on_beside_a_topic_that_kafka_refuses() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn dev_tells_that_a_version_made_by_another_process_reads_from_the_start() {
+    let cluster = Cluster::of("anew", roots).await;
+    let dev = cluster.start_dev();
+    let consume = cluster.start("consume", &[]);
+    becomes(&dev, &post(&dev, "a", 4).await, "applied").await;
+    // The other one is to be first.
+    dev.pause();
+    cluster.succeeds(&["consumer", "restart", "roots", "--from-zero"]);
+    eventually_async(SOON, async || versions(&cluster).await == Some(2)).await;
+    dev.cont();
+    let told = async || dev.log().contains("consumer roots: version 2 reads the log from its start");
+    eventually_async(SOON, told).await;
+    assert!(!dev.log().contains("goes on with the changed settings"), "{}", dev.log());
+    consume.stop();
+    dev.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn role_beside_dev_uses_its_servers_and_says_so() {
     let cluster = Cluster::of("beside", roots).await;
     cluster.project.write("millpond.toml", "[kafka]\nbrokers = \"127.0.0.1:1\"\n");
