@@ -112,7 +112,7 @@ async fn live(
     let base = format!("http://{}", roles.address);
     let demo = start_demo(config, arguments, state, &base).await?;
     banner(config, &base, &examples(&base, &project, roles.lines_to_post(&project)?), demo.is_some());
-    let mut line = LiveLine::new(config.postgres.url.clone(), demo);
+    let mut line = LiveLine::new(config, demo);
     let mut ticks = 0_u32;
     loop {
         tokio::time::sleep(watch::INTERVAL).await;
