@@ -46,6 +46,8 @@ pub struct Progress {
 /// The demo, if the project has its data.
 pub struct Demo {
     lines: Vec<Line>,
+    /// How many of them had been posted before.
+    posted: usize,
     /// Where it is remembered how many lines were posted, so that a second start does not post them again.
     memory: PathBuf,
     pub progress: Arc<Progress>,
@@ -64,17 +66,17 @@ impl Demo {
             .map(|line| Ok(serde_json::from_str(&line?)?))
             .collect::<anyhow::Result<Vec<Line>>>()
             .with_context(|| format!("cannot read {}", path.display()))?;
-        Ok(Some(Self { lines, memory: state.join(MEMORY), progress: Arc::default() }))
+        let memory = state.join(MEMORY);
+        let posted = remembered(&memory).min(lines.len());
+        let progress =
+            Progress { posted: AtomicU64::new(posted as u64), ended: AtomicBool::new(posted == lines.len()) };
+        Ok(Some(Self { lines, posted, memory, progress: Arc::new(progress) }))
     }
 
     /// Posts what is due, `speed` days a minute, until the data ends.
     pub async fn run(self, client: Client, speed: f64) -> anyhow::Result<()> {
-        let mut next = self.remembered().min(self.lines.len());
-        self.progress.posted.store(next as u64, Ordering::Relaxed);
-        let Some(first) = self.lines.get(next).map(|l| l.at) else {
-            self.progress.ended.store(true, Ordering::Relaxed);
-            return Ok(());
-        };
+        let mut next = self.posted;
+        let Some(first) = self.lines.get(next).map(|l| l.at) else { return Ok(()) };
         let start = Instant::now();
         while next < self.lines.len() {
             tokio::time::sleep(TICK).await;
@@ -127,13 +129,39 @@ impl Demo {
         }
     }
 
-    fn remembered(&self) -> usize {
-        fs::read_to_string(&self.memory).ok().and_then(|t| t.trim().parse().ok()).unwrap_or_default()
-    }
-
     fn remember(&self, posted: usize) {
         if let Err(error) = fs::write(&self.memory, posted.to_string()) {
             tracing::warn!(%error, "cannot remember how far the demo is; the next start posts it again");
+        }
+    }
+}
+
+fn remembered(memory: &Path) -> usize {
+    fs::read_to_string(memory).ok().and_then(|t| t.trim().parse().ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use flate2::{Compression, write::GzEncoder};
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn demo_that_was_posted_to_its_end_has_ended_from_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join(DATA);
+        fs::create_dir_all(data.parent().unwrap()).unwrap();
+        let mut file = GzEncoder::new(fs::File::create(data).unwrap(), Compression::fast());
+        for _ in 0..2 {
+            writeln!(file, r#"{{"type": "CancelFlight", "at": "2013-01-01T14:00:00Z", "body": {{}}}}"#).unwrap();
+        }
+        file.finish().unwrap();
+        for (memory, posted, ended) in [("", 0, false), ("1", 1, false), ("2", 2, true), ("3", 2, true)] {
+            fs::write(dir.path().join(MEMORY), memory).unwrap();
+            let progress = Demo::load(dir.path(), dir.path()).unwrap().unwrap().progress;
+            assert_eq!(progress.posted.load(Ordering::Relaxed), posted);
+            assert_eq!(progress.ended.load(Ordering::Relaxed), ended, "{memory:?} were posted");
         }
     }
 }

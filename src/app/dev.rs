@@ -1,6 +1,13 @@
 //! `millpond dev`: real servers, all roles, real flights, and folders that are picked up as they change.
 
-use std::{collections::BTreeSet, io::IsTerminal, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    io::IsTerminal,
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use anyhow::Context;
 use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
@@ -111,7 +118,8 @@ async fn live(
     roles.start(&project, listener).await?;
     let base = format!("http://{}", roles.address);
     let demo = start_demo(config, arguments, state, &base).await?;
-    banner(config, &base, &examples(&base, &project, roles.lines_to_post(&project)?), demo.is_some());
+    let is_posting = demo.as_ref().is_some_and(|(progress, _)| !progress.ended.load(Ordering::Relaxed));
+    banner(config, &base, &examples(&base, &project, roles.lines_to_post(&project)?), is_posting);
     let mut line = LiveLine::new(config, demo);
     let mut ticks = 0_u32;
     loop {
@@ -329,7 +337,7 @@ async fn start_demo(
     Ok(Some((progress, task)))
 }
 
-fn banner(config: &Config, base: &str, examples: &[String], demo: bool) {
+fn banner(config: &Config, base: &str, examples: &[String], is_posting: bool) {
     eprintln!("\nMillpond is up.\n");
     eprintln!("  HTTP      {base}          (docs of what it serves: curl {base}/)");
     eprintln!("  Kafka     {}", config.kafka.brokers);
@@ -338,7 +346,7 @@ fn banner(config: &Config, base: &str, examples: &[String], demo: bool) {
     for line in examples {
         eprintln!("  {line}");
     }
-    if demo {
+    if is_posting {
         eprintln!(
             "\nThe flights of the first days of January 2013 are being posted through the API, as the airlines would have."
         );
