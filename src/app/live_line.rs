@@ -4,6 +4,7 @@ use std::{
     io::{IsTerminal, Write},
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use tokio::task::JoinHandle;
@@ -16,6 +17,9 @@ use crate::{
         status::{self, ProjectionStatus},
     },
 };
+
+/// How long Postgres may take to answer: changed folders wait meanwhile, and would for ever at one that is frozen.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// `posted · applied · age`, renewed in place on a terminal, every ten seconds elsewhere.
 pub struct LiveLine {
@@ -72,12 +76,10 @@ impl LiveLine {
         if self.connection.is_none() {
             self.connection = store::connect(&self.url, "millpond dev").await.ok();
         }
-        let projections = match status::projections(self.connection.as_mut()?).await {
-            Ok(projections) => projections,
-            Err(_) => {
-                self.connection = None;
-                return None;
-            }
+        let asked = tokio::time::timeout(ANSWER, status::projections(self.connection.as_mut()?)).await;
+        let Ok(Ok(projections)) = asked else {
+            self.connection = None;
+            return None;
         };
         let applied: Vec<String> = projections
             .iter()
