@@ -344,11 +344,13 @@ impl Members {
             for name in waiting {
                 let reloaded = match Project::load(&dir) {
                     Ok(project) => self.reload(&project, &name).await,
-                    Err(error) => Err(error),
+                    Err(error) => {
+                        self.stopped.fail(&name, &format!("{error:#}"));
+                        Err(error)
+                    }
                 };
                 let Err(error) = reloaded else { continue };
                 let error = format!("{error:#}");
-                self.stopped.fail(&name, &error);
                 if told.get(&name) != Some(&error) {
                     warn!(consumer = %name, error, "cannot be started anew; trying again every second");
                     told.insert(name, error);

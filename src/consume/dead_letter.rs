@@ -89,8 +89,8 @@ impl DeadLetter<'_> {
         rows.bytes(id.as_bytes());
         rows.bytes(format!("{}.dlq", engine.projection).as_bytes());
         rows.bytes(self.fault.record_type.as_deref().unwrap_or_default().as_bytes());
-        bytes_or_null(rows, key);
-        bytes_or_null(rows, payload);
+        rows.bytes_or_null(key);
+        rows.bytes_or_null(payload);
         rows.jsonb(&Value::from(headers).to_string());
     }
 
@@ -103,13 +103,6 @@ impl DeadLetter<'_> {
 
 fn cut(reason: &str) -> &str {
     &reason[..reason.floor_char_boundary(LONGEST_REASON)]
-}
-
-fn bytes_or_null(rows: &mut CopyBuffer, bytes: Option<&[u8]>) {
-    match bytes {
-        Some(bytes) => rows.bytes(bytes),
-        None => rows.null(),
-    }
 }
 
 /// How bytes stand in JSON.

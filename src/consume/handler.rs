@@ -14,7 +14,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, value::RawValue};
 
 use super::guard::Attempt;
-use crate::domain::{TableInfo, ident, literal, nearest};
+use crate::domain::{ident, literal, nearest};
+use crate::projection::Compiled;
 use crate::store::{self, Session};
 
 /// One record, decoded with the schema version that the consumer pins.
@@ -181,20 +182,21 @@ impl Effects {
 
     /// Finds, before anything is written, what is the handler's fault: a value that could not be serialised, a row for
     /// a table or with a field that is not there. Postgres would not say so: a row's unknown fields mean nothing to it.
-    pub(super) fn check(&self, tables: &[TableInfo]) -> Result<(), store::Error> {
+    pub(super) fn check(&self, compiled: &Compiled) -> Result<(), store::Error> {
         if let Some(error) = &self.error {
             return Err(store::Error::Refused(error.clone()));
         }
-        self.rows.iter().try_for_each(|effect| effect.check(tables)).map_err(store::Error::Refused)
+        self.rows.iter().try_for_each(|effect| effect.check(compiled)).map_err(store::Error::Refused)
     }
 }
 
 impl RowEffect {
-    fn check(&self, tables: &[TableInfo]) -> Result<(), String> {
+    fn check(&self, compiled: &Compiled) -> Result<(), String> {
         let (did, name) = (if self.deleted { "deleted" } else { "wrote" }, &self.table);
-        let Some(table) = tables.iter().find(|table| &table.name == name) else {
-            let declared = tables.iter().map(|table| table.name.as_str());
-            let near = nearest(name, declared).map_or(String::new(), |near| format!(" (did you mean {near}?)"));
+        let Some(table) = compiled.table(name) else {
+            let declared = compiled.tables();
+            let near = nearest(name, declared.iter().map(|table| table.name.as_str()))
+                .map_or(String::new(), |near| format!(" (did you mean {near}?)"));
             return Err(format!("the handler {did} a row of {name}, which consumer.toml does not declare{near}"));
         };
         let fields: BTreeMap<Cow<'_, str>, &RawValue> = serde_json::from_str(&self.row)

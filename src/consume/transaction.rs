@@ -83,7 +83,7 @@ pub async fn run(engine: &Engine, session: &mut Session, mut work: Work<'_>) -> 
                 Failure::Record(offset, Fault { class: "handler", reason, record_type: None })
             }
         })?;
-        work.prepared.effects.check(&engine.compiled.tables())?;
+        work.prepared.effects.check(&engine.compiled)?;
         if let Some(attempt) = attempt {
             attempt.end().await?;
         }
@@ -119,7 +119,7 @@ fn flush_sql(engine: &Engine, work: &Work<'_>, emitted: i64, with_rows: &BTreeSe
     sql.push_str(&engine.compiled.apply_sql(engine.version, work.prepared.rounds, with_rows));
     for table in tables {
         // Every one is declared: `Effects::check`.
-        if let Some(info) = engine.compiled.tables().iter().find(|t| &t.name == table) {
+        if let Some(info) = engine.compiled.table(table) {
             let columns: Vec<String> = info.columns.iter().map(|c| c.name.clone()).collect();
             sql.push_str(&handler::write_rows_sql(&engine.schema, table, &columns, &info.key));
         }

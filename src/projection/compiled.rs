@@ -53,6 +53,11 @@ impl Compiled {
         self.tables.iter().map(|table| table.info.clone()).collect()
     }
 
+    /// One of [`Self::tables`].
+    pub fn table(&self, name: &str) -> Option<&TableInfo> {
+        self.tables.iter().map(|table| &table.info).find(|info| info.name == name)
+    }
+
     /// SHA-256 in hex over everything that decides what the rows are.
     pub fn hash(&self) -> &str {
         &self.hash

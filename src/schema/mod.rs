@@ -23,7 +23,7 @@ pub use apache_avro::Schema;
 pub use columns::{Column, PgType, columns_of};
 pub use definition::definitions_of;
 pub use fault::Fault;
-pub use parse::{ParsedSchema, parse, parse_registered, record_name};
+pub use parse::{ParsedSchema, is_name, parse, parse_registered, record_name};
 pub use pg::{Scratch, Transcoder};
 pub use resolve::ResolveError;
 pub use sample::infer;

@@ -130,8 +130,8 @@ fn lint<'a>(schema: &'a Value, path: &mut Vec<&'a str>, faults: &mut Vec<String>
     }
 }
 
-/// Whether Avro takes it as the name of a field.
-fn is_name(name: &str) -> bool {
+/// Whether Avro takes it as the name of a field, or as the simple name of a record.
+pub fn is_name(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }

@@ -42,8 +42,12 @@ impl CopyBuffer {
     }
 
     pub fn text_or_null(&mut self, value: Option<&str>) {
+        self.bytes_or_null(value.map(str::as_bytes));
+    }
+
+    pub fn bytes_or_null(&mut self, value: Option<&[u8]>) {
         match value {
-            Some(value) => self.bytes(value.as_bytes()),
+            Some(value) => self.bytes(value),
             None => self.null(),
         }
     }

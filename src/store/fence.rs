@@ -163,6 +163,16 @@ async fn terminate_blockers(url: &str, pid: i32) -> Result<(), Error> {
     Ok(())
 }
 
+/// A statement on the fence of a claim, which its first six parameters name: it finds no row once the fence is another's.
+fn on_claim<'q>(
+    sql: &'static str,
+    projection: &'q str,
+    version: i32,
+    claim: &'q Claim,
+) -> Query<'q, Postgres, PgArguments> {
+    on_fence(sql, projection, version, &claim.at).bind(claim.owner).bind(claim.epoch)
+}
+
 /// Gives a partition back, if it is still ours.
 pub async fn release(
     connection: &mut PgConnection,
@@ -170,15 +180,13 @@ pub async fn release(
     version: i32,
     claim: &Claim,
 ) -> Result<(), Error> {
-    on_fence(
+    on_claim(
         "update millpond.fences set owner = null
           where projection = $1 and version = $2 and topic = $3 and partition = $4 and owner = $5 and epoch = $6",
         projection,
         version,
-        &claim.at,
+        claim,
     )
-    .bind(claim.owner)
-    .bind(claim.epoch)
     .execute(connection)
     .await?;
     Ok(())
@@ -193,17 +201,15 @@ pub async fn note_attempt(
     claim: &Claim,
     (from, anew): (i64, bool),
 ) -> Result<i32, Error> {
-    let attempts = on_fence(
+    let attempts = on_claim(
         "update millpond.fences
             set attempts = case when attempts_at = $7 and not $8 then attempts + 1 else 1 end, attempts_at = $7
           where projection = $1 and version = $2 and topic = $3 and partition = $4 and owner = $5 and epoch = $6
         returning attempts",
         projection,
         version,
-        &claim.at,
+        claim,
     )
-    .bind(claim.owner)
-    .bind(claim.epoch)
     .bind(from)
     .bind(anew)
     .fetch_optional(connection)
@@ -220,15 +226,13 @@ pub async fn count_attempts(
     claim: &Claim,
     by: i32,
 ) -> Result<(), Error> {
-    on_fence(
+    on_claim(
         "update millpond.fences set attempts = greatest(attempts + $7, 0)
           where projection = $1 and version = $2 and topic = $3 and partition = $4 and owner = $5 and epoch = $6",
         projection,
         version,
-        &claim.at,
+        claim,
     )
-    .bind(claim.owner)
-    .bind(claim.epoch)
     .bind(by)
     .execute(connection)
     .await?;
@@ -250,15 +254,13 @@ pub async fn halt(
     claim: &Claim,
     halt: &Halt,
 ) -> Result<(), Error> {
-    on_fence(
+    on_claim(
         "update millpond.fences set state = 'halted', halt_code = $7, halt_reason = $8, owner = null
           where projection = $1 and version = $2 and topic = $3 and partition = $4 and owner = $5 and epoch = $6",
         projection,
         version,
-        &claim.at,
+        claim,
     )
-    .bind(claim.owner)
-    .bind(claim.epoch)
     .bind(halt.code)
     .bind(&halt.reason)
     .execute(connection)

@@ -48,6 +48,11 @@ async fn becomes(process: &Process, position: &str, outcome: &str) -> Value {
     entry().await
 }
 
+/// Waits until it has said that.
+async fn says(dev: &Process, text: &str) {
+    eventually_async(SOON, async || dev.log().contains(text)).await;
+}
+
 async fn versions(cluster: &Cluster) -> Option<i64> {
     cluster.number("select count(*) from millpond.versions where projection = 'roots'").await
 }
@@ -88,7 +93,6 @@ async fn dev_takes_in_what_changes_and_says_what_to_type() {
     let cluster = Cluster::of("dev", roots).await;
     let dev = cluster.start_dev();
     assert!(dev.log().contains("/v1/events/Reading -H 'content-type: application/json' -d"), "{}", dev.log());
-    let says = async |text: &str| eventually_async(SOON, async || dev.log().contains(text)).await;
 
     // A policy: the same tables go on.
     becomes(&dev, &post(&dev, "a", 4).await, "applied").await;
@@ -98,7 +102,7 @@ async fn dev_takes_in_what_changes_and_says_what_to_type() {
     let reason = halted["halt"]["reason"].as_str().unwrap();
     assert!(reason.contains("on_error = \"skip\"") && reason.contains("millpond consumer restart roots"), "{reason}");
     cluster.project.write("consumers/roots/consumer.toml", &manifest("skip"));
-    says("consumer roots: version 1 goes on with the changed settings").await;
+    says(&dev, "consumer roots: version 1 goes on with the changed settings").await;
     cluster.succeeds(&["consumer", "restart", "roots"]);
     becomes(&dev, &behind, "applied").await;
     assert_eq!(becomes(&dev, &poison, "dead_lettered").await["reason_class"], "refused_by_postgres");
@@ -108,17 +112,17 @@ async fn dev_takes_in_what_changes_and_says_what_to_type() {
     cluster.project.write("consumers/squares/squares.sql", "select sensor, value * value as square from reading");
     let misspelt = manifest("skip").replace("roots", "squares").replace("TOPIC", "xTOPIC");
     cluster.project.write("consumers/squares/consumer.toml", &misspelt);
-    says(&format!("did you mean `{}`?", cluster.project.topic)).await;
+    says(&dev, &format!("did you mean `{}`?", cluster.project.topic)).await;
     assert!(dev.log().contains("consumers/squares/consumer.toml: no folder declares the topic"), "{}", dev.log());
     cluster.project.write("consumers/squares/consumer.toml", &manifest("skip").replace("roots", "squares"));
-    says("consumer squares: version 1 reads the log from its start").await;
+    says(&dev, "consumer squares: version 1 reads the log from its start").await;
 
     // A new type is posted as it is told.
     cluster.project.write("sample.json", r#"{"order_id": "o'1", "pieces": 3}"#);
     let topic = format!("{}.orders", cluster.project.topic);
     cluster.succeeds(&["producer", "new", "orders", "--from", "sample.json", "--topic", &topic]);
-    says("new, and ready to be posted:").await;
-    says("/v1/events/Orders -H").await;
+    says(&dev, "new, and ready to be posted:").await;
+    says(&dev, "/v1/events/Orders -H").await;
     let log = dev.log();
     let line = log.lines().find(|line| line.contains("/v1/events/Orders")).unwrap().trim();
     let output = std::process::Command::new("sh").args(["-c", line]).output().unwrap();
@@ -132,7 +136,6 @@ async fn dev_takes_in_what_changes_and_says_what_to_type() {
 async fn dev_tells_of_a_consumer_that_a_lock_keeps_from_starting_anew() {
     let cluster = Cluster::of("locked", roots).await;
     let dev = cluster.start_dev();
-    let says = async |text: &str| eventually_async(SOON, async || dev.log().contains(text)).await;
     becomes(&dev, &post(&dev, "a", 4).await, "applied").await;
 
     // As somebody does who has begun a transaction in psql and looks at the rows.
@@ -140,7 +143,7 @@ async fn dev_tells_of_a_consumer_that_a_lock_keeps_from_starting_anew() {
     psql.execute("begin").await.unwrap();
     psql.execute("select * from live.roots").await.unwrap();
     cluster.project.write("consumers/roots/roots.sql", "select sensor, cbrt(value) as root from reading");
-    says("consumer roots is stopped and tried again every second").await;
+    says(&dev, "consumer roots is stopped and tried again every second").await;
     let log = dev.log();
     assert!(
         log.contains("another session holds a lock on the tables or views of consumer roots; end that transaction"),
@@ -166,7 +169,7 @@ async fn dev_tells_of_a_consumer_that_a_lock_keeps_from_starting_anew() {
     assert!(warnings <= 1, "the same is told once:\n{}", dev.log());
 
     psql.execute("rollback").await.unwrap();
-    says("consumer roots: version 2 reads the log from its start").await;
+    says(&dev, "consumer roots: version 2 reads the log from its start").await;
     eventually_async(SOON, async || dev.web.get("/readyz", &[]).await.status == 200).await;
     becomes(&dev, &post(&dev, "b", 27).await, "applied").await;
     assert_eq!(cluster.number("select root::int8 from live.roots where sensor = 'b'").await, Some(3));
@@ -178,16 +181,16 @@ async fn dev_tells_of_a_consumer_that_a_lock_keeps_from_starting_anew() {
     let stopped = "the change is not taken in, consumer roots is stopped";
     eventually_async(SOON, async || dev.log().matches(stopped).count() == 2).await;
     psql.execute("rollback").await.unwrap();
-    says("consumer roots: version 2 goes on with the changed settings").await;
+    says(&dev, "consumer roots: version 2 goes on with the changed settings").await;
 
     // Where all roles have to be started anew, nothing runs until they can be.
     psql.execute("begin").await.unwrap();
     psql.execute("select * from live.roots").await.unwrap();
     cluster.project.write("consumers/roots/roots.sql", "select sensor, cbrt(value) as root, unit from reading");
-    says("the change is not taken in, what ran before goes on").await;
+    says(&dev, "the change is not taken in, what ran before goes on").await;
     let unit = r#", {"name": "unit", "type": "string", "default": ""}"#;
     cluster.project.write("schemas/Reading/v2.avsc", &schema(&cluster.project, unit));
-    says("the change is not taken in, nothing runs until it is").await;
+    says(&dev, "the change is not taken in, nothing runs until it is").await;
     psql.execute("rollback").await.unwrap();
     let is_ready = async || dev.web.try_get("/readyz", &[]).await.is_ok_and(|answer| answer.status == 200);
     eventually_async(SOON, is_ready).await;
@@ -201,15 +204,14 @@ async fn dev_tells_of_a_consumer_that_a_lock_keeps_from_starting_anew() {
 async fn dev_takes_a_change_in_that_postgres_was_away_for() {
     let mut cluster = Cluster::of("away", roots).await;
     let dev = cluster.start_dev();
-    let says = async |text: &str| eventually_async(SOON, async || dev.log().contains(text)).await;
     becomes(&dev, &post(&dev, "a", 4).await, "applied").await;
 
     cluster.servers.postgres().pause().unwrap();
     cluster.project.write("consumers/roots/roots.sql", "select sensor, cbrt(value) as root from reading");
-    says("the change is not taken in, what ran before goes on").await;
+    says(&dev, "the change is not taken in, what ran before goes on").await;
     cluster.servers.postgres().cont().unwrap();
-    says("consumer roots: version 2 reads the log from its start").await;
-    says("the change is taken in now").await;
+    says(&dev, "consumer roots: version 2 reads the log from its start").await;
+    says(&dev, "the change is taken in now").await;
     let log = dev.log();
     assert_eq!(log.matches("the change is not taken in").count(), 1, "the same is told once:\n{log}");
     dev.stop();
@@ -219,14 +221,13 @@ async fn dev_takes_a_change_in_that_postgres_was_away_for() {
 async fn dev_goes_on_beside_a_topic_that_kafka_refuses() {
     let cluster = Cluster::of("refused", roots).await;
     let dev = cluster.start_dev();
-    let says = async |text: &str| eventually_async(SOON, async || dev.log().contains(text)).await;
     becomes(&dev, &post(&dev, "a", 4).await, "applied").await;
 
     // Kafka takes names that differ in dots and underscores only for one.
     let clashing = cluster.project.topic.replace(".events.v1", "_events.v1");
     let refused = format!("{CONTRACT}[topics.\"{clashing}\"]\npartitions = 1\n");
     cluster.project.write("producers/sensors/producer.toml", &refused);
-    says("the change is not taken in, what ran before goes on").await;
+    says(&dev, "the change is not taken in, what ran before goes on").await;
     assert!(dev.log().contains(&format!("create topic `{clashing}`")), "{}", dev.log());
     becomes(&dev, &post(&dev, "b", 9).await, "applied").await;
     assert!(!dev.log().contains("restarting the roles"), "{}", dev.log());

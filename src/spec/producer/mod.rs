@@ -16,6 +16,7 @@ pub use examples::{Example, Expectation, Outcome, Report, run_examples, valid_ex
 pub use values::{Rate, Retention};
 
 use super::{Document, SpecFault, TableReader};
+use crate::schema::is_name;
 
 /// Name of the file in a producer's folder.
 pub const FILE: &str = "producer.toml";
@@ -338,10 +339,8 @@ pub fn name_fault(name: &str) -> Option<&'static str> {
 }
 
 /// Why a name of a record type is refused.
-pub fn record_name_fault(name: &str) -> Option<String> {
-    let legal = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-    (!legal).then(|| "is not the simple name of an Avro record, such as ScheduleFlight".to_owned())
+pub fn record_name_fault(name: &str) -> Option<&'static str> {
+    (!is_name(name)).then_some("is not the simple name of an Avro record, such as ScheduleFlight")
 }
 
 fn is_topic(name: &str) -> bool {

@@ -99,8 +99,7 @@ impl Cluster {
         let config = self.project.dir.join("millpond.toml").display().to_string();
         let args = [role, "--listen", "127.0.0.1:0", "--project", &project, "--config", &config];
         let args = args.into_iter().map(str::to_owned).collect();
-        let number = self.started.replace(self.started.get() + 1);
-        Process::start(&self.folder, &format!("{role}-{number}"), args, true)
+        Process::start(&self.folder, &self.name(role), args, true)
     }
 
     /// What a command prints that is run in the project's folder, told nothing of the servers.
@@ -119,14 +118,11 @@ impl Cluster {
 
     /// Starts a role of another program, which gets the arguments, as JSON, in an environment variable of this name.
     pub fn start_other(&self, program: &[OsString], variable: &str, role: &str, settings: &[&str]) -> Process {
-        let number = self.started.replace(self.started.get() + 1);
-        let mut args = vec!["millpond".to_owned(), role.to_owned(), "--listen".to_owned(), "127.0.0.1:0".to_owned()];
-        args.extend(self.flags());
-        let settings = settings.iter().chain(&["log.format=json"]);
-        args.extend(settings.flat_map(|setting| ["--set".to_owned(), (*setting).to_owned()]));
+        let mut args = vec!["millpond".to_owned()];
+        args.extend(self.args(role, &[], &[settings, &["log.format=json"]].concat()));
         let variable = format!("{variable}={}", serde_json::to_string(&args).unwrap());
         let words = [OsString::from("env"), variable.into()].into_iter().chain(program.iter().cloned()).collect();
-        Process::start_program(&self.folder, &format!("{role}-{number}"), words, false)
+        Process::start_program(&self.folder, &self.name(role), words, false)
     }
 
     /// Starts `millpond ROLE`, which may not be ready for some time.
@@ -135,12 +131,21 @@ impl Cluster {
     }
 
     fn start_with(&self, role: &str, own: &[&str], settings: &[&str], ready: bool) -> Process {
-        let number = self.started.replace(self.started.get() + 1);
+        Process::start(&self.folder, &self.name(role), self.args(role, own, settings), ready)
+    }
+
+    /// The command line of a role.
+    fn args(&self, role: &str, own: &[&str], settings: &[&str]) -> Vec<String> {
         let mut args = vec![role.to_owned(), "--listen".to_owned(), "127.0.0.1:0".to_owned()];
         args.extend(own.iter().map(|arg| (*arg).to_owned()));
         args.extend(self.flags());
         args.extend(settings.iter().flat_map(|setting| ["--set".to_owned(), (*setting).to_owned()]));
-        Process::start(&self.folder, &format!("{role}-{number}"), args, ready)
+        args
+    }
+
+    /// What the next process that is started is called.
+    fn name(&self, role: &str) -> String {
+        format!("{role}-{}", self.started.replace(self.started.get() + 1))
     }
 
     /// Runs a command of the command line to its end.

@@ -26,16 +26,22 @@ impl Project {
     /// Payments on two partitions, and what they come to per account: whatever is applied twice is counted twice. An
     /// amount from [`Self::TOO_MUCH`] on cannot be applied, and is set aside.
     pub fn sums(dir: PathBuf, unique: &str) -> Self {
-        let project = Self::empty(dir, unique);
-        let schema = r#"{"type": "record", "name": "Paid", "fields": [
-            {"name": "account", "type": "string"}, {"name": "amount", "type": "long"}]}"#;
-        project.write("schemas/Paid/v1.avsc", schema);
-        let contract = "[events.Paid]\ntopic = \"TOPIC\"\nkey = \"account\"\n[topics.\"TOPIC\"]\npartitions = 2\n";
-        project.write("producers/shop/producer.toml", contract);
+        let project = Self::shop(dir, unique, 2);
         let manifest = "topics = [\"TOPIC\"]\n[tables.sums]\nkey = [\"account\"]\n\
                         merge = { payments = \"sum\", total = \"sum\" }\n";
         project.write("consumers/sums/consumer.toml", manifest);
         project.bound(Self::TOO_MUCH);
+        project
+    }
+
+    /// Payments on so many partitions, and no consumer.
+    pub fn shop(dir: PathBuf, unique: &str, partitions: u32) -> Self {
+        let project = Self::empty(dir, unique);
+        let schema = r#"{"type": "record", "name": "Paid", "fields": [
+            {"name": "account", "type": "string"}, {"name": "amount", "type": "long"}]}"#;
+        project.write("schemas/Paid/v1.avsc", schema);
+        let contract = "[events.Paid]\ntopic = \"TOPIC\"\nkey = \"account\"\n[topics.\"TOPIC\"]\n";
+        project.write("producers/shop/producer.toml", &format!("{contract}partitions = {partitions}\n"));
         project
     }
 

@@ -61,7 +61,7 @@ impl Handler for Sums {
 
 /// The other process of the tests below.
 #[test]
-#[ignore = "run by the other tests here"]
+#[ignore = "a process of the two tests below, which run it by default"]
 fn consumer_process() {
     let Ok(arguments) = std::env::var(ARGUMENTS) else { return };
     let arguments: Vec<OsString> =
@@ -70,12 +70,7 @@ fn consumer_process() {
 }
 
 fn deadly(dir: PathBuf, unique: &str) -> Project {
-    let project = Project::empty(dir, unique);
-    let schema = r#"{"type": "record", "name": "Paid", "fields": [
-        {"name": "account", "type": "string"}, {"name": "amount", "type": "long"}]}"#;
-    project.write("schemas/Paid/v1.avsc", schema);
-    let contract = "[events.Paid]\ntopic = \"TOPIC\"\nkey = \"account\"\n[topics.\"TOPIC\"]\npartitions = 1\n";
-    project.write("producers/shop/producer.toml", contract);
+    let project = Project::shop(dir, unique, 1);
     let manifest = "topics = [\"TOPIC\"]\ntypes = [\"Paid\"]\nhandler = \"rust\"\n[tables.deadly]\nkey = [\"account\"]\n\
                     [tables.deadly.columns]\naccount = \"text\"\ntotal = \"int8\"\n";
     project.write("consumers/deadly/consumer.toml", manifest);
