@@ -1,24 +1,16 @@
 //! A crate of a user's own: written by `millpond new --rust`, built, run, and asked.
 
 use std::{
+    ffi::OsString,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    time::Duration,
+    process::Command,
+    sync::Arc,
 };
 
-use millpond::app::Client;
+use millpond::dev::Folder;
 
-use crate::harness::{brokers, database, eventually_async, unique};
-
-/// A role process that ends with the test.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use crate::cluster::Process;
+use crate::harness::{brokers, database, own_folder, unique};
 
 fn run(command: &mut Command) -> String {
     let output = command.output().unwrap();
@@ -71,32 +63,23 @@ async fn a_crate_of_ones_own_is_written_built_and_answers() {
     };
     run(Command::new(&binary).args(["producer", "test"]).current_dir(&project));
     run(Command::new(&binary).args(arguments(&["schema", "push"])).current_dir(&project));
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let listen = format!("127.0.0.1:{port}");
-    let _process = Process(
-        Command::new(&binary)
-            .args(arguments(&["all", "--listen", &listen]))
-            .current_dir(&project)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap(),
-    );
-    let client = Client::new(&format!("http://{listen}"));
-    let ready = || async { client.get("/readyz", &[]).await.is_ok_and(|a| a.status == 200) };
-    eventually_async(Duration::from_secs(30), ready).await;
+    let folder = Arc::new(Folder::open(&own_folder("greetings")).unwrap());
+    let listen = ["--listen", "127.0.0.1:0", "--set", "log.format=json", "--project"].map(str::to_owned);
+    let listen = listen.into_iter().chain([project.display().to_string()]);
+    let words = [binary.into_os_string()].into_iter();
+    let words = words.chain(arguments(&["all"]).into_iter().chain(listen).map(OsString::from)).collect();
+    let process = Process::start_program(&folder, "greetings-app", words, true);
 
     let json = [("content-type", "application/json")];
-    let posted = client.post("/v1/commands/Greet", &json, br#"{"name":"Ada"}"#.to_vec()).await.unwrap();
-    assert_eq!(posted.status, 202, "{:?}", posted.body);
-    let position = posted.headers["millpond-position"].to_str().unwrap().to_owned();
-    let read = [("millpond-min-position", position.as_str()), ("prefer", "wait=10")];
-    let rows = client.get("/v1/views/greetings?name=eq.Ada", &read).await.unwrap();
-    assert_eq!(rows.body, r#"[{"name":"Ada","times":1}]"#, "{:?}", rows.status);
+    let posted = process.web.post("/v1/commands/Greet", &json, r#"{"name":"Ada"}"#).await;
+    assert_eq!(posted.status, 202, "{}", posted.text);
+    let read = [("millpond-min-position", posted.position()), ("prefer", "wait=10")];
+    let rows = process.web.get("/v1/views/greetings?name=eq.Ada", &read).await;
+    assert_eq!(rows.text, r#"[{"name":"Ada","times":1}]"#, "{}", rows.status);
 
-    let refused = client.post("/v1/commands/Greet", &json, br#"{"name":" "}"#.to_vec()).await.unwrap();
-    let position = refused.headers["millpond-position"].to_str().unwrap();
-    let read = [("millpond-min-position", position), ("prefer", "wait=10")];
-    let answer = client.get("/v1/views/greetings", &read).await.unwrap();
-    assert_eq!(answer.headers["millpond-outcome"], "refused");
+    let refused = process.web.post("/v1/commands/Greet", &json, r#"{"name":" "}"#).await;
+    let read = [("millpond-min-position", refused.position()), ("prefer", "wait=10")];
+    let answer = process.web.get("/v1/views/greetings", &read).await;
+    assert_eq!(answer.header("millpond-outcome"), Some("refused"));
+    process.stop();
 }

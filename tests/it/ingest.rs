@@ -1,6 +1,6 @@
 //! Posting to a real broker: what the answer says is what the log has.
 
-use std::{fs, path::Path, sync::Arc, time::Duration};
+use std::{fs, path::Path, sync::Arc};
 
 use axum::{
     Router,
@@ -18,6 +18,7 @@ use millpond::{
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
+use crate::cluster::SOON;
 use crate::publisher::{new_topic, options, read_all};
 
 const SCHEMA: &str = r#"{"type": "record", "name": "Reading", "fields": [
@@ -52,7 +53,7 @@ async fn app(topic: String) -> App {
     let contracts = Contracts::compile(&load_all(&dir.path().join("producers")).unwrap(), &schemas).unwrap();
     contracts.get("Reading").unwrap().set_schema_id(SCHEMA_ID);
     let publisher = Publisher::start(&options(), [topic.as_str()]).unwrap();
-    tokio::time::timeout(Duration::from_secs(20), publisher.wait_ready()).await.expect("ready in time");
+    tokio::time::timeout(SOON, publisher.wait_ready()).await.expect("ready in time");
     let options = Options { chunk_bytes: 16 << 10, ..Options::default() };
     let state = IngestState::new(contracts, Arc::new(publisher), Arc::new(Auth::Open), options);
     App { router: http::app(router(state)), topic }

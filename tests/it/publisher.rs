@@ -9,6 +9,7 @@ use millpond::kafka::{
 };
 use uuid::Uuid;
 
+use crate::cluster::SOON;
 use crate::harness::brokers;
 
 pub fn options() -> Options {
@@ -46,7 +47,7 @@ pub fn batch(topic: &str, records: &[Plain<'_>]) -> EncodedBatch {
 
 async fn ready(options: &Options, topic: &str) -> Publisher {
     let publisher = Publisher::start(options, [topic]).unwrap();
-    tokio::time::timeout(Duration::from_secs(20), publisher.wait_ready()).await.expect("ready in time");
+    tokio::time::timeout(SOON, publisher.wait_ready()).await.expect("ready in time");
     publisher
 }
 
@@ -228,6 +229,6 @@ async fn unreachable_brokers_are_said_at_once() {
     assert!(matches!(error, Some(NotSent::Unavailable { .. })), "{error:?}");
     let mut health = publisher.watch_health();
     let says_so = |health: &Health| matches!(health, Health::Degraded { why, .. } if why.contains("no broker"));
-    let said = tokio::time::timeout(Duration::from_secs(10), health.wait_for(says_so)).await;
+    let said = tokio::time::timeout(SOON, health.wait_for(says_so)).await;
     assert!(said.is_ok(), "{:?}", publisher.health());
 }

@@ -51,7 +51,7 @@ pub async fn register(registry: &Arc<Registry>, subject: &str, text: &str) -> Re
 
 pub async fn open(registry: &RegistryOptions) -> Arc<Registry> {
     let registry = Arc::new(Registry::start(&options(), registry).unwrap());
-    tokio::time::timeout(Duration::from_secs(20), registry.wait_ready()).await.expect("ready in time");
+    tokio::time::timeout(SOON, registry.wait_ready()).await.expect("ready in time");
     registry
 }
 
@@ -207,7 +207,7 @@ async fn registry_whose_topic_comes_later_gets_ready_then() {
     let registry = Registry::start(&Options { ..options() }, &at).unwrap();
     assert_eq!(*registry.watch().borrow(), 0, "there is nothing to read yet");
     Admin::connect(&options()).unwrap().ensure_topics(&[at.topic_spec()]).await.unwrap();
-    tokio::time::timeout(Duration::from_secs(20), registry.wait_ready()).await.expect("ready in time");
+    tokio::time::timeout(SOON, registry.wait_ready()).await.expect("ready in time");
     assert!(registry.subjects().is_empty());
 }
 

@@ -24,7 +24,7 @@ const PEACE: Duration = Duration::from_secs(3);
 /// How long tables may take to have everything once the load has ended.
 const SETTLES_WITHIN: Duration = Duration::from_secs(120);
 /// A run that stands still for so long will not move any more.
-const STANDS_STILL: Duration = Duration::from_secs(20);
+const STANDS_STILL: Duration = Duration::from_secs(60);
 /// Length of a window of availability.
 const WINDOW: u64 = 250_000_000;
 /// What no process may take.

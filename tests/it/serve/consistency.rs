@@ -40,7 +40,7 @@ async fn every_answer_tells_position_and_age() {
     // record of partition 0; and the oldest partition counts.
     for (first, second, expected) in [(100, 50, 2.0..20.0), (101, 50, 30.0..50.0), (101, 51, 60.0..80.0)] {
         ends(&served, first, second).await;
-        eventually_async(Duration::from_secs(10), || async {
+        eventually_async(SOON, || async {
             let answer = served.get(POINT).await;
             answer.header("millpond-age").unwrap().parse::<f64>().is_ok_and(|age| expected.contains(&age))
         })

@@ -28,7 +28,7 @@ async fn an_account_with_the_documented_grants_reads_versions_of_now_and_later()
     let app = router(state.clone());
     let read = async || answer(&app, Request::get("/v1/views/flights").body(Body::empty()).unwrap()).await;
     let refused_for = async |grant: &str| {
-        eventually_async(Duration::from_secs(10), || async { read().await.text.contains(grant) }).await;
+        eventually_async(SOON, || async { read().await.text.contains(grant) }).await;
         read().await.is_problem(503, "MP6016");
     };
 
@@ -39,7 +39,7 @@ async fn an_account_with_the_documented_grants_reads_versions_of_now_and_later()
     refused_for("grant usage on schema p_flights_v1 and grant select on all tables in schema p_flights_v1").await;
     served.sql(&documented_grants(&reader)).await;
     let version_read = async |marker: i32| {
-        eventually_async(Duration::from_secs(10), || async {
+        eventually_async(SOON, || async {
             let answer = read().await;
             answer.status == 200 && answer.json()[0]["marker"] == marker
         })

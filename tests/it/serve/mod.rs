@@ -15,6 +15,7 @@ use millpond::serve::{Options, ServeState, router};
 use tokio_postgres::{Client, NoTls};
 use tower::ServiceExt as _;
 
+use crate::cluster::SOON;
 use crate::harness::{Answer, database, eventually_async};
 
 pub const TOPIC: &str = "flights.commands.v1";
@@ -31,7 +32,12 @@ pub struct Served {
 impl Served {
     /// One version of `flights` with one table and no rows.
     pub async fn flights() -> Served {
-        let served = Served::with(|_| {}).await;
+        Served::flights_with(|_| {}).await
+    }
+
+    /// The same, with other options.
+    pub async fn flights_with(change: impl FnOnce(&mut Options)) -> Served {
+        let served = Served::with(change).await;
         served.version("flights", 1, &flights_table(1)).await;
         served.live("flights", 1).await;
         served
@@ -47,7 +53,7 @@ impl Served {
         let state = ServeState::start(options).unwrap();
         let app = router(state.clone());
         let served = Served { url: database.url, postgres, state, app };
-        eventually_async(Duration::from_secs(10), || async { served.state.health().ready }).await;
+        eventually_async(SOON, || async { served.state.health().ready }).await;
         served
     }
 

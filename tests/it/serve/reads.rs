@@ -6,7 +6,11 @@ use serde_json::json;
 use super::*;
 
 async fn three_flights() -> Served {
-    let served = Served::flights().await;
+    three_flights_with(|_| {}).await
+}
+
+async fn three_flights_with(change: impl FnOnce(&mut Options)) -> Served {
+    let served = Served::flights_with(change).await;
     served
         .sql(
             r#"insert into p_flights_v1.flights
@@ -235,7 +239,7 @@ async fn faulty_queries_are_refused_with_what_was_expected() {
     served.version("fares", 1, "create table fares (id integer primary key)").await;
     served.get("/v1/views/fares").await.is_problem(503, "MP6018");
     served.live("fares", 1).await;
-    eventually_async(Duration::from_secs(10), || async { served.get("/v1/views/fares").await.status == 200 }).await;
+    eventually_async(SOON, || async { served.get("/v1/views/fares").await.status == 200 }).await;
 }
 
 /// Whatever stands where a name or a value stands, the table is as before, and only what was asked for is found.
@@ -338,8 +342,9 @@ async fn a_slow_query_is_stopped_and_says_so() {
 
 #[tokio::test]
 async fn a_read_by_key_does_not_stand_behind_a_scan() {
-    let served = three_flights().await;
-    let view = "create view slow as select flight_id, pg_sleep(3)::text as delay from flights";
+    // Far longer than the reads take, on a machine that does much else.
+    let served = three_flights_with(|options| options.statement_timeout = SOON).await;
+    let view = "create view slow as select flight_id, pg_sleep(30)::text as delay from flights";
     served.version("slow", 1, &format!("set search_path = p_flights_v1; {view} limit 1")).await;
     served
         .sql(
@@ -367,8 +372,7 @@ async fn sessions_cannot_write_and_come_back_when_they_are_ended() {
     assert_eq!(ids(&served, "limit=1").await, ["a1"]);
     for _ in 0..5 {
         served.sql(&format!("select pg_terminate_backend(pid) {others}")).await;
-        eventually_async(Duration::from_secs(10), || async { served.get("/v1/views/flights").await.status == 200 })
-            .await;
+        eventually_async(SOON, || async { served.get("/v1/views/flights").await.status == 200 }).await;
     }
     served.sql("alter table p_flights_v1.flights add column added integer").await;
     assert_eq!(ids(&served, "limit=1").await, ["a1"]);
@@ -395,7 +399,7 @@ async fn listings_show_each_table_with_a_line_that_works() {
         .version("fares", 1, "create table fares (id integer primary key); create table classes (id integer, sub integer, primary key (id, sub))")
         .await;
     served.live("fares", 1).await;
-    eventually_async(Duration::from_secs(10), || async { served.get("/v1/views/fares").await.status == 200 }).await;
+    eventually_async(SOON, || async { served.get("/v1/views/fares").await.status == 200 }).await;
     let views = served.get_with("/v1/views", &[("host", "example.com:8080")]).await.json();
     let urls: Vec<&str> = views["views"].as_array().unwrap().iter().map(|view| view["url"].as_str().unwrap()).collect();
     let base = "http://example.com:8080/v1/views";

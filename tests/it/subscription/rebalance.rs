@@ -169,7 +169,7 @@ async fn partition_sought_right_after_its_assignment_is_read_without_a_gap() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    let complete = tokio::time::timeout(Duration::from_secs(20), complete).await;
+    let complete = tokio::time::timeout(SOON, complete).await;
     for (partition, offsets) in &*member.read.lock().unwrap() {
         let gap = offsets.iter().zip(0..).find(|(offset, expected)| *offset != expected);
         assert!(gap.is_none(), "partition {partition}: {gap:?} of {} read", offsets.len());
