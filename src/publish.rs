@@ -228,6 +228,8 @@ fn batch(row: &OutboxRow) -> EncodedBatch {
         key: row.key.as_deref().map(&mut append),
         payload: row.payload.as_deref().map(&mut append),
         event_id: append(row.event_id.to_string().as_bytes()),
+        // Where there is one it is among the row's headers.
+        fingerprint: 0..0,
     };
     EncodedBatch { topic: row.target_topic.as_str().into(), bytes, records: vec![record], headers: headers(row) }
 }

@@ -155,9 +155,10 @@ fn length(bytes: &[u8]) -> anyhow::Result<Option<usize>> {
 }
 
 /// A POST as bytes.
-pub fn post(path: &str, content_type: &str, body: &[u8]) -> Vec<u8> {
+pub fn post(path: &str, content_type: &str, key: Option<usize>, body: &[u8]) -> Vec<u8> {
+    let key = key.map_or(String::new(), |key| format!("idempotency-key: 8e03978e-40d5-43e8-bc93-{key:012}\r\n"));
     let head = format!(
-        "POST {path} HTTP/1.1\r\nhost: millpond\r\ncontent-type: {content_type}\r\ncontent-length: {}\r\n\r\n",
+        "POST {path} HTTP/1.1\r\nhost: millpond\r\ncontent-type: {content_type}\r\n{key}content-length: {}\r\n\r\n",
         body.len()
     );
     [head.as_bytes(), body].concat()

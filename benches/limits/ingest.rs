@@ -58,7 +58,8 @@ pub async fn single(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     eprintln!("single events over HTTP");
     let flights = (0..DIFFERENT).map(|n| Flight::new(n, n).json());
     let path = format!("/v1/commands/{COMMAND}");
-    let requests: Requests = flights.map(|json| http::post(&path, "application/json", json.as_bytes())).collect();
+    let post = |(n, json): (usize, String)| http::post(&path, "application/json", bench.key(n), json.as_bytes());
+    let requests: Requests = flights.enumerate().map(post).collect();
     let limit = bare::start().await?;
     let ingest = Running::role(bench, "ingest", &bench.project, &[]).await?;
     let idle = ingest.idle_memory().await?;
@@ -114,7 +115,7 @@ async fn under_load(
 /// 500 events a request.
 pub async fn bulk(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     eprintln!("bulk of {BULK} over HTTP");
-    let requests = bulk_requests(COMMAND, (0..DIFFERENT * 5).map(|n| Flight::new(n, n)));
+    let requests = bulk_requests(bench, COMMAND, (0..DIFFERENT * 5).map(|n| Flight::new(n, n)));
     let ingest = Running::role(bench, "ingest", &bench.project, &[]).await?;
     let idle = ingest.idle_memory().await?;
     let records = kafka::records()?;
@@ -143,12 +144,12 @@ pub async fn backlog(bench: &Bench, records: usize, keys: usize) -> anyhow::Resu
     let ingest = Running::role(bench, "ingest", &bench.project, &[]).await?;
     let mut random = crate::project::Random(7);
     let flights = (0..records as u64).map(|n| Flight::new(random.below(keys as u64), n));
-    let requests = bulk_requests(BACKLOG, flights);
+    let requests = bulk_requests(bench, BACKLOG, flights);
     http::load(ingest.address, BULK_CONNECTIONS, &requests, 202, Until::Sent).await?;
     ingest.stop().await
 }
 
-fn bulk_requests(record: &str, mut flights: impl Iterator<Item = Flight>) -> Requests {
+fn bulk_requests(bench: &Bench, record: &str, mut flights: impl Iterator<Item = Flight>) -> Requests {
     let path = format!("/v1/commands/{record}");
     let mut requests = Vec::new();
     loop {
@@ -156,6 +157,7 @@ fn bulk_requests(record: &str, mut flights: impl Iterator<Item = Flight>) -> Req
         if lines.is_empty() {
             return Arc::from(requests);
         }
-        requests.push(http::post(&path, "application/x-ndjson", lines.join("\n").as_bytes()));
+        let key = bench.key(requests.len());
+        requests.push(http::post(&path, "application/x-ndjson", key, lines.join("\n").as_bytes()));
     }
 }

@@ -4,7 +4,8 @@
 //! broker and database, so that what else the machine does meets both. Only ratios mean anything elsewhere; `docs/performance.md`
 //! says what is measured and how. Millpond runs as it ships: the release binary, a process per role, on a project of its own.
 //!
-//! `make bench ARGS="single bulk sink reads"` runs some of the sections; `ARGS=--quick` runs all of them once, briefly.
+//! `make bench ARGS="single bulk sink reads"` runs some of the sections; `ARGS=--quick` runs all of them once, briefly; with
+//! `--ids` clients give ids to their events.
 
 mod bare;
 mod http;
@@ -41,6 +42,15 @@ pub struct Bench {
     pub span: Duration,
     /// Records in the backlog of the sink, and how many keys they have.
     pub backlog: (usize, usize),
+    /// Whether clients send an `Idempotency-Key`.
+    pub ids: bool,
+}
+
+impl Bench {
+    /// The key of a request, if it gets one.
+    pub fn key(&self, request: usize) -> Option<usize> {
+        self.ids.then_some(request)
+    }
 }
 
 fn main() -> anyhow::Result<()> {
@@ -50,7 +60,8 @@ fn main() -> anyhow::Result<()> {
         return runtime.block_on(bare::serve());
     }
     let quick = arguments.iter().any(|a| a == "--quick");
-    let named: Vec<&str> = arguments.iter().map(String::as_str).filter(|a| *a != "--quick").collect();
+    let ids = arguments.iter().any(|a| a == "--ids");
+    let named: Vec<&str> = arguments.iter().map(String::as_str).filter(|a| !["--quick", "--ids"].contains(a)).collect();
     if let Some(stray) = named.iter().find(|name| !SECTIONS.contains(name)) {
         bail!("there is no section {stray}; there are {}", SECTIONS.join(", "));
     }
@@ -66,6 +77,7 @@ fn main() -> anyhow::Result<()> {
         repetitions: if quick { 1 } else { 3 },
         span: Duration::from_secs(if quick { 2 } else { 4 }),
         backlog: if quick { (60_000, 12_000) } else { (600_000, 100_000) },
+        ids,
     };
     let mut report = Report::new();
     let result = runtime.block_on(async {

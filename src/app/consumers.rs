@@ -168,6 +168,7 @@ impl Context {
             },
             max_age: spec.batch.max_age.unwrap_or(defaults.max_age),
             on_error: spec.on_error,
+            dedupe_window: spec.dedupe_window,
             emitters: self.emitters(project, spec)?,
             max_record_bytes: self.config.ingest.max_record,
             reader: Some(Arc::clone(&self.reader)),

@@ -104,7 +104,7 @@ mod tests {
         for code in ["poison", "statements_do_not_fit", "breaker", "panicked", "handler_is_wrong"].iter().chain(&logs) {
             assert!(codes.contains(code), "{codes:?}");
         }
-        assert_eq!(codes[codes.len() - 4..], ["decode", "refused_by_postgres", "handler", "crash"]);
+        assert_eq!(codes[codes.len() - 5..], ["decode", "refused_by_postgres", "handler", "crash", "id_conflict"]);
         for entry in entries {
             assert!(entry.text.len() > 60 && !entry.text.contains("]("), "{entry:?}");
         }

@@ -252,7 +252,7 @@ pub fn find(name: &str) -> Option<&'static Key> {
 pub fn not_yet(name: &str) -> Option<&'static str> {
     match name {
         "registry.url" => Some("the registry is the topic _schemas of kafka.brokers"),
-        "consume.dedupe_window" => Some("repeats are not recognised yet"),
+        "consume.dedupe_window" => Some("it decides rows, so each consumer.toml has it as `dedupe_window`"),
         _ => None,
     }
 }

@@ -5,7 +5,10 @@
 
 use std::{collections::VecDeque, ops::Range};
 
-use crate::{domain::HEADER_EVENT_ID, kafka::subscription::Incoming};
+use crate::{
+    domain::{Fingerprint, HEADER_EVENT_ID, HEADER_FINGERPRINT},
+    kafka::subscription::Incoming,
+};
 
 /// One record as it came, in ranges of its chunk's bytes.
 #[derive(Debug, Clone)]
@@ -16,6 +19,8 @@ pub struct RawRecord {
     pub key: Option<Range<usize>>,
     pub payload: Option<Range<usize>>,
     pub event_id: Option<Range<usize>>,
+    /// Only of records whose id is their client's.
+    pub fingerprint: Option<Fingerprint>,
     /// All headers, encoded by [`Chunk::push`].
     headers: Range<usize>,
 }
@@ -27,6 +32,8 @@ pub struct Chunk {
     pub from: i64,
     pub bytes: Vec<u8>,
     pub records: Vec<RawRecord>,
+    /// Whether one of the records has a fingerprint: else nobody has to look for any.
+    pub has_fingerprints: bool,
 }
 
 impl Chunk {
@@ -34,7 +41,7 @@ impl Chunk {
         let key = record.key.map(|key| self.append(key));
         let payload = record.payload.map(|payload| self.append(payload));
         let start = self.bytes.len();
-        let mut event_id = None;
+        let (mut event_id, mut fingerprint) = (None, None);
         for (name, value) in record.headers {
             self.append_length(Some(name.len()));
             self.append(name.as_bytes());
@@ -42,6 +49,9 @@ impl Chunk {
             let value = value.map(|value| self.append(value));
             if name == HEADER_EVENT_ID {
                 event_id = value;
+            } else if name == HEADER_FINGERPRINT {
+                fingerprint = value.and_then(|value| Fingerprint::from_hex(self.slice(&value)));
+                self.has_fingerprints |= fingerprint.is_some();
             }
         }
         let headers = start..self.bytes.len();
@@ -51,6 +61,7 @@ impl Chunk {
             key,
             payload,
             event_id,
+            fingerprint,
             headers,
         });
     }

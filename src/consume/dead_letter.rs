@@ -10,7 +10,8 @@ use super::{
     prepare::Fault,
 };
 use crate::{
-    domain::{TopicPartition, bytea, literal},
+    domain::{Fingerprint, HEADER_DLQ_FINGERPRINT, HEADER_FINGERPRINT, TopicPartition, bytea, literal},
+    schema::encode::fingerprint,
     store::CopyBuffer,
 };
 
@@ -80,6 +81,14 @@ impl DeadLetter<'_> {
         let headers = fits(chunk.header_bytes(self.record), "mp-dlq-headers-omitted");
         let payload = payload.filter(|payload| fits(payload.len(), "mp-dlq-payload-omitted"));
         let mut headers = if headers { self.headers(chunk) } else { Vec::new() };
+        // The mirror is a record of its own: what it came with goes by another name.
+        for name in headers.iter_mut().filter_map(|pair| pair.get_mut(0)).filter(|name| **name == HEADER_FINGERPRINT) {
+            *name = HEADER_DLQ_FINGERPRINT.into();
+        }
+        let place = json!([&*at.topic, at.partition, self.record.offset]).to_string();
+        if let Some(hash) = fingerprint("dead letter", place.as_bytes()) {
+            headers.push(json!([HEADER_FINGERPRINT, base64(&Fingerprint::from(hash).to_hex())]));
+        }
         headers.extend(own.into_iter().map(|(name, value)| json!([name, base64(value.as_bytes())])));
 
         rows.begin_row(9);

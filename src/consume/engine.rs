@@ -55,6 +55,8 @@ pub struct Engine {
     pub bounds: Bounds,
     pub max_age: Duration,
     pub on_error: OnError,
+    /// How long ids of clients are remembered, in the time of the log; none where repeats are new records.
+    pub dedupe_window: Option<Duration>,
     /// How the events of a handler are encoded, by record type.
     pub emitters: HashMap<String, Emitter>,
     /// Longest record that may be sent, in bytes.

@@ -8,6 +8,7 @@ mod breaker;
 mod buffer;
 mod compare;
 mod dead_letter;
+mod dedupe;
 mod engine;
 mod group;
 mod guard;
@@ -16,6 +17,7 @@ pub mod handler;
 mod limit;
 mod partition;
 mod prepare;
+mod purge;
 mod reporter;
 mod sessions;
 mod tally;
@@ -40,6 +42,7 @@ use crate::kafka::{self, Options, subscription::Subscription};
 pub struct Member {
     subscription: Subscription,
     reporter: JoinHandle<()>,
+    purge: JoinHandle<()>,
     stop: watch::Sender<bool>,
     pub engine: Arc<Engine>,
 }
@@ -54,8 +57,9 @@ impl Member {
             group.connect(poll_thread);
         })?;
         let (stop, stopped) = watch::channel(false);
+        let purge = tokio::spawn(purge::run(Arc::clone(&group), stopped.clone()));
         let reporter = tokio::spawn(Reporter::new(group, options.clone()).run(stopped));
-        Ok(Self { subscription, reporter, stop, engine })
+        Ok(Self { subscription, reporter, purge, stop, engine })
     }
 
     /// Leaves the group: transactions in flight end (5 s at most), fences are released.
@@ -63,5 +67,6 @@ impl Member {
         self.stop.send_replace(true);
         let _ = tokio::task::spawn_blocking(move || self.subscription.stop()).await;
         let _ = self.reporter.await;
+        let _ = self.purge.await;
     }
 }

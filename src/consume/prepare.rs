@@ -3,7 +3,7 @@
 //! Everything that can be known to be faulty before Postgres sees it is found here, record by record.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     ops::Range,
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
@@ -161,18 +161,20 @@ impl Preparer {
         }
     }
 
-    /// Decodes `range` of a chunk, or its beginning: see `Prepared::end`.
+    /// Decodes `range` of a chunk, or its beginning: see `Prepared::end`. The records at the indexes `aside` are not looked
+    /// at.
     pub fn prepare(
         &self,
         topic: &str,
         partition: i32,
         chunk: &Chunk,
         range: Range<usize>,
+        aside: &BTreeSet<usize>,
     ) -> Result<Prepared, UnknownSchema> {
         let mut prepared = Prepared::nothing(&self.compiled, range.end);
         let mut scratch = Scratch::default();
         let mut seen: HashMap<&[u8], u32> = HashMap::new();
-        for index in range.clone() {
+        for index in range.clone().filter(|index| !aside.contains(index)) {
             let record = &chunk.records[index];
             let mut round = 0;
             if self.compiled.needs_rounds() {

@@ -8,6 +8,8 @@ use crate::telemetry::metrics::consume as metrics;
 pub struct Tally {
     pub applied: usize,
     pub skipped: usize,
+    /// Repeats of records that were applied before.
+    pub repeated: usize,
     pub classes: Vec<&'static str>,
 }
 
@@ -19,6 +21,7 @@ impl Tally {
         count("applied", self.applied.saturating_sub(refused));
         count("refused", refused);
         count("skipped", self.skipped);
+        count("repeated", self.repeated);
         count("dead_lettered", self.classes.len());
         for class in &self.classes {
             metrics::DEAD_LETTERS.with_label_values(&[consumer, *class]).inc();

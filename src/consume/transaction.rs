@@ -3,9 +3,9 @@
 //! Rows are staged before the fence row is touched, so that its lock is never held while the server waits for us:
 //! from the compare-and-set to COMMIT there is one message and one answer.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
@@ -17,10 +17,12 @@ use super::{
     prepare::{Fault, Prepared},
 };
 use crate::{
-    domain::{HEADER_EVENT_ID, literal},
+    domain::{Fingerprint, HEADER_EVENT_ID, HEADER_FINGERPRINT, literal},
+    schema::encode::fingerprint,
     store::{
         self, CopyBuffer, Session,
         fence::{Advance, Claim},
+        seen::{self, Entry},
     },
 };
 
@@ -45,6 +47,10 @@ pub struct Work<'a> {
     /// Whether the crash guard wants to know that the process has outlived it.
     pub watched: bool,
     pub dead: Vec<DeadLetter<'a>>,
+    /// Ids to be remembered from now on.
+    pub ids: BTreeMap<&'a str, Entry>,
+    /// Greatest timestamp of its records.
+    pub log_time: Option<i64>,
 }
 
 /// Why a transaction did not commit.
@@ -99,6 +105,9 @@ pub async fn run(engine: &Engine, session: &mut Session, mut work: Work<'_>) -> 
     }
     let outbox = stage_outbox(engine, session, &work).await?;
     let tables = stage_effects(session, &work).await?;
+    if !work.ids.is_empty() {
+        seen::stage(session, work.ids.iter().map(|(id, entry)| (*id, *entry))).await?;
+    }
     let flush = flush_sql(engine, &work, outbox, &with_rows, &tables);
     session.run(&flush).await?;
     Ok(Committed { out_seq: work.claim.out_seq + outbox, refused: work.prepared.effects.refusals.len() })
@@ -113,6 +122,7 @@ fn flush_sql(engine: &Engine, work: &Work<'_>, emitted: i64, with_rows: &BTreeSe
         to: work.to,
         last: work.prepared.last,
         emitted,
+        log_time: work.log_time,
     };
     let mut sql = advance.sql();
     sql.push('\n');
@@ -123,6 +133,9 @@ fn flush_sql(engine: &Engine, work: &Work<'_>, emitted: i64, with_rows: &BTreeSe
             let columns: Vec<String> = info.columns.iter().map(|c| c.name.clone()).collect();
             sql.push_str(&handler::write_rows_sql(&engine.schema, table, &columns, &info.key));
         }
+    }
+    if !work.ids.is_empty() {
+        sql.push_str(&seen::insert_sql(&engine.schema, work.claim));
     }
     for dead in &work.dead {
         sql.push_str(&dead.sql(engine, work.chunk, &work.claim.at));
@@ -167,7 +180,12 @@ async fn stage_outbox(engine: &Engine, session: &mut Session, work: &Work<'_>) -
         let encoded = engine.emit(event).map_err(|fault| Failure::Record(event.source_offset, fault))?;
         seq += 1;
         let id = event_id(engine, work.claim, event.source_offset, index);
-        let headers = json!([[HEADER_EVENT_ID, base64(id.to_string().as_bytes())]]).to_string();
+        // By it those who read the event know it when they meet it again: sent twice by the relay, or emitted anew by a
+        // version that reads the log from its start.
+        let said = fingerprint(&event.record_type, event.json.as_bytes()).map(|hash| Fingerprint::from(hash).to_hex());
+        let said = said.map(|said| json!([HEADER_FINGERPRINT, base64(&said)]));
+        let headers = std::iter::once(json!([HEADER_EVENT_ID, base64(id.to_string().as_bytes())])).chain(said);
+        let headers = Value::from_iter(headers).to_string();
         rows.begin_row(9);
         rows.int8(seq);
         rows.int8(event.source_offset);

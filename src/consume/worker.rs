@@ -5,6 +5,7 @@
 
 use std::{
     any::Any,
+    collections::BTreeMap,
     panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
@@ -19,6 +20,7 @@ use super::{
     buffer::Chunk,
     compare::compare,
     dead_letter::DeadLetter,
+    dedupe::Repeats,
     engine::{Engine, OnError},
     guard::Guard,
     halts,
@@ -221,8 +223,11 @@ impl Worker {
             self.partition.buffer().refuse();
             return Err(Broken::Retry(format!("records from {next} to {} are missing from the batch", chunk.from)));
         }
-        // Whatever the client delivered again is below the fence.
+        // Whatever Kafka delivered again is below the fence.
         let first = chunk.records.partition_point(|r| r.offset < next);
+        let Some(claim) = &self.claim else { return Ok(()) };
+        let found = Repeats::find(&self.engine, claim, chunk, first).await;
+        let repeats = found.map_err(|error| self.broken(error))?;
         let mut ranges = Vec::new();
         ranges.push(first..chunk.records.len());
         while let Some(range) = ranges.pop() {
@@ -234,12 +239,13 @@ impl Worker {
                 return Ok(());
             }
             let wanted = range.start..range.start + self.limit.of(range.len());
-            if let Some(fault) = self.watch(chunk, &wanted).await? {
-                self.around(chunk, &mut ranges, range.clone(), range.start, fault).await?;
+            let blamed = self.watch(chunk, &wanted).await?;
+            if let Some(fault) = blamed.filter(|_| !repeats.aside.contains(&range.start)) {
+                self.around(chunk, &repeats, &mut ranges, range.clone(), range.start, fault).await?;
                 continue;
             }
             let at = &self.partition.at;
-            let prepared = match self.engine.preparer.prepare(&at.topic, at.partition, chunk, wanted) {
+            let prepared = match self.engine.preparer.prepare(&at.topic, at.partition, chunk, wanted, &repeats.aside) {
                 Ok(prepared) => prepared,
                 Err(unknown) => return Err(self.unknown_schema(unknown).await),
             };
@@ -252,15 +258,15 @@ impl Worker {
             let faults = prepared.faults.clone();
             if let Some((index, fault)) = faults.first().filter(|_| self.engine.on_error == OnError::Halt) {
                 // What stands before the fault is applied first, on the ordinary path.
-                self.around(chunk, &mut ranges, range, *index, fault.clone()).await?;
+                self.around(chunk, &repeats, &mut ranges, range, *index, fault.clone()).await?;
                 continue;
             }
-            match self.transact(chunk, &range, prepared, &faults).await {
+            match self.transact(chunk, &range, prepared, &faults, &repeats).await {
                 Ok(()) => self.count(range.len(), faults.len())?,
                 Err(Failure::Record(offset, mut fault)) => {
                     let index = chunk.records.partition_point(|r| r.offset < offset).clamp(range.start, range.end - 1);
                     fault.record_type = self.engine.preparer.record_type(chunk, &chunk.records[index]);
-                    self.around(chunk, &mut ranges, range, index, fault).await?;
+                    self.around(chunk, &repeats, &mut ranges, range, index, fault).await?;
                 }
                 Err(Failure::Store(e)) if e.is_too_slow() => {
                     self.limit.too_slow(range.len());
@@ -280,7 +286,7 @@ impl Worker {
                     } else {
                         let record_type = self.engine.preparer.record_type(chunk, &chunk.records[range.start]);
                         let fault = Fault { class: "refused_by_postgres", reason: e.to_string(), record_type };
-                        self.around(chunk, &mut ranges, range.clone(), range.start, fault).await?;
+                        self.around(chunk, &repeats, &mut ranges, range.clone(), range.start, fault).await?;
                     }
                 }
                 Err(Failure::Store(e)) => return Err(self.broken(e)),
@@ -301,6 +307,7 @@ impl Worker {
     async fn around(
         &mut self,
         chunk: &Chunk,
+        repeats: &Repeats,
         ranges: &mut Vec<std::ops::Range<usize>>,
         range: std::ops::Range<usize>,
         index: usize,
@@ -323,7 +330,7 @@ impl Worker {
         let alone = index..index + 1;
         let mut prepared = Prepared::nothing(&self.engine.compiled, index + 1);
         prepared.last = Some(prepare::last_applied(chunk, &chunk.records[index]));
-        match self.transact(chunk, &alone, prepared, &[(index, fault)]).await {
+        match self.transact(chunk, &alone, prepared, &[(index, fault)], repeats).await {
             Ok(()) => self.count(1, 1),
             Err(Failure::Store(e)) => Err(self.broken(e)),
             Err(Failure::Record(_, fault)) => Err(Broken::Retry(fault.reason)),
@@ -354,19 +361,26 @@ impl Worker {
         range: &std::ops::Range<usize>,
         prepared: Prepared,
         faults: &[(usize, Fault)],
+        repeats: &Repeats,
     ) -> Result<(), Failure> {
         let Some(claim) = self.claim.clone() else { return Ok(()) };
         let to = chunk.records[range.end - 1].offset + 1;
-        let dead: Vec<DeadLetter<'_>> =
-            faults.iter().map(|(index, fault)| DeadLetter { record: &chunk.records[*index], fault }).collect();
+        let faults = faults.iter().chain(repeats.conflicts(range));
+        let mut dead: Vec<DeadLetter<'_>> =
+            faults.map(|(index, fault)| DeadLetter { record: &chunk.records[*index], fault }).collect();
+        dead.sort_by_key(|dead| dead.record.offset);
+        dead.dedup_by_key(|dead| dead.record.offset);
         let started = Instant::now();
+        let (skipped, repeated) = (prepared.skipped, repeats.count(range));
         let tally = Tally {
-            applied: range.len() - dead.len() - prepared.skipped,
-            skipped: prepared.skipped,
-            classes: faults.iter().map(|(_, f)| f.class).collect(),
+            applied: range.len().saturating_sub(dead.len() + skipped + repeated),
+            skipped,
+            repeated,
+            classes: dead.iter().map(|dead| dead.fault.class).collect(),
         };
-        let watched = self.guard.is_watching();
-        let work = Work { claim: &claim, chunk, from: claim.next_offset, to, prepared, watched, dead };
+        let (watched, ids) = (self.guard.is_watching(), repeats.entries(chunk, range));
+        let log_time = chunk.records[range.clone()].iter().map(|record| record.timestamp).max();
+        let work = Work { claim: &claim, chunk, from: claim.next_offset, to, prepared, watched, dead, ids, log_time };
         let committed = self.commit(work).await?;
         self.limit.done(started.elapsed());
         if self.limit.of(self.engine.bounds.max_records) == self.engine.bounds.max_records {
@@ -377,13 +391,14 @@ impl Worker {
     }
 
     async fn commit(&mut self, work: Work<'_>) -> Result<Committed, Failure> {
-        let to = work.to;
+        let (to, log_time) = (work.to, work.log_time);
         let mut lease = store::bounded(self.engine.sessions.batch()).await?;
         let committed = store::bounded(transaction::run(&self.engine, &mut lease.connection, work)).await?;
         lease.give_back();
         if let Some(claim) = &mut self.claim {
             claim.next_offset = to;
             claim.out_seq = committed.out_seq;
+            claim.log_time = claim.log_time.max(log_time);
         }
         self.partition.set_next_offset(to);
         self.ask(Ask::Commit(to));
@@ -404,6 +419,8 @@ impl Worker {
             prepared,
             watched: false,
             dead: Vec::new(),
+            ids: BTreeMap::new(),
+            log_time: None,
         };
         match self.commit(work).await {
             Ok(_) => Ok(()),

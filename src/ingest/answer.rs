@@ -171,19 +171,28 @@ pub(super) fn unfinished(tally: &Tally, single: bool) -> Problem {
 fn advice(outcome: &str, tally: &Tally, single: bool) -> String {
     let text = match (outcome, tally.failed_have_client_ids, single) {
         ("not_written", ..) => "retry the request: nothing of it is in the log",
-        ("partly_written", ..) => {
+        ("partly_written", true, _) => {
+            "retry the request with the same ids: what is in the log already has no second effect, within the \
+             dedupe_window of its consumers"
+        }
+        ("partly_written", false, _) => {
             "retry only the records that are listed: the others are in the log and would be doubled"
         }
-        (_, true, _) => {
-            "a retry may double the records of unknown outcome, for repeats are not recognised yet; with the same ids \
-             both can be found in the log"
+        (_, true, true) => {
+            "retry with the same id: should the record be in the log already, it takes effect once all the same, within \
+             the dedupe_window of its consumers"
+        }
+        (_, true, false) => {
+            "retry with the same ids: what is in the log already has no second effect, within the dedupe_window of its \
+             consumers"
         }
         (_, false, true) => {
-            "a retry may double the record; with the event_id listed here as Idempotency-Key both can be found in the log"
+            "a retry may double the record, for its id was made here; with the event_id listed here as Idempotency-Key \
+             both can be found in the log. Next time send an Idempotency-Key of your own: then a retry is safe"
         }
         (_, false, false) => {
             "a retry may double the records of unknown outcome; next time send an Idempotency-Key, or ids in the \
-             records, so that doubles can be found"
+             records: then a retry is safe"
         }
     };
     text.to_owned()

@@ -6,8 +6,13 @@ use serde::Serialize;
 
 use super::{contract::Contract, event_id::EventIds, negotiate::MAX_EVENT_ID_BYTES};
 use crate::{
+    domain::Fingerprint,
     kafka::EncodedRecord,
-    schema::{Fault, encode::Captured, framing},
+    schema::{
+        Fault,
+        encode::{Captured, fingerprint},
+        framing,
+    },
 };
 
 /// Faults that an answer lists; further ones are counted.
@@ -70,7 +75,7 @@ pub(super) struct RecordLimits {
 
 /// Encodes the records of one request, or of one chunk of it.
 ///
-/// Each record's payload, key and event id follow one another in one buffer: nothing is allocated per record.
+/// Each record's payload, key, event id and fingerprint follow one another in one buffer: nothing is allocated per record.
 pub(super) struct Encoder<'a> {
     contract: &'a Contract,
     schema_id: u32,
@@ -121,14 +126,14 @@ impl<'a> Encoder<'a> {
         let start = self.bytes.len();
         framing::write_header(self.schema_id, &mut self.bytes);
         let encoded = self.contract.encoder.encode(json, &mut self.bytes, &mut self.captured);
-        let added = encoded.and_then(|()| self.add_key_and_id(start, place));
+        let added = encoded.and_then(|()| self.add_key_and_id(start, place, json));
         if added.is_err() {
             self.bytes.truncate(start);
         }
         added
     }
 
-    fn add_key_and_id(&mut self, start: usize, place: Place) -> Result<(), Vec<Fault>> {
+    fn add_key_and_id(&mut self, start: usize, place: Place, json: &[u8]) -> Result<(), Vec<Fault>> {
         let (payload_end, mut faults) = (self.bytes.len(), Vec::new());
         append_key(&mut self.bytes, &self.contract.key, &self.captured, &mut faults);
         let key_end = self.bytes.len();
@@ -149,11 +154,17 @@ impl<'a> Encoder<'a> {
         if !faults.is_empty() {
             return Err(faults);
         }
-        self.client_ids += usize::from(own_id.is_some() || self.ids.are_the_clients());
+        let id_end = self.bytes.len();
+        if own_id.is_some() || self.ids.are_the_clients() {
+            self.client_ids += 1;
+            let hash = fingerprint(&self.contract.name, json).expect("invariant: what was encoded is JSON");
+            self.bytes.extend_from_slice(&Fingerprint::from(hash).to_hex());
+        }
         self.records.push(EncodedRecord {
             key: Some(range(payload_end, key_end)),
             payload: Some(range(start, payload_end)),
-            event_id: range(key_end, self.bytes.len()),
+            event_id: range(key_end, id_end),
+            fingerprint: range(id_end, self.bytes.len()),
         });
         self.places.push(place);
         Ok(())

@@ -297,12 +297,17 @@ impl<'a> Stream<'a> {
     }
 
     /// What to send again. Under a key the ids count from the first record of a request, so that the rest under the same
-    /// key would get ids that are taken.
+    /// key would get ids that are taken, and all of it the ids that it had.
     fn advice(&self) -> &'static str {
         match (&self.intake.idempotency_key, self.tally.is_complete(), self.tally.unknown) {
             (Some(_), true, _) => {
-                "send the rest, from the record in `stopped_before` on, under another Idempotency-Key: under this one its \
-                 ids are taken"
+                "send the rest, from the record in `stopped_before` on, under another Idempotency-Key, for under this one \
+                 its ids are taken; or send all of the request again under this one, within the dedupe_window of the \
+                 consumers: what is in the log already has no second effect"
+            }
+            (Some(_), false, _) => {
+                "send all of the request again under the same Idempotency-Key, within the dedupe_window of the consumers: \
+                 what is in the log already has no second effect"
             }
             (_, true, _) => {
                 "send the rest, from the record in `stopped_before` on: all before it is written, or in `errors`"

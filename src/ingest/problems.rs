@@ -151,7 +151,7 @@ pub const UNKNOWN_OUTCOME: Kind = Kind {
     status: 504,
     title: "the outcome is unknown",
     meaning: "records were handed to Kafka and no acknowledgement came in time: they may or may not be in the log",
-    remedy: "a retry may double these records, for repeats are not recognised yet; with ids of the client's both can be found",
+    remedy: "retry with the same ids where they are the client's (Idempotency-Key, or the contract's field): each record takes effect once within the dedupe_window of its consumers; where they are not, a retry may double the records",
 };
 /// Some were written and some were not.
 pub const PARTLY_WRITTEN: Kind = Kind {
@@ -159,7 +159,7 @@ pub const PARTLY_WRITTEN: Kind = Kind {
     status: 503,
     title: "written in part",
     meaning: "some records of the request are in the log and others certainly are not; `records` says which",
-    remedy: "retry the records that were not written",
+    remedy: "retry the records that were not written, or all of them with the same ids where they are the client's: what is in the log already has no second effect",
 };
 /// One client holds all that one client may.
 pub const CLIENT_SHARE: Kind = Kind {

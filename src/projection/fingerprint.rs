@@ -6,6 +6,7 @@ use super::{
     compiled::{Compiled, Program},
     input::Input,
 };
+use crate::spec::DEDUPE_WINDOW;
 
 /// Goes into every hash: raise it when the same folder would give other rows.
 const REVISION: &str = "1";
@@ -51,6 +52,10 @@ pub(super) fn fingerprint(input: &Input<'_>, compiled: &Compiled) -> String {
             input.apply.iter().for_each(|statement| part(&statement.canonical));
         }
         Program::Handler => part("handler"),
+    }
+    // The default has no part in it: what was built before there were windows is what it gives.
+    if input.spec.dedupe_window != Some(DEDUPE_WINDOW) {
+        part(&format!("dedupe window {:?}", input.spec.dedupe_window));
     }
     hex::encode(hash.finalize())
 }

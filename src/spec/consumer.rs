@@ -19,6 +19,10 @@ pub const MAX_NAME_BYTES: usize = 40;
 /// Names that mean something else in schemas, URLs or commands.
 const RESERVED_NAMES: &[&str] = &["all", "live", "millpond", "new", "public", "scratch"];
 
+/// For how long the ids of clients are remembered where `consumer.toml` does not say: longer than any client retries, and
+/// than an outage of a weekend.
+pub const DEDUPE_WINDOW: Duration = Duration::from_secs(7 * 86_400);
+
 /// A consumer folder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ConsumerSpec {
@@ -32,6 +36,9 @@ pub struct ConsumerSpec {
     /// What becomes of records of other types on the input topics.
     pub unknown: UnknownType,
     pub on_error: OnError,
+    /// How long after a record with an id of its client's another with that id is a repeat, in the time of the log; none
+    /// where repeats are new records.
+    pub dedupe_window: Option<Duration>,
     pub batch: BatchLimits,
     pub tables: BTreeMap<String, TableSpec>,
     pub source: Source,
@@ -194,7 +201,7 @@ impl ConsumerSpec {
         if !faults.is_empty() {
             return Err(faults);
         }
-        let Manifest { topics, types, unknown, on_error, batch, tables, schemas, emits, .. } = manifest;
+        let Manifest { topics, types, unknown, on_error, dedupe_window, batch, tables, schemas, emits, .. } = manifest;
         let folder = folder.to_owned();
         Ok(Self {
             name,
@@ -203,6 +210,7 @@ impl ConsumerSpec {
             types,
             unknown,
             on_error,
+            dedupe_window,
             batch,
             tables,
             source,

@@ -1,8 +1,13 @@
 //! `consumer.toml`, key by key.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use super::{BatchLimits, MergeRule, OnError, Order, TableReader, TableSpec, UnknownType, Writes, name_fault};
+use super::{
+    BatchLimits, DEDUPE_WINDOW, MergeRule, OnError, Order, TableReader, TableSpec, UnknownType, Writes, name_fault,
+};
 use crate::domain::nearest;
 
 const MERGE_WORDS: &[&str] = &["sum", "min", "max", "and", "or", "first", "last"];
@@ -13,6 +18,7 @@ pub(super) struct Manifest {
     pub types: Option<Vec<String>>,
     pub unknown: UnknownType,
     pub on_error: OnError,
+    pub dedupe_window: Option<Duration>,
     pub batch: BatchLimits,
     pub tables: BTreeMap<String, TableSpec>,
     pub schemas: BTreeMap<String, u32>,
@@ -26,12 +32,21 @@ pub(super) struct Manifest {
 pub(super) fn read_manifest(root: &TableReader<'_>) -> Option<Manifest> {
     root.allow_with(
         &[
-            "topics", "types", "unknown", "on_error", "order", "writes", "handler", "batch", "tables", "schemas",
+            "topics",
+            "types",
+            "unknown",
+            "on_error",
+            "dedupe_window",
+            "order",
+            "writes",
+            "handler",
+            "batch",
+            "tables",
+            "schemas",
             "emits",
         ],
         &[
-            ("dedupe", "is not enforced yet"),
-            ("dedupe_window", "is not enforced yet"),
+            ("dedupe", "is not enforced yet; `dedupe_window` is"),
             ("retention", "is not enforced yet"),
             ("emit", "is not enforced yet"),
         ],
@@ -56,6 +71,7 @@ pub(super) fn read_manifest(root: &TableReader<'_>) -> Option<Manifest> {
             _ => UnknownType::Skip,
         },
         on_error: read_on_error(root),
+        dedupe_window: read_dedupe_window(root),
         batch: read_batch(root),
         tables: read_tables(root),
         schemas: read_schemas(root),
@@ -81,6 +97,24 @@ fn read_on_error(root: &TableReader<'_>) -> OnError {
     match root.choice("on_error", &["skip", "halt"]) {
         Some(1) => OnError::Halt,
         _ => OnError::Skip,
+    }
+}
+
+/// None where repeats are not looked for.
+fn read_dedupe_window(root: &TableReader<'_>) -> Option<Duration> {
+    match root.word("dedupe_window") {
+        Some("0") => None,
+        _ if !root.has("dedupe_window") => Some(DEDUPE_WINDOW),
+        _ => match root.duration("dedupe_window") {
+            Some(window) if window < Duration::from_millis(1) => {
+                root.fault(
+                    "dedupe_window",
+                    "`dedupe_window` is below a millisecond; write \"0\" to take repeats as new records",
+                );
+                None
+            }
+            window => window,
+        },
     }
 }
 

@@ -12,7 +12,8 @@ pub mod producer;
 use std::{fmt, path::PathBuf};
 
 pub use consumer::{
-    BatchLimits, ConsumerSpec, MergeRule, OnError, Order, Source, TableSpec, UnknownType, Writes, name_fault,
+    BatchLimits, ConsumerSpec, DEDUPE_WINDOW, MergeRule, OnError, Order, Source, TableSpec, UnknownType, Writes,
+    name_fault,
 };
 pub use document::{Document, TableReader};
 pub use files::{SourceFile, folder_files};

@@ -15,12 +15,16 @@ use crate::domain::{TopicPartition, literal};
 #[derive(Debug, Clone)]
 pub struct Claim {
     pub at: TopicPartition,
+    /// What the fence is called in the tables that have a row per record.
+    pub number: i64,
     pub owner: Uuid,
     pub epoch: i64,
     pub next_offset: i64,
     /// Number of the last row put into the outbox for this partition.
     pub out_seq: i64,
     pub last: Option<LastApplied>,
+    /// Greatest timestamp of a record that is applied, in milliseconds since the Unix epoch.
+    pub log_time: Option<i64>,
     /// Who held the fence before and has not released it.
     pub previous_owner: Option<Uuid>,
 }
@@ -100,7 +104,7 @@ async fn try_claim(
         "update millpond.fences
             set epoch = epoch + 1, owner = $5, previous_owner = owner
           where projection = $1 and version = $2 and topic = $3 and partition = $4 and state = 'running'
-        returning epoch, next_offset, out_seq, previous_owner, last_offset,
+        returning number, epoch, next_offset, out_seq, previous_owner, log_time, last_offset,
                   (extract(epoch from last_timestamp) * 1000)::int8 as last_timestamp, last_checksum",
         projection,
         version,
@@ -121,11 +125,13 @@ async fn try_claim(
     };
     Ok(Claimed::Mine(Claim {
         at: at.clone(),
+        number: row.try_get("number")?,
         owner,
         epoch: row.try_get("epoch")?,
         next_offset: row.try_get("next_offset")?,
         out_seq: row.try_get("out_seq")?,
         last,
+        log_time: row.try_get("log_time")?,
         previous_owner: row.try_get("previous_owner")?,
     }))
 }
@@ -279,6 +285,8 @@ pub struct Advance<'a> {
     pub last: Option<LastApplied>,
     /// Rows this batch adds to the outbox.
     pub emitted: i64,
+    /// Greatest timestamp among its records.
+    pub log_time: Option<i64>,
 }
 
 impl Advance<'_> {
@@ -287,8 +295,9 @@ impl Advance<'_> {
         let last = self.last.map_or("null, null, null".to_owned(), |last| {
             format!("{}, to_timestamp({} / 1000.0), {}", last.offset, last.timestamp, last.checksum)
         });
+        let log_time = self.log_time.map_or("null".to_owned(), |time| time.to_string());
         format!(
-            "select millpond.advance_fence({}, {}, {}, {}, '{}', {}, {}, {}, {last}, {});",
+            "select millpond.advance_fence({}, {}, {}, {}, '{}', {}, {}, {}, {last}, {}, {log_time});",
             literal(self.projection),
             self.version,
             literal(&self.claim.at.topic),

@@ -16,7 +16,8 @@ use super::{Error, SETTINGS, address::address};
 pub struct Session {
     client: Client,
     driver: JoinHandle<()>,
-    copies: HashMap<String, Statement>,
+    /// Prepared ones, by their text: what is prepared is of the code, so there are few.
+    statements: HashMap<String, Statement>,
 }
 
 impl Drop for Session {
@@ -49,7 +50,7 @@ impl Session {
         };
         // Its error is that of the statement under way, which its caller gets.
         let driver = tokio::spawn(async move { drop(connection.await) });
-        let session = Self { client, driver, copies: HashMap::new() };
+        let session = Self { client, driver, statements: HashMap::new() };
         session.run(setup).await?;
         Ok(session)
     }
@@ -63,16 +64,24 @@ impl Session {
         Ok(self.client.query(sql, parameters).await?)
     }
 
+    /// As [`Self::query`], with a statement that is prepared once per session.
+    pub async fn query_prepared(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Error> {
+        let prepared = self.prepared(sql).await?;
+        Ok(self.client.query(&prepared, parameters).await?)
+    }
+
+    async fn prepared(&mut self, sql: &str) -> Result<Statement, Error> {
+        if let Some(prepared) = self.statements.get(sql) {
+            return Ok(prepared.clone());
+        }
+        let prepared = self.client.prepare(sql).await?;
+        self.statements.insert(sql.to_owned(), prepared.clone());
+        Ok(prepared)
+    }
+
     /// Copies a whole body in. The statement is prepared once per session.
     pub async fn copy_in(&mut self, statement: &str, body: Vec<u8>) -> Result<(), Error> {
-        let prepared = match self.copies.get(statement) {
-            Some(prepared) => prepared.clone(),
-            None => {
-                let prepared = self.client.prepare(statement).await?;
-                self.copies.insert(statement.to_owned(), prepared.clone());
-                prepared
-            }
-        };
+        let prepared = self.prepared(statement).await?;
         let sink: CopyInSink<Bytes> = self.client.copy_in(&prepared).await?;
         let mut sink = std::pin::pin!(sink);
         sink.as_mut().send(Bytes::from(body)).await?;

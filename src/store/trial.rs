@@ -3,7 +3,7 @@
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _, postgres::PgDatabaseError};
 use uuid::Uuid;
 
-use super::{Error, fence::on_fence, run};
+use super::{Error, fence::on_fence, run, seen};
 use crate::domain::{ColumnInfo, TableInfo, TopicPartition, ident, literal};
 
 /// A row of values as text, in the order of the columns asked for.
@@ -59,6 +59,7 @@ pub async fn create_version(
     for statement in create {
         run(&mut tx, statement.as_str()).await?;
     }
+    run(&mut tx, seen::create_sql(schema)).await?;
     tx.commit().await?;
     Ok(())
 }
@@ -74,12 +75,13 @@ pub async fn rewind(
     let of = format!("where projection = {} and version = {version}", literal(projection));
     let mut sql: String =
         tables.iter().map(|table| format!("delete from {}.{};\n", ident(schema), ident(&table.name))).collect();
+    sql.push_str(&seen::clear_sql(schema));
     for table in ["outbox", "refusals", "dead_letters"] {
         sql.push_str(&format!("delete from millpond.{table} {of};\n"));
     }
     sql.push_str(&format!(
         "update millpond.fences set next_offset = 0, out_seq = 0, last_offset = null, last_timestamp = null,
-            last_checksum = null {of}"
+            last_checksum = null, log_time = null {of}"
     ));
     run(connection, sql).await
 }

@@ -2,7 +2,7 @@
 
 use sqlx::{Connection, PgConnection, Row};
 
-use super::{Error, run};
+use super::{Error, run, seen};
 use crate::domain::{TableInfo, ident, literal, schema_name};
 
 /// What decides the rows of a projection, as the compiler found it in a consumer's folder.
@@ -79,10 +79,13 @@ pub async fn ensure(
             Ensured::Created(next)
         }
         Some(row) if row.try_get::<String, _>("hash")? == definition.hash => {
+            let version = row.try_get("version")?;
+            // One that was made before there was such a table.
+            run(&mut tx, seen::create_sql(&schema_name(definition.projection, version))).await?;
             for grant in definition.grants {
                 run(&mut tx, grant.clone()).await?;
             }
-            Ensured::Unchanged(row.try_get("version")?)
+            Ensured::Unchanged(version)
         }
         Some(_) if on_change == OnChange::Refuse => {
             return Err(Error::Refused(format!(
@@ -120,6 +123,7 @@ async fn create(tx: &mut PgConnection, definition: &Definition<'_>, version: i32
     for statement in (definition.create)(version) {
         run(tx, statement).await?;
     }
+    run(tx, seen::create_sql(&schema_name(definition.projection, version))).await?;
     // Nobody may wait behind a long SELECT on the view for longer than this: lock_timeout is 5 s per session.
     for statement in (definition.live_views)(version).into_iter().chain(definition.grants.iter().cloned()) {
         run(tx, statement).await?;

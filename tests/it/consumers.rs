@@ -234,6 +234,46 @@ async fn record_that_cannot_be_applied_is_told_with_its_line() {
 }
 
 #[tokio::test]
+async fn line_under_the_id_of_another_is_a_repeat_or_a_conflict() {
+    let shop = Shop::of_sums();
+    let paid = |amount: i32, more: &str| {
+        format!(
+            r#"{{"type":"Paid","body":{{"account":"a","amount":{amount},"paid_at":"2013-01-01T10:15:00Z"}}{more}}}"#
+        )
+    };
+    let printed =
+        |id: &str| format!(r#","headers":{{"mp-event-id":"{id}","mp-fingerprint":"00","mp-producer":"shop"}}"#);
+    let lines = [
+        paid(1, r#","event_id":"k""#),
+        r#"{"event_id":"k","type":"Paid","body":{"paid_at":"2013-01-01T10:15:00Z","amount":1,"account":"a"}}"#.into(),
+        paid(10, r#","event_id":"k""#),
+        paid(100, ""),
+        paid(100, ""),
+        paid(1000, &printed("p")),
+        paid(1000, &printed("p")),
+        // Ids that were made for their records.
+        paid(10_000, r#","headers":{"mp-event-id":"m"}"#),
+        paid(10_000, r#","headers":{"mp-event-id":"m"}"#),
+        // A week and a second after the first.
+        paid(100_000, r#","event_id":"k","timestamp":"2000-01-08T00:00:02Z""#),
+        paid(100_000, r#","event_id":"k""#),
+    ];
+    shop.write("consumers/accounts/tests/case/events.jsonl", &lines.join("\n"));
+    shop.write("consumers/accounts/tests/case/accounts.csv", "account,total,last_at\na,121201,2013-01-01T10:15:00Z\n");
+    let (report, text) = shop.run(true).await;
+    assert_eq!(report, PASSED, "{text}");
+    assert!(text.contains("accepted: dead_letters.jsonl"), "{text}");
+    let dead = std::fs::read_to_string(shop.case("dead_letters.jsonl")).unwrap();
+    assert!(dead.lines().count() == 1 && dead.contains("id_conflict") && dead.contains(r#""line":3"#), "{dead}");
+
+    let manifest = std::fs::read_to_string(shop.dir.path().join("consumers/accounts/consumer.toml")).unwrap();
+    shop.write("consumers/accounts/consumer.toml", &format!("dedupe_window = \"0\"\n{manifest}"));
+    let (report, text) = shop.run(false).await;
+    assert_eq!(report, FAILED);
+    assert!(text.contains("total expected 121201, came 222212"), "{text}");
+}
+
+#[tokio::test]
 async fn consumer_without_cases_says_how_to_begin() {
     let (report, text) = Shop::of_sums().run(false).await;
     assert_eq!(report, Report::default());

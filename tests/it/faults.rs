@@ -9,6 +9,7 @@ mod log;
 mod outbox;
 mod poison;
 mod rebalance;
+mod repeats;
 mod shutdown;
 mod slow;
 

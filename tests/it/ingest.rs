@@ -12,7 +12,7 @@ use millpond::{
     http::{self, Auth},
     ingest::{Contracts, IngestState, Options, router},
     kafka::{Publisher, Record},
-    schema::{SchemaSet, framing},
+    schema::{SchemaSet, encode::fingerprint, framing},
     spec::producer::load_all,
 };
 use serde_json::{Value, json};
@@ -111,6 +111,8 @@ async fn single_record_is_in_the_log_as_answered() {
     assert_eq!((header(record, "mp-event-id"), header(record, "mp-producer")), ("id-1".into(), "sensors".into()));
     assert!(header(record, "traceparent").starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-"));
     assert_eq!(header(record, "tracestate"), "a=1");
+    let says = fingerprint("Reading", br#"{"value":3.0, "sensor":"s1"}"#).map(|hash| format!("{hash:032x}"));
+    assert_eq!(Some(header(record, "mp-fingerprint")), says);
 
     assert_eq!(app.post(&[], r#"{"sensor": "s2", "value": 3}"#).await.status, 202);
     let [_, without] = &app.log().await[..] else { panic!("two records") };

@@ -40,6 +40,7 @@ pub fn batch(topic: &str, records: &[Plain<'_>]) -> EncodedBatch {
             key: key.map(&mut put),
             payload: payload.map(&mut put),
             event_id: put(id),
+            fingerprint: 0..0,
         })
         .collect();
     EncodedBatch { topic: topic.into(), bytes, records, headers: vec![("mp-producer".into(), Some(b"test".to_vec()))] }
@@ -170,7 +171,7 @@ async fn record_over_the_limit_stops_its_batch_before_the_first_is_sent() {
     let large = "x".repeat(1_000_001);
     let error = publisher.publish(batch(&topic, &[(None, Some("ok"), ""), (None, Some(&large), "")])).err().unwrap();
     assert!(matches!(error, NotSent::RecordTooLarge { index: 1, .. }), "{error}");
-    let malformed = EncodedRecord { key: Some(5..9), payload: None, event_id: 0..0 };
+    let malformed = EncodedRecord { key: Some(5..9), payload: None, event_id: 0..0, fingerprint: 0..0 };
     let faulty =
         EncodedBatch { topic: topic.as_str().into(), bytes: vec![0; 8], records: vec![malformed], headers: vec![] };
     assert_eq!(publisher.publish(faulty).err(), Some(NotSent::Malformed { index: 0 }));

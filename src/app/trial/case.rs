@@ -1,7 +1,8 @@
 //! `tests/<case>/events.jsonl`: the records of a case, as they would stand in Kafka.
 //!
 //! A line is `{"type": …, "key": …, "body": {…}}`, or what `topic cat --format jsonl` prints. A record is on partition 0
-//! where no line says otherwise of it or its key; offsets count from 0 in each partition, in the order of the lines.
+//! where no line says otherwise of it or its key; offsets count from 0 in each partition, in the order of the lines. An
+//! `event_id` is the client's own: with it a line may repeat another.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,8 +18,9 @@ use super::codec::Codec;
 use crate::{
     app::Project,
     consume::Chunk,
-    domain::{HEADER_EVENT_ID, TopicPartition, nearest},
+    domain::{Fingerprint, HEADER_EVENT_ID, HEADER_FINGERPRINT, TopicPartition, nearest},
     kafka::subscription::Incoming,
+    schema::encode::fingerprint,
     spec::{ConsumerSpec, SpecFault},
     store::trial::Place,
 };
@@ -40,6 +42,8 @@ pub struct Event {
     pub record_type: Option<String>,
     pub key: Option<String>,
     pub event_id: Option<String>,
+    /// Of a record whose id is its client's.
+    pub fingerprint: Option<Fingerprint>,
     pub payload: Option<Vec<u8>>,
     /// The body as it was written.
     pub body: String,
@@ -67,11 +71,28 @@ struct Line<'a> {
     event_id: Option<String>,
     #[serde(borrow, alias = "value")]
     body: Option<&'a RawValue>,
-    /// In what `topic cat` prints; offsets are counted here, and headers have no effect.
+    /// In what `topic cat` prints; offsets are counted here.
     #[serde(rename = "offset")]
     _offset: Option<IgnoredAny>,
-    #[serde(rename = "headers")]
-    _headers: Option<IgnoredAny>,
+    headers: Option<Headers>,
+}
+
+/// The headers that have an effect, as `topic cat` prints them.
+#[derive(Deserialize, Default)]
+struct Headers {
+    #[serde(rename = "mp-event-id")]
+    event_id: Option<Value>,
+    #[serde(rename = "mp-fingerprint")]
+    fingerprint: Option<Value>,
+}
+
+impl Line<'_> {
+    /// The id that the record's client gave it; one that was made for it has no effect.
+    fn id_of_client(&self) -> Option<String> {
+        let of_record = self.headers.as_ref().filter(|headers| headers.fingerprint.is_some());
+        let printed = of_record.and_then(|headers| headers.event_id.as_ref()?.as_str());
+        self.event_id.clone().or_else(|| printed.map(str::to_owned))
+    }
 }
 
 /// The folders of a consumer's cases, by name.
@@ -130,7 +151,10 @@ impl Case {
     pub fn chunk(&self, from: i64, events: &[usize]) -> Chunk {
         let mut chunk = Chunk { from, ..Chunk::default() };
         for event in events.iter().map(|at| &self.events[*at]) {
-            let mut headers = event.event_id.iter().map(|id| (HEADER_EVENT_ID, Some(id.as_bytes())));
+            let hex = event.fingerprint.map(Fingerprint::to_hex);
+            let id = event.event_id.as_ref().map(|id| (HEADER_EVENT_ID, Some(id.as_bytes())));
+            let fingerprint = hex.as_ref().map(|hex| (HEADER_FINGERPRINT, Some(&hex[..])));
+            let mut headers = id.into_iter().chain(fingerprint);
             chunk.push(Incoming {
                 offset: event.offset,
                 timestamp: event.timestamp,
@@ -182,16 +206,20 @@ impl Reader<'_> {
         if self.faults.len() > before {
             return None;
         }
+        let body = line.body.map_or("null", RawValue::get).to_owned();
+        let event_id = line.id_of_client();
+        let says = |_: &String| fingerprint(line.record_type.as_deref().unwrap_or_default(), body.as_bytes());
         let event = Event {
             line: number,
             slot: 0,
             offset: 0,
             timestamp,
+            fingerprint: event_id.as_ref().and_then(says).map(Fingerprint::from),
             record_type: line.record_type,
             key: line.key.or(derived),
-            event_id: line.event_id,
+            event_id,
             payload,
-            body: line.body.map_or("null", RawValue::get).to_owned(),
+            body,
         };
         Some(Unplaced { event, topic, partition: line.partition })
     }

@@ -120,6 +120,7 @@ impl<'a> Lab<'a> {
             max_age: Duration::ZERO,
             // A record that cannot be applied shall be seen, and those after it too.
             on_error: OnError::Skip,
+            dedupe_window: spec.dedupe_window,
             emitters: self.codec.emitters(project, spec)?,
             max_record_bytes: usize::MAX,
             reader: None,
@@ -147,7 +148,7 @@ impl<'a> Lab<'a> {
         if next_offset > 0 {
             trial::stand_at(self.scratch.connection(), &engine.projection, version, at, next_offset).await?;
         }
-        let claim = Claim { next_offset, out_seq: 0, last: None, ..self.claims[&known].clone() };
+        let claim = Claim { next_offset, out_seq: 0, last: None, log_time: None, ..self.claims[&known].clone() };
         Ok(Trial::new(engine, claim))
     }
 

@@ -1,6 +1,11 @@
 //! `consumer show`: the rows that a consumer makes of real records. Kafka is only read, the live tables are not touched.
 
-use std::{collections::BTreeMap, io::Write, ops::ControlFlow, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Write,
+    ops::ControlFlow,
+    sync::Arc,
+};
 
 use anyhow::{Context as _, bail};
 
@@ -22,6 +27,7 @@ use crate::{
     kafka::{self, Reader, Record, Registry, Start, TopicRange, subscription::Incoming},
     spec::ConsumerSpec,
     store::{scratch::ScratchDatabase, trial},
+    telemetry::metrics::consume::MESSAGES,
 };
 
 /// Records of one batch: what a live consumer would take at once.
@@ -156,12 +162,18 @@ pub async fn show(
     }
     let (count, topics) = (read.count(), read.topics.join(", "));
     writeln!(out, "{count} records read, the last of the {} in {topics}", read.held)?;
-    let applied = count.saturating_sub(skipped + faults.len());
+    // This process has applied nothing else.
+    let repeated = MESSAGES.with_label_values(&[spec.name.as_str(), "repeated"]).get();
+    let repeated = usize::try_from(repeated).unwrap_or(usize::MAX);
+    let applied = count.saturating_sub(skipped + faults.len() + repeated);
     writeln!(
         out,
         "{applied} applied, {skipped} of types that are not read here, {} that cannot be applied",
         faults.len()
     )?;
+    if repeated > 0 {
+        writeln!(out, "{repeated} that repeat a record before them, by the id of their client")?;
+    }
     if !emitted.is_empty() {
         writeln!(out, "{} events would be emitted", emitted.len())?;
     }
@@ -178,7 +190,7 @@ pub async fn show(
 async fn passed_over(preparer: &Preparer, at: &TopicPartition, chunk: &Chunk) -> anyhow::Result<usize> {
     let (mut skipped, mut done) = (0, 0);
     while done < chunk.records.len() {
-        match preparer.prepare(&at.topic, at.partition, chunk, done..chunk.records.len()) {
+        match preparer.prepare(&at.topic, at.partition, chunk, done..chunk.records.len(), &BTreeSet::new()) {
             Ok(prepared) => {
                 skipped += prepared.skipped;
                 done = prepared.end;

@@ -21,7 +21,7 @@ pub(super) fn cluster() -> (Cluster, Options) {
 }
 
 fn one(key: &str) -> EncodedBatch {
-    let record = EncodedRecord { key: Some(0..key.len() as u32), payload: None, event_id: 0..0 };
+    let record = EncodedRecord { key: Some(0..key.len() as u32), payload: None, event_id: 0..0, fingerprint: 0..0 };
     EncodedBatch { topic: "t".into(), bytes: key.as_bytes().to_vec(), records: vec![record], headers: Vec::new() }
 }
 

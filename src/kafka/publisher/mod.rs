@@ -36,7 +36,7 @@ use self::{
 };
 use super::{Error, Options, murmur2};
 use crate::{
-    domain::{HEADER_EVENT_ID, Position, TopicPartition},
+    domain::{HEADER_EVENT_ID, HEADER_FINGERPRINT, Position, TopicPartition},
     telemetry::metrics::kafka as metrics,
 };
 
@@ -49,7 +49,7 @@ const RECORD_OVERHEAD: usize = 70;
 #[derive(Debug, Clone)]
 pub struct EncodedBatch {
     pub topic: Arc<str>,
-    /// Keys, payloads and event ids, in any order; the records say where.
+    /// Keys, payloads, event ids and fingerprints, in any order; the records say where.
     pub bytes: Vec<u8>,
     pub records: Vec<EncodedRecord>,
     /// Headers that every record of the batch gets: name, value or null.
@@ -64,6 +64,8 @@ pub struct EncodedRecord {
     pub payload: Option<Range<u32>>,
     /// UTF-8; empty for none.
     pub event_id: Range<u32>,
+    /// Of a record whose id is its client's: [`Fingerprint`](crate::domain::Fingerprint) in hex; empty for none.
+    pub fingerprint: Range<u32>,
 }
 
 /// Why no record of a batch was sent.
@@ -347,8 +349,12 @@ impl Shared {
         let limit = self.options.max_record_bytes;
         let mut cost = batch.bytes.len();
         for (index, record) in batch.records.iter().enumerate() {
-            let ranges = [record.key.as_ref(), record.payload.as_ref(), Some(&record.event_id)];
+            let ranges =
+                [record.key.as_ref(), record.payload.as_ref(), Some(&record.event_id), Some(&record.fingerprint)];
             let mut bytes = common + HEADER_EVENT_ID.len() + RECORD_OVERHEAD;
+            if !record.fingerprint.is_empty() {
+                bytes += HEADER_FINGERPRINT.len();
+            }
             for range in ranges.into_iter().flatten() {
                 bytes += slice(&batch.bytes, range).ok_or(NotSent::Malformed { index })?.len();
             }
@@ -424,7 +430,12 @@ fn closed(topic: &Topic, partition: i32) -> NotSent {
 
 /// The headers that all records of a batch share; none for a single record, which has them built in place.
 fn common_headers(batch: &EncodedBatch) -> Option<OwnedHeaders> {
-    (batch.records.len() > 1).then(|| add_common(batch, OwnedHeaders::new_with_capacity(batch.headers.len() + 1)))
+    (batch.records.len() > 1).then(|| add_common(batch, room_for(batch, &batch.records[0])))
+}
+
+/// Headers with room for those of the batch and of the record.
+fn room_for(batch: &EncodedBatch, record: &EncodedRecord) -> OwnedHeaders {
+    OwnedHeaders::new_with_capacity(batch.headers.len() + 1 + usize::from(!record.fingerprint.is_empty()))
 }
 
 fn add_common(batch: &EncodedBatch, headers: OwnedHeaders) -> OwnedHeaders {
@@ -434,12 +445,16 @@ fn add_common(batch: &EncodedBatch, headers: OwnedHeaders) -> OwnedHeaders {
 fn headers(batch: &EncodedBatch, record: &EncodedRecord, common: &Option<OwnedHeaders>) -> OwnedHeaders {
     let headers = match common {
         Some(common) => common.clone(),
-        None => add_common(batch, OwnedHeaders::new_with_capacity(batch.headers.len() + 1)),
+        None => add_common(batch, room_for(batch, record)),
     };
     if record.event_id.is_empty() {
         return headers;
     }
-    headers.insert(Header { key: HEADER_EVENT_ID, value: slice(&batch.bytes, &record.event_id) })
+    let headers = headers.insert(Header { key: HEADER_EVENT_ID, value: slice(&batch.bytes, &record.event_id) });
+    if record.fingerprint.is_empty() {
+        return headers;
+    }
+    headers.insert(Header { key: HEADER_FINGERPRINT, value: slice(&batch.bytes, &record.fingerprint) })
 }
 
 fn slice<'a>(bytes: &'a [u8], range: &Range<u32>) -> Option<&'a [u8]> {

@@ -76,6 +76,7 @@ fn batch(number: usize) -> EncodedBatch {
             key: Some(put(format!("key {key}"))),
             payload: Some(put(number.to_string())),
             event_id: 0..0,
+            fingerprint: 0..0,
         })
         .collect();
     EncodedBatch { topic: "t".into(), bytes, records, headers: Vec::new() }

@@ -26,6 +26,7 @@ mod captured;
 mod decimal;
 pub(super) mod default;
 mod explain;
+mod fingerprint;
 mod plan;
 mod scalar;
 mod scan;
@@ -40,6 +41,7 @@ mod wire;
 use apache_avro::Schema;
 
 pub use captured::Captured;
+pub use fingerprint::fingerprint;
 pub use split::{BodyShape, SplitError, Value, Values, split_values};
 
 use self::{

@@ -4,7 +4,7 @@ use super::{metrics, seconds_buckets};
 
 metrics! {
     MESSAGES: IntCounterVec = "millpond_consumer_messages_total",
-        "Records whose fate was decided, by outcome: applied, skipped, refused, dead_lettered", &["consumer", "outcome"];
+        "Records whose fate was decided, by outcome: applied, skipped, repeated, refused, dead_lettered", &["consumer", "outcome"];
     BATCH_SECONDS: HistogramVec = "millpond_consumer_batch_duration_seconds",
         "Time from a batch's first statement to its commit", (&["consumer"], seconds_buckets());
     BATCHES: IntCounterVec = "millpond_consumer_batches_total",
@@ -17,6 +17,8 @@ metrics! {
         "How old the data of the projection is, by its oldest partition, as far as known", &["consumer"];
     HALTED: IntGaugeVec = "millpond_consumer_halted_partitions",
         "Partitions of the projection that have halted and wait for an operator, whichever process has them", &["consumer"];
+    FORGOTTEN_IDS: IntCounterVec = "millpond_consumer_forgotten_ids_total",
+        "Ids of clients that were removed because they are older than the consumer's dedupe_window", &["consumer"];
     DEAD_LETTERS: IntCounterVec = "millpond_dead_letters_total",
         "Records put into the dead-letter table, by class of reason", &["consumer", "class"];
 }

@@ -164,7 +164,9 @@ async fn mirror_of_a_dead_letter_has_all_headers_and_the_id_that_it_came_with() 
     let cluster = Cluster::of("mirror", lab).await;
     let (all, foreigner) = (cluster.start("all", &[]), Foreigner::of(&cluster, 1));
     let key = "\u{1b}long".repeat(100);
-    let headers = [("empty", Some("")), ("none", None), ("mp-event-id", Some("order-7"))];
+    let said = "00112233445566778899aabbccddeeff";
+    let headers =
+        [("empty", Some("")), ("none", None), ("mp-event-id", Some("order-7")), ("mp-fingerprint", Some(said))];
     foreigner.write_with(key.as_bytes(), b"not avro", &headers).await;
     let dead = async || cluster.number("select count(*) from millpond.dead_letters").await;
     eventually_async(SOON, async || dead().await == Some(1)).await;
@@ -178,6 +180,9 @@ async fn mirror_of_a_dead_letter_has_all_headers_and_the_id_that_it_came_with() 
     assert_eq!(headers.get("none"), Some(&Value::Null), "{headers}");
     let own = headers["mp-event-id"].as_str().unwrap();
     assert!(own.parse::<uuid::Uuid>().is_ok(), "the mirror has an id of its own: {headers}");
+    assert_eq!(headers["mp-dlq-fingerprint"], said, "{headers}");
+    let own = headers["mp-fingerprint"].as_str().unwrap();
+    assert!(own.len() == said.len() && own != said, "and a fingerprint: {headers}");
 
     let list = cluster.succeeds(&["dlq", "list", "latest"]);
     let line = list.lines().find(|line| line.contains(" key ")).unwrap();
