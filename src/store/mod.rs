@@ -9,6 +9,7 @@ pub mod dead_letters;
 mod error;
 pub mod fence;
 pub mod outbox;
+pub mod relay;
 pub mod scratch;
 mod session;
 pub mod status;
@@ -78,9 +79,10 @@ pub async fn run(connection: &mut PgConnection, sql: impl Into<String>) -> Resul
     Ok(())
 }
 
-const MIGRATIONS: [(i64, &str, &str); 2] = [
+const MIGRATIONS: [(i64, &str, &str); 3] = [
     (1, "platform", include_str!("../../migrations/0001_platform.sql")),
     (2, "crash guard", include_str!("../../migrations/0002_crash_guard.sql")),
+    (5, "relay", include_str!("../../migrations/0005_relay.sql")),
 ];
 
 /// Brings the platform tables up to this binary's version; safe to run from many processes at once. After an error the
