@@ -10,7 +10,7 @@ use crate::{
         Admin,
         registry::{Registry, RegistryOptions},
     },
-    store,
+    store::{self, relay::Delivery},
 };
 
 /// What one check may take.
@@ -62,6 +62,9 @@ pub async fn run(config: &Config) -> anyhow::Result<ExitCode> {
     let database =
         tokio::time::timeout(LIMIT, database(config)).await.unwrap_or_else(|_| Err("no answer within 10 s".into()));
     report.note("postgres", database);
+    if let Ok(Some(downstream)) = tokio::time::timeout(LIMIT, downstream(config)).await {
+        report.note("downstream", downstream);
+    }
     if let Ok(clock) = tokio::time::timeout(LIMIT, clock(config)).await {
         report.note("clock", clock);
     }
@@ -125,6 +128,23 @@ async fn database(config: &Config) -> Result<String, String> {
         return Ok(version);
     }
     Ok(format!("{version}; no tables of Millpond yet: the first process whose account may make them does"))
+}
+
+/// How downstream events are sent; nothing without a database, which is told of by its own check.
+async fn downstream(config: &Config) -> Option<Result<String, String>> {
+    let mut connection = store::connect(&config.postgres.url, "millpond doctor").await.ok()?;
+    Some(match store::relay::delivery(&mut connection).await {
+        Err(error) => Err(error.to_string()),
+        Ok(None) => Ok("nothing was sent yet: no process with the role publish has led".to_owned()),
+        Ok(Some(Delivery::ExactlyOnce)) => Ok("exactly once, for readers of committed records".to_owned()),
+        Ok(Some(Delivery::AtLeastOnce(why))) if config.publish.transactions == "off" => {
+            Ok(format!("at least once, as it is set: {why}"))
+        }
+        Ok(Some(Delivery::AtLeastOnce(why))) => Err(format!(
+            "at least once, not exactly once: {why}; let the relay's account use transactions (docs/operating.md, \
+             Downstream events) and start publish again, or set publish.transactions = \"off\""
+        )),
+    })
 }
 
 async fn clock(config: &Config) -> Result<String, String> {

@@ -22,6 +22,7 @@ use crate::{
     schema::{JsonDecoder, framing, parse_registered},
     store::{
         PgConnection, dead_letters,
+        relay::{self, Delivery},
         status::{self, PartitionStatus, ProjectionStatus},
     },
 };
@@ -84,6 +85,7 @@ fn judge(projection: &ProjectionStatus, project: &Path) -> Verdict {
 pub async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> {
     let mut connection = wiring::database(config, "millpond status").await?;
     let projections = status::projections(&mut connection).await?;
+    let delivery = relay::delivery(&mut connection).await?;
     let project = config.project.dir.as_path();
     let healthy = projections.iter().all(|p| judge(p, project).healthy);
     if as_json {
@@ -96,6 +98,7 @@ pub async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> 
                 value["lag"] = json!(lag(p));
                 value["age_seconds"] = json!(age(p));
                 value["next"] = json!(verdict.advice);
+                value["downstream"] = json!(delivery.as_ref().map(word));
                 value
             })
             .collect();
@@ -124,8 +127,19 @@ pub async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> 
                 say!("    next: {}", printable(&advice));
             }
         }
+        if let Some(Delivery::AtLeastOnce(why)) = &delivery {
+            say!("downstream events are sent at least once: {}", printable(why));
+        }
     }
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// How downstream events are sent, for programs.
+fn word(delivery: &Delivery) -> &'static str {
+    match delivery {
+        Delivery::ExactlyOnce => "exactly_once",
+        Delivery::AtLeastOnce(_) => "at_least_once",
+    }
 }
 
 /// Why partitions have halted and what ends it, once for each code; none when none has.

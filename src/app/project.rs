@@ -11,6 +11,7 @@ use crate::{
     domain::nearest,
     kafka::{TopicSpec, registry::RegistryOptions},
     projection::{LIVE_SCHEMA, live_view, split},
+    publish::markers,
     schema::SchemaSet,
     spec::{
         ConsumerSpec,
@@ -97,7 +98,7 @@ impl Project {
 
     /// Every topic that the folders declare, and those that Millpond needs for them.
     pub fn topics(&self) -> Vec<TopicSpec> {
-        let mut topics = vec![RegistryOptions::default().topic_spec()];
+        let mut topics = vec![RegistryOptions::default().topic_spec(), markers::topic_spec()];
         for (name, spec) in self.producers.iter().flat_map(|p| &p.topics) {
             let mut topic = TopicSpec::log(name, spec.partitions);
             topic.config.insert("retention.ms".to_owned(), spec.retention.as_retention_ms().to_string());

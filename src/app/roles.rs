@@ -152,15 +152,15 @@ struct Relay {
 impl Relay {
     fn start(config: &Config, publisher: &Arc<Publisher>) -> Self {
         let (stop, stopped) = watch::channel(false);
-        let relay = publish::run(config.postgres.url.clone(), Arc::clone(publisher), stopped);
+        let relay = publish::run(wiring::publish_options(config), Arc::clone(publisher), stopped);
         Self { stop, ended: essential("relay", relay) }
     }
 
-    /// What is not acknowledged by the deadline is sent again by the next relay.
+    /// What is not committed by the deadline is for the next relay to find out.
     async fn stop(mut self, deadline: Instant) {
         self.stop.send_replace(true);
         if tokio::time::timeout_at(deadline, &mut self.ended).await.is_err() {
-            warn!("the relay did not end within the drain; events under way may be sent again");
+            warn!("the relay did not end within the drain; the next one finds out what has left");
             self.ended.abort();
         }
     }
@@ -275,7 +275,7 @@ fn start_publisher(config: &Config, roles: Roles, project: &Project) -> anyhow::
     let names = topics.iter().map(|t| t.name.as_str());
     let mut options = wiring::kafka_options(config);
     if !roles.ingest && !config.kafka.client.contains_key("linger.ms") {
-        // The relay waits for each row: nothing would join it in its batch.
+        // A relay that cannot use transactions waits for each row: nothing would join it in its batch.
         options.client.insert("linger.ms".to_owned(), "0".to_owned());
     }
     Ok(Arc::new(Publisher::start(&options, names)?))

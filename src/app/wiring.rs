@@ -4,7 +4,7 @@ use anyhow::Context as _;
 
 use crate::{
     config::Config,
-    http, ingest, kafka, serve,
+    http, ingest, kafka, publish, serve,
     store::{self, PgConnection},
 };
 
@@ -39,6 +39,18 @@ pub fn serve_options(config: &Config) -> serve::Options {
         default_limit: u32::try_from(config.serve.default_limit).unwrap_or(u32::MAX),
         max_limit: u32::try_from(config.serve.max_limit).unwrap_or(u32::MAX),
         ..serve::Options::default()
+    }
+}
+
+pub fn publish_options(config: &Config) -> publish::Options {
+    publish::Options {
+        url: config.postgres.url.clone(),
+        kafka: kafka_options(config),
+        transactions: match config.publish.transactions.as_str() {
+            "off" => publish::Transactions::Off,
+            "required" => publish::Transactions::Required,
+            _ => publish::Transactions::Auto,
+        },
     }
 }
 

@@ -224,6 +224,14 @@ pub const KEYS: &[Key] = &[
     key("consume.max_records", Kind::Count, "5000", "Records per batch."),
     key("consume.max_bytes", Kind::Bytes, "4MiB", "Bytes per batch."),
     key("consume.max_age", Kind::Duration, "5ms", "How long a batch waits to fill up since its first record came."),
+    key(
+        "publish.transactions",
+        Kind::Word(&["auto", "required", "off"]),
+        "auto",
+        "Whether downstream events leave in transactions, so that readers of committed records see each once. `auto`: unless \
+         the cluster forbids them to this account; then at least once, which `status` and `doctor` say. `required`: or not at \
+         all. `off`: at least once.",
+    ),
     key("serve.connections", Kind::Count, "4", "Postgres connections for reads; each carries many queries at once."),
     key("serve.statement_timeout", Kind::Duration, "2s", "Longest a read may run."),
     key("serve.max_wait", Kind::Duration, "10s", "Longest that a read may wait for a position (`Prefer: wait=N`)."),

@@ -14,7 +14,7 @@ use figment::{
 };
 
 use super::{
-    Config, Consume, Http, Ingest, Kafka, Log, Postgres, Project, Serve,
+    Config, Consume, Http, Ingest, Kafka, Log, Postgres, Project, Publish, Serve,
     keys::{self, KEYS, Key, Kind},
     units,
 };
@@ -201,6 +201,7 @@ impl Values {
                 max_bytes: units::bytes(&text("consume.max_bytes"))?,
                 max_age: units::duration(&text("consume.max_age"))?,
             },
+            publish: Publish { transactions: text("publish.transactions") },
             serve: Serve {
                 connections: text("serve.connections").parse().ok()?,
                 statement_timeout: units::duration(&text("serve.statement_timeout"))?,

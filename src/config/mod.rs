@@ -19,6 +19,7 @@ pub struct Config {
     pub http: Http,
     pub ingest: Ingest,
     pub consume: Consume,
+    pub publish: Publish,
     pub serve: Serve,
     pub log: Log,
     /// Every key with its value as text and where it came from, for `millpond config`.
@@ -95,6 +96,12 @@ pub struct Consume {
     pub max_records: usize,
     pub max_bytes: usize,
     pub max_age: Duration,
+}
+
+#[derive(Debug, Clone)]
+pub struct Publish {
+    /// `auto`, `required` or `off`.
+    pub transactions: String,
 }
 
 #[derive(Debug, Clone)]

@@ -194,7 +194,13 @@ impl Options {
             .set("transactional.id", id)
             .set("transaction.timeout.ms", millis(TRANSACTION_TIMEOUT))
             // librdkafka wants it at most the transaction's.
-            .set("message.timeout.ms", millis(TRANSACTION_TIMEOUT - Duration::from_secs(2)));
+            .set("message.timeout.ms", millis(TRANSACTION_TIMEOUT - Duration::from_secs(2)))
+            // Whoever sends bounds what is in one transaction: the queue is there to hold it.
+            .set("queue.buffering.max.kbytes", "65536")
+            .set("queue.buffering.max.messages", "100000");
+        // The broker weighs a whole batch against the topic's `max.message.bytes`: small ones fit where a large record
+        // would not.
+        default(&mut config, &["batch.size"], "65536");
         Ok(config)
     }
 

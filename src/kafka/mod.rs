@@ -23,7 +23,7 @@ pub use publisher::{
 };
 pub use reader::{Header, Reader, Record, Start, TopicRange};
 pub use registry::Registry;
-pub use transaction::{Idle, OutgoingRecord, Transaction};
+pub use transaction::{Failed, Idle, OutgoingRecord, Transaction};
 
 use crate::domain::nearest;
 

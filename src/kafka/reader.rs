@@ -6,6 +6,7 @@ use std::{
     collections::HashMap,
     ops::ControlFlow,
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -14,17 +15,21 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer},
     error::KafkaError,
     message::BorrowedMessage,
+    types::RDKafkaErrorCode as Code,
 };
 
 use super::{
     Error, Options,
-    client::{self, Isolation, Logging, is_passing},
+    client::{self, Isolation, Logging, PAUSE, is_passing},
     headers,
 };
 
 /// A reader that hears nothing from the brokers for so long gives up.
 const SILENCE: Duration = Duration::from_secs(15);
 const TICK: Duration = Duration::from_millis(100);
+/// How long transactions of others are waited for. Those of a producer that has died end by their own timeout (ours: 10 s),
+/// for which the coordinator looks every 10 s.
+const UNDECIDED: Duration = Duration::from_secs(25);
 
 /// One record, copied out of the client's buffers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,9 +136,14 @@ impl Reader {
             metadata.map_err(Error::request(format!("describe topic `{topic}`")))
         };
         let metadata = describe(Some(topic))?;
-        let found = metadata.topics().iter().find(|t| t.name() == topic).map_or(0, |t| t.partitions().len());
-        if found > 0 {
-            return Ok(found);
+        let found = metadata.topics().iter().find(|t| t.name() == topic);
+        let (partitions, error) = found.map_or((0, None), |t| (t.partitions().len(), t.error()));
+        if partitions > 0 {
+            return Ok(partitions);
+        }
+        if let Some(Code::TopicAuthorizationFailed) = error.map(Code::from) {
+            let refused = KafkaError::MetadataFetch(Code::TopicAuthorizationFailed);
+            return Err(Error::request(format!("describe topic `{topic}`"))(refused));
         }
         let all = describe(None)?;
         Err(Error::no_topic(topic, all.topics().iter().map(|t| t.name()).filter(|name| *name != topic)))
@@ -215,6 +225,28 @@ impl Reader {
             })?;
         }
         Ok(next)
+    }
+
+    /// Reads the committed records of a partition from `first` (`None`: its beginning) to the end that it has at the call,
+    /// whichever transactions are open there: waits until each of them is committed or aborted. Returns where to go on.
+    pub fn read_decided(
+        options: &Options,
+        topic: &str,
+        partition: i32,
+        first: Option<i64>,
+        each: impl FnMut(Option<&[u8]>, Option<&[u8]>),
+    ) -> Result<i64, Error> {
+        let (_, end) = Self::open_uncommitted(options)?.watermarks(topic, partition)?;
+        let reader = Self::open(options)?;
+        let started = Instant::now();
+        while reader.watermarks(topic, partition)?.1 < end {
+            if started.elapsed() > UNDECIDED {
+                let action = format!("end the transactions that are open in {topic}/{partition}");
+                return Err(Error::Timeout { action, seconds: UNDECIDED.as_secs() });
+            }
+            thread::sleep(PAUSE);
+        }
+        reader.catch_up(topic, partition, first, each)
     }
 
     fn starts(&self, range: &TopicRange, partitions: &[i32]) -> Result<Vec<Option<i64>>, Error> {

@@ -6,11 +6,11 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rdkafka::{
@@ -23,7 +23,7 @@ use rdkafka::{
 };
 
 use super::{
-    Error, Options,
+    Error, Options, Reason,
     client::{self, TRANSACTION_TIMEOUT},
 };
 
@@ -31,6 +31,8 @@ use super::{
 const LIMIT: Duration = TRANSACTION_TIMEOUT.saturating_add(Duration::from_secs(5));
 /// How often the polling thread looks whether it should end.
 const TICK: Duration = Duration::from_millis(100);
+/// Between two tries to queue a record where the queue was full.
+const ROOM: Duration = Duration::from_millis(5);
 
 /// One record to send in a transaction.
 #[derive(Debug, Clone)]
@@ -49,7 +51,21 @@ pub struct Idle(Running);
 
 /// A producer with an open transaction. Dropped, it is destroyed, and the transaction ends with its timeout (10 s) or
 /// when the next producer of the same id starts.
-pub struct Transaction(Running);
+pub struct Transaction {
+    running: Running,
+    sent: usize,
+}
+
+/// A transaction that did not commit, as far as is known; its producer is gone.
+#[derive(Debug)]
+pub struct Failed {
+    pub error: Error,
+    /// The records that were refused or not acknowledged, each by its number in the order of sending. Those that were
+    /// only given up with the others are not among them.
+    pub records: Vec<(usize, Reason)>,
+    /// How many were acknowledged.
+    pub written: usize,
+}
 
 struct Running {
     producer: Arc<BaseProducer<Context>>,
@@ -64,14 +80,15 @@ impl Idle {
         let config = options.transactional(id)?;
         let producer: BaseProducer<Context> = client::create(&config, Context::default(), "transactional producer")?;
         let running = Running::new(producer)?;
-        let failed = Error::request(format!("start transactions of `{id}`"));
-        running.producer.init_transactions(LIMIT).map_err(failed)?;
+        let started = running.producer.init_transactions(LIMIT);
+        started.map_err(|error| running.cause(error, format!("start transactions of `{id}`")))?;
         Ok(Self(running))
     }
 
     pub fn begin(self) -> Result<Transaction, Error> {
+        *self.0.reports() = Reports::default();
         self.0.producer.begin_transaction().map_err(Error::request("begin a transaction"))?;
-        Ok(Transaction(self.0))
+        Ok(Transaction { running: self.0, sent: 0 })
     }
 }
 
@@ -81,26 +98,56 @@ impl Transaction {
         let insert =
             |headers: OwnedHeaders, (key, value): &(&str, Option<&[u8]>)| headers.insert(Header { key, value: *value });
         let headers = record.headers.iter().fold(OwnedHeaders::new_with_capacity(record.headers.len()), insert);
-        let mut outgoing = BaseRecord::<[u8], [u8], ()>::to(record.topic).headers(headers);
+        let mut outgoing = BaseRecord::<[u8], [u8], usize>::with_opaque_to(record.topic, self.sent).headers(headers);
         outgoing.partition = record.partition;
         outgoing.key = record.key;
         outgoing.payload = record.payload;
-        let sent = self.0.producer.send(outgoing).map_err(|(error, _)| error);
-        sent.map_err(Error::request(format!("queue a record for `{}`", record.topic)))
+        let started = Instant::now();
+        loop {
+            match self.running.producer.send(outgoing) {
+                Ok(()) => break,
+                // The poller makes room as the brokers acknowledge.
+                Err((error, back)) if is_full(&error) && started.elapsed() < LIMIT => outgoing = back,
+                Err((error, _)) => return Err(Error::request(format!("queue a record for `{}`", record.topic))(error)),
+            }
+            thread::sleep(ROOM);
+        }
+        self.sent += 1;
+        Ok(())
     }
 
     /// Waits for the records and commits. After an error the outcome is unknown, unless it [fenced](Error::is_fenced)
     /// this producer: a producer started later under the same id knows it.
     pub fn commit(self) -> Result<Idle, Error> {
-        let committed = self.0.producer.commit_transaction(LIMIT);
-        committed.map_err(|error| self.0.cause(error, "commit a transaction"))?;
-        Ok(Idle(self.0))
+        self.finish().map_err(|failed| failed.error)
+    }
+
+    /// [`Self::commit`] that also tells which records it failed over.
+    pub fn finish(self) -> Result<Idle, Failed> {
+        let running = self.running;
+        match running.producer.commit_transaction(LIMIT) {
+            Ok(()) => Ok(Idle(running)),
+            Err(error) => {
+                let error = running.cause(error, "commit a transaction");
+                let mut reports = running.reports();
+                let (records, written) = (std::mem::take(&mut reports.failed), reports.written);
+                drop(reports);
+                Err(Failed { error, records, written })
+            }
+        }
     }
 
     /// Gives the transaction up.
     pub fn abort(self) -> Result<Idle, Error> {
-        self.0.producer.abort_transaction(LIMIT).map_err(Error::request("abort a transaction"))?;
-        Ok(Idle(self.0))
+        self.running.producer.abort_transaction(LIMIT).map_err(Error::request("abort a transaction"))?;
+        Ok(Idle(self.running))
+    }
+}
+
+impl From<Error> for Failed {
+    /// Of a transaction that did not come to its end.
+    fn from(error: Error) -> Self {
+        Self { error, records: Vec::new(), written: 0 }
     }
 }
 
@@ -109,6 +156,31 @@ impl Error {
     pub fn is_fenced(&self) -> bool {
         matches!(self.code(), Some(Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch))
     }
+
+    /// Whether the cluster does not let us use transactions, now or a second later: it has none, or forbids them to our
+    /// account. What a moment's patience may mend is not among it.
+    pub fn forbids_transactions(&self) -> bool {
+        matches!(
+            self.code(),
+            Some(
+                Code::UnsupportedFeature
+                    | Code::UnsupportedVersion
+                    | Code::InvalidTransactionTimeout
+                    | Code::TransactionalIdAuthorizationFailed
+                    | Code::ClusterAuthorizationFailed
+                    | Code::TopicAuthorizationFailed
+            )
+        )
+    }
+
+    /// Why the cluster certainly does not take a record, where that is what it said.
+    pub fn refusal(&self) -> Option<Reason> {
+        self.code().map(Reason::of_report).filter(|reason| reason.is_definite())
+    }
+}
+
+fn is_full(error: &KafkaError) -> bool {
+    error.rdkafka_error_code() == Some(Code::QueueFull)
 }
 
 impl Running {
@@ -126,9 +198,13 @@ impl Running {
         Ok(Self { producer, stop, poller: Some(poller.map_err(failed)?) })
     }
 
-    /// The reason behind a failed commit: a fatal error or the first record's, which say more.
-    fn cause(&self, error: KafkaError, action: &str) -> Error {
-        let first = self.producer.context().0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    fn reports(&self) -> MutexGuard<'_, Reports> {
+        self.producer.context().0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The reason behind a failure: a fatal error or the first record's, which say more.
+    fn cause(&self, error: KafkaError, action: impl Into<String>) -> Error {
+        let first = self.reports().first.take();
         let fatal = self.producer.client().fatal_error().map(|(code, _)| KafkaError::Global(code));
         Error::Request { action: action.into(), source: fatal.or(first).unwrap_or(error) }
     }
@@ -144,9 +220,16 @@ impl Drop for Running {
     }
 }
 
-/// Keeps the first error of a record.
+/// What became of the records of a transaction so far.
 #[derive(Default)]
-struct Context(Mutex<Option<KafkaError>>);
+struct Reports {
+    first: Option<KafkaError>,
+    failed: Vec<(usize, Reason)>,
+    written: usize,
+}
+
+#[derive(Default)]
+struct Context(Mutex<Reports>);
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -160,12 +243,45 @@ impl ClientContext for Context {
 }
 
 impl ProducerContext for Context {
-    type DeliveryOpaque = ();
+    type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        if let Err((error, message)) = result {
+    fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
+        let mut reports = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Err((error, message)) = result else {
+            reports.written += 1;
+            return;
+        };
+        let code = error.rdkafka_error_code().unwrap_or(Code::Fail);
+        // Given up because of another, or of what ended the producer.
+        if !matches!(code, Code::PurgeQueue | Code::PurgeInflight) {
             tracing::debug!(topic = message.topic(), %error, "record of a transaction not written");
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| error.clone());
+            reports.failed.push((number, Reason::of_report(code)));
+            reports.first.get_or_insert_with(|| error.clone());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::{
+        mocking::MockCluster,
+        types::{RDKafkaApiKey, RDKafkaRespErr as Answer},
+    };
+
+    use super::*;
+
+    fn refused(answer: Answer) -> Error {
+        let cluster = MockCluster::new(1).unwrap();
+        let options = Options { brokers: cluster.bootstrap_servers(), ..Options::default() };
+        cluster.request_errors(RDKafkaApiKey::InitProducerId, &[answer; 100]);
+        Idle::start(&options, "refused").err().expect("it is refused")
+    }
+
+    #[test]
+    fn cluster_that_forbids_transactions_is_told_from_one_that_is_not_ready() {
+        let error = refused(Answer::RD_KAFKA_RESP_ERR_TRANSACTIONAL_ID_AUTHORIZATION_FAILED);
+        assert!(error.forbids_transactions(), "{error:?}");
+        let error = refused(Answer::RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS);
+        assert!(!error.forbids_transactions(), "{error:?}");
     }
 }

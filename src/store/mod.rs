@@ -9,6 +9,7 @@ pub mod dead_letters;
 mod error;
 pub mod fence;
 pub mod outbox;
+pub mod relay;
 pub mod scratch;
 pub mod seen;
 mod session;
@@ -79,10 +80,11 @@ pub async fn run(connection: &mut PgConnection, sql: impl Into<String>) -> Resul
     Ok(())
 }
 
-const MIGRATIONS: [(i64, &str, &str); 3] = [
+const MIGRATIONS: [(i64, &str, &str); 4] = [
     (1, "platform", include_str!("../../migrations/0001_platform.sql")),
     (2, "crash guard", include_str!("../../migrations/0002_crash_guard.sql")),
     (4, "seen", include_str!("../../migrations/0004_seen.sql")),
+    (5, "relay", include_str!("../../migrations/0005_relay.sql")),
 ];
 
 /// Brings the platform tables up to this binary's version; safe to run from many processes at once. After an error the

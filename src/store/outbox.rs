@@ -1,5 +1,4 @@
-//! The outbox as the relay sees it: rows in the order in which they were committed, removed once Kafka has
-//! acknowledged them.
+//! The outbox as the relay sees it: rows in the order in which they were committed, removed once they are in the log.
 
 use std::collections::BTreeMap;
 
@@ -21,6 +20,8 @@ pub struct Lane {
 pub struct OutboxRow {
     pub lane: Lane,
     pub version: i32,
+    /// When the version was made, in microseconds since 1970: one that is made anew under the same number is another.
+    pub made: i64,
     pub out_seq: i64,
     pub event_id: Uuid,
     pub target_topic: String,
@@ -30,10 +31,23 @@ pub struct OutboxRow {
     pub headers: serde_json::Value,
 }
 
-/// Rows of one source partition that are fetched at once.
-const ROWS: i64 = 500;
-/// Bytes of them, but for the last: what all source partitions hold together is memory of the relay.
-const BYTES: i64 = 1 << 20;
+/// How much is fetched at once: memory of the relay. Bytes do not count the last row of a source partition.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Of one source partition.
+    pub rows: i64,
+    pub bytes: i64,
+    /// Of all together, which each has an equal share of, and at least a row.
+    pub all_rows: i64,
+    pub all_bytes: i64,
+}
+
+/// Which source partitions are asked for.
+#[derive(Debug, Clone, Copy)]
+pub enum Lanes<'a> {
+    But(&'a [&'a Lane]),
+    Only(&'a Lane),
+}
 
 /// A connection for the relay. A relay that was stopped in its tracks loses it, and with it the lead, after 30 s: longer
 /// than any row is waited for.
@@ -50,12 +64,25 @@ pub async fn try_lead(connection: &mut PgConnection) -> Result<bool, Error> {
         .await?)
 }
 
-/// The oldest rows of every source partition that has some, in order, but for those `without`.
+/// Says that the relay is still there, while it waits for something else than Postgres.
+pub async fn ping(connection: &mut PgConnection) -> Result<(), Error> {
+    run(connection, "select 1").await
+}
+
+/// The oldest rows of every source partition that is asked for and has some, in order.
 ///
 /// They are of one version each: a version that was retired has to leave whole before the next one begins. Rows of a
 /// version that is still being built stay. From one source partition to the next the query goes by index, so that it
 /// costs what there are of them, however many rows wait.
-pub async fn pending(connection: &mut PgConnection, without: &[&Lane]) -> Result<Vec<Vec<OutboxRow>>, Error> {
+pub async fn pending(
+    connection: &mut PgConnection,
+    asked: Lanes<'_>,
+    bounds: Bounds,
+) -> Result<Vec<Vec<OutboxRow>>, Error> {
+    let (named, only): (&[&Lane], bool) = match &asked {
+        Lanes::But(lanes) => (lanes, false),
+        Lanes::Only(lane) => (std::slice::from_ref(lane), true),
+    };
     let rows = sqlx::query(
         "with recursive lanes as (
             (select projection, version, topic, partition from millpond.outbox
@@ -66,29 +93,37 @@ pub async fn pending(connection: &mut PgConnection, without: &[&Lane]) -> Result
                  where (o.projection, o.version, o.topic, o.partition) > (l.projection, l.version, l.topic, l.partition)
                  order by o.projection, o.version, o.topic, o.partition limit 1) next),
          oldest as (
-            select distinct on (l.projection, l.topic, l.partition) l.* from lanes l
-              join millpond.versions v on v.projection = l.projection and v.version = l.version
-             where v.state <> 'building' and (l.projection, l.topic, l.partition) not in
-                   (select * from unnest($1::text[], $2::text[], $3::int4[]))
-             order by l.projection, l.topic, l.partition, l.version)
-         select o.projection, o.version, o.topic, o.partition, o.out_seq, o.event_id, o.target_topic, o.key, o.payload,
-                o.headers
+            select distinct on (l.projection, l.topic, l.partition) l.*,
+                   (extract(epoch from v.created_at) * 1000000)::int8 as made
+              from lanes l join millpond.versions v on v.projection = l.projection and v.version = l.version
+             where v.state <> 'building' and ((l.projection, l.topic, l.partition) in
+                   (select * from unnest($1::text[], $2::text[], $3::int4[]))) = $4
+             order by l.projection, l.topic, l.partition, l.version),
+         share as (
+            select greatest(1, least($5, $7 / greatest(1, count(*)))) as rows,
+                   greatest(1, least($6, $8 / greatest(1, count(*)))) as bytes from oldest)
+         select o.projection, o.version, l.made, o.topic, o.partition, o.out_seq, o.event_id, o.target_topic, o.key,
+                o.payload, o.headers
            from oldest l
           cross join lateral (
-               select *, sum(octet_length(payload)) over (order by out_seq rows between unbounded preceding
-                                                            and 1 preceding) as bytes_before
+               select *, sum(coalesce(octet_length(payload), 0) + coalesce(octet_length(key), 0)
+                             + octet_length(headers::text))
+                         over (order by out_seq rows between unbounded preceding and 1 preceding) as bytes_before
                  from (select * from millpond.outbox o
                         where o.projection = l.projection and o.version = l.version and o.topic = l.topic
                           and o.partition = l.partition
-                        order by o.out_seq limit $4) o) o
-          where coalesce(o.bytes_before, 0) < $5
+                        order by o.out_seq limit (select rows from share)) o) o
+          where coalesce(o.bytes_before, 0) < (select bytes from share)
           order by o.projection, o.topic, o.partition, o.out_seq",
     )
-    .bind(without.iter().map(|lane| lane.projection.as_str()).collect::<Vec<_>>())
-    .bind(without.iter().map(|lane| lane.topic.as_str()).collect::<Vec<_>>())
-    .bind(without.iter().map(|lane| lane.partition).collect::<Vec<_>>())
-    .bind(ROWS)
-    .bind(BYTES)
+    .bind(named.iter().map(|lane| lane.projection.as_str()).collect::<Vec<_>>())
+    .bind(named.iter().map(|lane| lane.topic.as_str()).collect::<Vec<_>>())
+    .bind(named.iter().map(|lane| lane.partition).collect::<Vec<_>>())
+    .bind(only)
+    .bind(bounds.rows)
+    .bind(bounds.bytes)
+    .bind(bounds.all_rows)
+    .bind(bounds.all_bytes)
     .fetch_all(connection)
     .await?;
     let mut lanes: BTreeMap<Lane, Vec<OutboxRow>> = BTreeMap::new();
@@ -101,6 +136,7 @@ pub async fn pending(connection: &mut PgConnection, without: &[&Lane]) -> Result
         lanes.entry(lane.clone()).or_default().push(OutboxRow {
             lane,
             version: row.try_get("version")?,
+            made: row.try_get("made")?,
             out_seq: row.try_get("out_seq")?,
             event_id: row.try_get("event_id")?,
             target_topic: row.try_get("target_topic")?,
@@ -112,7 +148,7 @@ pub async fn pending(connection: &mut PgConnection, without: &[&Lane]) -> Result
     Ok(lanes.into_values().collect())
 }
 
-/// Removes rows that Kafka has acknowledged.
+/// Removes rows that are in the log.
 pub async fn remove(connection: &mut PgConnection, rows: &[&OutboxRow]) -> Result<(), Error> {
     sqlx::query(
         "delete from millpond.outbox o using

@@ -1,11 +1,13 @@
 //! The relay of downstream events, alone: rows of an outbox that a test fills, and what the topic has of them.
 
+mod once;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millpond::kafka::{Admin, Publisher, TopicSpec};
-use millpond::publish;
+use millpond::kafka::{self, Admin, Publisher, TopicSpec};
+use millpond::publish::{self, Transactions, markers};
 use millpond::telemetry::metrics::publish::SENT;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
@@ -34,6 +36,11 @@ struct Relay {
 }
 
 impl Relay {
+    /// Ends it in its tracks.
+    fn kill(self) {
+        self.ended.abort();
+    }
+
     /// Returns when it has stopped, as a process does that is told to stop.
     async fn stop(self) {
         self.stop.send_replace(true);
@@ -51,10 +58,18 @@ impl Outbox {
         Self { database: database(), topic }
     }
 
-    fn relay(&self) -> Relay {
+    /// A relay as it is by default.
+    async fn relay(&self) -> Relay {
+        self.relay_by(Transactions::Auto, options()).await
+    }
+
+    /// A relay whose transactions go to the Kafka of these options.
+    async fn relay_by(&self, transactions: Transactions, kafka: kafka::Options) -> Relay {
+        Admin::connect(&options()).unwrap().ensure_topics(&[markers::topic_spec()]).await.unwrap();
         let (stop, stopped) = watch::channel(false);
         let publisher = Arc::new(Publisher::start(&options(), [self.topic.as_str()]).unwrap());
-        let ended = tokio::spawn(publish::run(self.database.url.clone(), Arc::clone(&publisher), stopped));
+        let relay = publish::Options { url: self.database.url.clone(), kafka, transactions };
+        let ended = tokio::spawn(publish::run(relay, Arc::clone(&publisher), stopped));
         Relay { stop, ended, publisher }
     }
 
@@ -97,9 +112,9 @@ impl Outbox {
         usize::try_from(rows).unwrap()
     }
 
-    async fn sent(&self) -> i64 {
-        let ends = Admin::connect(&options()).unwrap().watermarks(&self.topic).await.unwrap();
-        ends.into_iter().map(|(_, high)| high).sum()
+    /// Records in the topic: its offsets count the ends of transactions too.
+    async fn sent(&self) -> usize {
+        read_all(&self.topic).await.len()
     }
 
     /// The payloads of one source partition's rows, as the log has them: the text before the first blank of each.
@@ -124,6 +139,15 @@ fn long_and_random(text: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn row_behind_one_that_fails_waits_for_it_and_other_partitions_do_not() {
+    row_that_fails(Transactions::Auto).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_behind_one_that_fails_waits_for_it_without_transactions_too() {
+    row_that_fails(Transactions::Off).await;
+}
+
+async fn row_that_fails(transactions: Transactions) {
     let topic = crate::harness::unique("narrow");
     let mut spec = TopicSpec::log(&topic, 2);
     spec.config.insert("max.message.bytes".into(), "100000".into());
@@ -133,7 +157,7 @@ async fn row_behind_one_that_fails_waits_for_it_and_other_partitions_do_not() {
     outbox.rows(1, 0, 1..2, &long("first")).await;
     outbox.rows(1, 0, 2..3, &long_and_random("refused")).await;
     outbox.rows(1, 0, 3..4, &long("behind")).await;
-    let relay = outbox.relay();
+    let relay = outbox.relay_by(transactions, options()).await;
     let failed = || SENT.with_label_values(&[outbox.topic.as_str(), "failed"]).get();
     // The broker has refused it more than once.
     eventually_async(SOON, async || failed() >= 3).await;
@@ -160,20 +184,28 @@ async fn widen(topic: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn relay_that_is_stopped_in_the_middle_has_removed_what_it_sent() {
-    const ROWS: i32 = 3000;
+    stopped_in_the_middle::<20_000>(Transactions::Auto).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relay_without_transactions_that_is_stopped_in_the_middle_has_removed_what_it_sent() {
+    stopped_in_the_middle::<3000>(Transactions::Off).await;
+}
+
+async fn stopped_in_the_middle<const ROWS: i32>(transactions: Transactions) {
     let outbox = Outbox::new().await;
     outbox.version(1, "live").await;
     for partition in 0..2 {
         outbox.rows(1, partition, 1..ROWS + 1, "convert_to(n::text, 'UTF8')").await;
     }
     for more in [1, 300, 700] {
-        let (before, relay) = (outbox.sent().await, outbox.relay());
+        let (before, relay) = (outbox.sent().await, outbox.relay_by(transactions, options()).await);
         eventually_async(SOON, async || outbox.sent().await >= before + more).await;
         relay.stop().await;
-        let (sent, left) = (usize::try_from(outbox.sent().await).unwrap(), outbox.left().await);
+        let (sent, left) = (outbox.sent().await, outbox.left().await);
         assert_eq!(sent + left, 2 * ROWS as usize, "{left} are left");
     }
-    let relay = outbox.relay();
+    let relay = outbox.relay_by(transactions, options()).await;
     eventually_async(SOON, async || outbox.left().await == 0).await;
     for partition in 0..2 {
         assert_eq!(outbox.log(partition).await, (1..=ROWS).map(|n| n.to_string()).collect::<Vec<_>>());
@@ -190,7 +222,7 @@ async fn rows_of_a_retired_version_leave_before_those_of_the_next() {
     for version in [3, 1, 2] {
         outbox.rows(version, 0, 1..1001, &format!("convert_to('{version}/' || n, 'UTF8')")).await;
     }
-    let relay = outbox.relay();
+    let relay = outbox.relay().await;
     eventually_async(SOON, async || outbox.left().await == 0).await;
     let expected: Vec<String> = (1..=3).flat_map(|v| (1..1001).map(move |n| format!("{v}/{n}"))).collect();
     assert_eq!(outbox.log(0).await, expected);
@@ -204,7 +236,7 @@ async fn rows_of_a_version_that_is_being_built_stay() {
     outbox.version(2, "building").await;
     outbox.rows(2, 0, 1..4, "convert_to('early', 'UTF8')").await;
     outbox.rows(1, 0, 1..4, "convert_to('live', 'UTF8')").await;
-    let relay = outbox.relay();
+    let relay = outbox.relay().await;
     eventually_async(SOON, async || outbox.left().await == 3).await;
     assert_eq!(outbox.log(0).await, ["live", "live", "live"]);
     relay.stop().await;

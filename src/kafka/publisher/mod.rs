@@ -9,6 +9,7 @@ mod in_flight;
 mod mock_tests;
 #[cfg(test)]
 mod order_tests;
+mod placement;
 mod run;
 mod topics;
 
@@ -185,7 +186,7 @@ reasons! {
 impl Reason {
     /// Of a delivery report. Definite are only the refusals that depend on the record or the topic alone; whatever
     /// may follow a first try with a lost answer is not.
-    fn of_report(code: Code) -> Self {
+    pub(super) fn of_report(code: Code) -> Self {
         match code {
             Code::MessageSizeTooLarge | Code::InvalidMessageSize => Self::RecordTooLarge,
             Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicOrPartition | Code::InvalidTopic => {

@@ -1,20 +1,76 @@
-//! The relay of downstream events ended again and again: each event arrives, in order, under one id.
+//! The relay of downstream events killed, frozen and cut off again and again: each event arrives once, in order, under one
+//! id, for who reads committed records.
 
 use std::collections::HashMap;
 
+use millpond::kafka::Reader;
 use serde_json::{Value, json};
 
 use super::{CONSUMERS, SMALL_BATCHES};
-use crate::cluster::{Cluster, Load, Pace, Process, Project, SOON, Slice, days};
+use crate::cluster::{Cluster, Load, Pace, Process, Project, SOON, Slice, days, long};
 use crate::harness::eventually_async;
 
 /// How often the relay ends under load.
-const ENDS: usize = 8;
+fn ends() -> usize {
+    if long() { 20 } else { 8 }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn relay_killed_in_the_middle_sends_every_event_in_order_under_stable_ids() {
     let events = relayed("outbox", Process::kill_9).await;
     eprintln!("{} events, {} sent twice", events.first, events.repeated);
+    assert_eq!(events.repeated, 0, "of {}", events.first);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relay_frozen_under_load_is_shut_out_by_the_next_and_repeats_nothing_when_it_wakes() {
+    let freezes = if long() { 10 } else { 3 };
+    let (cluster, load, scene) = Scene::set("frozen").await;
+    let mut leader = cluster.start("publish", &[]);
+    for _ in 0..freezes {
+        let before = written(&cluster);
+        load.release(scene.total * 2 / 3 / (freezes + 1));
+        // Perhaps in the middle of a transaction.
+        eventually_async(SOON, async || written(&cluster) > before).await;
+        leader.pause();
+        let next = cluster.start("publish", &[]);
+        // Postgres does that by itself after half a minute.
+        let ended = "select count(pg_terminate_backend(l.pid)) from pg_locks l join pg_database d on d.oid = l.database
+                      where d.datname = current_database() and l.locktype = 'advisory' and l.granted";
+        assert!(cluster.number(ended).await >= Some(1));
+        let committed = sent(&cluster).await;
+        load.release(scene.total / 100);
+        eventually_async(SOON, async || sent(&cluster).await > committed).await;
+        leader.cont();
+        // What it had under way fails now; it stands by then, and goes.
+        eventually_async(SOON, async || leader.log().matches("interrupted").count() > 0).await;
+        std::mem::replace(&mut leader, next).stop();
+    }
+    let events = scene.end(&cluster, load).await;
+    assert_eq!(events.repeated, 0, "of {}", events.first);
+    leader.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_killed_under_the_relay_loses_and_repeats_nothing() {
+    let outages = if long() { 5 } else { 2 };
+    let (mut cluster, load, scene) = Scene::set("cut").await;
+    let publish = cluster.start("publish", &[]);
+    let mut released = scene.total / 3;
+    for _ in 0..outages {
+        let before = written(&cluster);
+        let share = scene.total * 2 / 3 / (outages + 1);
+        load.release(share);
+        released += share;
+        eventually_async(SOON, async || load.posted() == released && written(&cluster) > before).await;
+        let kafka = cluster.servers.kafka();
+        kafka.kill_9().unwrap();
+        kafka.restart().unwrap();
+        scene.ingest_is_ready().await;
+    }
+    let events = scene.end(&cluster, load).await;
+    assert_eq!(events.repeated, 0, "of {}", events.first);
+    publish.stop();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -29,29 +85,58 @@ struct Events {
     repeated: usize,
 }
 
+/// Everything but the relay, and a load that waits to be released.
+struct Scene {
+    ingest: Process,
+    _consume: Process,
+    serve: Process,
+    /// Commands of the load.
+    total: usize,
+}
+
+impl Scene {
+    async fn set(name: &str) -> (Cluster, Load, Self) {
+        let cluster = Cluster::flights(name).await;
+        let (ingest, consume) = (cluster.start("ingest", &[]), cluster.start("consume", &[SMALL_BATCHES]));
+        let serve = cluster.start("serve", &[]);
+        let commands = days(&[1, 2]);
+        let total = commands.len();
+        let load = Load::start(&ingest.web, commands, Pace::Released);
+        // Flights are scheduled the evening before; only from here on some leave late.
+        load.release(total / 3);
+        eventually_async(SOON, async || load.posted() == total / 3).await;
+        (cluster, load, Self { ingest, _consume: consume, serve, total })
+    }
+
+    async fn ingest_is_ready(&self) {
+        let ready = async || self.ingest.web.try_get("/readyz", &[]).await.is_ok_and(|answer| answer.status == 200);
+        eventually_async(SOON, ready).await;
+    }
+
+    /// Lets the load run to its end and everything leave; what has left.
+    async fn end(&self, cluster: &Cluster, load: Load) -> Events {
+        load.release(self.total);
+        load.finish().await;
+        cluster.settled(&cluster.project.topic, CONSUMERS).await;
+        Slice::days(&[1, 2]).equals(cluster, &self.serve.web).await;
+        judge(cluster)
+    }
+}
+
 /// Runs a load, with a relay that ends again and again.
 async fn relayed(name: &str, end: fn(Process)) -> Events {
-    let cluster = Cluster::flights(name).await;
-    let (ingest, _consume) = (cluster.start("ingest", &[]), cluster.start("consume", &[SMALL_BATCHES]));
-    let serve = cluster.start("serve", &[]);
-    let commands = days(&[1, 2]);
-    let total = commands.len();
-    let load = Load::start(&ingest.web, commands, Pace::Released);
-    // Flights are scheduled the evening before; only from here on some leave late.
-    load.release(total / 3);
-    for _ in 0..ENDS {
-        let sent = sent(&cluster).await;
+    let (cluster, load, scene) = Scene::set(name).await;
+    for at in 0..ends() {
+        let (committed, begun) = (sent(&cluster).await, written(&cluster));
         let publish = cluster.start("publish", &[]);
-        load.release(total * 2 / 3 / (ENDS + 1));
-        eventually_async(SOON, async || self::sent(&cluster).await > sent).await;
+        load.release(scene.total * 2 / 3 / (ends() + 1));
+        // In turns when something is committed, and when something is written that may not be.
+        let moved = async || if at % 2 == 0 { sent(&cluster).await > committed } else { written(&cluster) > begun };
+        eventually_async(SOON, moved).await;
         end(publish);
     }
     let publish = cluster.start("publish", &[]);
-    load.release(total);
-    load.finish().await;
-    cluster.settled(&cluster.project.topic, CONSUMERS).await;
-    Slice::days(&[1, 2]).equals(&cluster, &serve.web).await;
-    let events = judge(&cluster);
+    let events = scene.end(&cluster, load).await;
     publish.stop();
     events
 }
@@ -150,6 +235,14 @@ async fn projection_with_unsent_rows_is_dropped_only_when_told_to_give_them_up()
 
 async fn sent(cluster: &Cluster) -> i64 {
     cluster.ends(&cluster.project.downstream).await.iter().sum()
+}
+
+/// How far downstream events are written, committed or not.
+fn written(cluster: &Cluster) -> i64 {
+    let reader = Reader::open_uncommitted(&cluster.kafka()).unwrap();
+    let partitions = reader.partitions_of(&cluster.project.downstream).unwrap();
+    let end = |partition| reader.watermarks(&cluster.project.downstream, partition).unwrap().1;
+    (0..i32::try_from(partitions).unwrap()).map(end).sum()
 }
 
 /// The flights that left late, per partition and in the order of their commands.

@@ -1,0 +1,225 @@
+//! Each event once for readers of committed records, whatever was forgotten on the way; and what clusters get that cannot
+//! do transactions.
+
+use std::time::Instant;
+
+use millpond::kafka::{Admin, Options, TopicSpec};
+use millpond::publish::Transactions;
+use millpond::store::relay::{self, Delivery};
+use rdkafka::mocking::MockCluster;
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+use sqlx::{Connection as _, Executor as _, PgConnection};
+
+use super::{Outbox, SOON};
+use crate::harness::{eventually_async, unique};
+use crate::publisher::{new_topic, options};
+
+const NUMBER: &str = "convert_to(n::text, 'UTF8')";
+
+fn numbers(range: std::ops::Range<i32>) -> Vec<String> {
+    range.map(|n| n.to_string()).collect()
+}
+
+impl Outbox {
+    async fn connect(&self) -> PgConnection {
+        PgConnection::connect(&self.database.url).await.unwrap()
+    }
+
+    async fn is_empty(&self) {
+        eventually_async(SOON, async || self.left().await == 0).await;
+    }
+
+    /// Ends the sessions of relays, as a crash of their machine does.
+    async fn end_sessions(&self) {
+        let sessions =
+            "from pg_stat_activity where datname = current_database() and application_name = 'millpond publish'";
+        self.execute(&format!("select pg_terminate_backend(pid) {sessions}")).await;
+        let left = format!("select count(*) {sessions}");
+        eventually_async(SOON, async || {
+            let left = sqlx::AssertSqlSafe(left.clone());
+            sqlx::query_scalar::<_, i64>(left).fetch_one(&mut self.connect().await).await.unwrap() == 0
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn crash_between_kafkas_commit_and_the_removal_repeats_nothing() {
+    let outbox = Outbox::new().await;
+    outbox.version(1, "live").await;
+    for partition in 0..2 {
+        outbox.rows(1, partition, 1..301, NUMBER).await;
+    }
+    // Nobody can remove a row while this is open.
+    let mut holder = outbox.connect().await;
+    holder.execute(sqlx::raw_sql("begin; select from millpond.outbox for update")).await.unwrap();
+    let first = outbox.relay().await;
+    eventually_async(SOON, async || outbox.sent().await == 600).await;
+    first.kill();
+    outbox.end_sessions().await;
+    holder.execute(sqlx::raw_sql("rollback")).await.unwrap();
+    assert_eq!(outbox.left().await, 600);
+
+    for partition in 0..2 {
+        outbox.rows(1, partition, 301..401, NUMBER).await;
+    }
+    let second = outbox.relay().await;
+    outbox.is_empty().await;
+    for partition in 0..2 {
+        assert_eq!(outbox.log(partition).await, numbers(1..401));
+    }
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_postgres_brings_back_do_not_leave_again_and_others_under_their_numbers_do() {
+    let outbox = Outbox::new().await;
+    outbox.version(1, "live").await;
+    outbox.rows(1, 0, 1..101, NUMBER).await;
+    outbox.execute("create table kept as table millpond.outbox").await;
+    let relay = outbox.relay().await;
+    outbox.is_empty().await;
+    relay.stop().await;
+
+    // It went back to before the first half of them, and came to other events on the way.
+    outbox
+        .execute(
+            "insert into millpond.outbox select * from kept where out_seq > 50;
+             update millpond.outbox set event_id = gen_random_uuid(), payload = convert_to('other' || out_seq, 'UTF8')
+              where out_seq between 61 and 63",
+        )
+        .await;
+    outbox.rows(1, 0, 101..103, NUMBER).await;
+    let relay = outbox.relay().await;
+    outbox.is_empty().await;
+    let mut expected = numbers(1..101);
+    expected.extend(["other61", "other62", "other63", "101", "102"].map(str::to_owned));
+    assert_eq!(outbox.log(0).await, expected);
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn version_that_is_made_anew_under_its_number_sends_its_events_again() {
+    let outbox = Outbox::new().await;
+    outbox.version(1, "live").await;
+    outbox.rows(1, 0, 1..11, NUMBER).await;
+    outbox.execute("create table kept as table millpond.outbox").await;
+    let relay = outbox.relay().await;
+    outbox.is_empty().await;
+    outbox
+        .execute("delete from millpond.fences; delete from millpond.versions; delete from millpond.projections")
+        .await;
+    outbox.version(1, "live").await;
+    outbox.execute("insert into millpond.outbox select * from kept").await;
+    outbox.is_empty().await;
+    assert_eq!(outbox.log(0).await, [numbers(1..11), numbers(1..11)].concat());
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn source_partition_whose_topic_does_not_exist_holds_up_no_other() {
+    let outbox = Outbox::new().await;
+    let missing = unique("missing");
+    outbox.version(1, "live").await;
+    for partition in 0..2 {
+        outbox.rows(1, partition, 1..51, NUMBER).await;
+    }
+    // Its first rows can leave.
+    outbox
+        .execute(&format!(
+            "update millpond.outbox set target_topic = '{missing}' where partition = 0 and out_seq between 11 and 20"
+        ))
+        .await;
+    let relay = outbox.relay().await;
+    eventually_async(SOON, async || outbox.left().await == 40).await;
+    assert_eq!((outbox.log(0).await, outbox.log(1).await), (numbers(1..11), numbers(1..51)));
+    Admin::connect(&options()).unwrap().ensure_topics(&[TopicSpec::log(&missing, 1)]).await.unwrap();
+    outbox.is_empty().await;
+    assert_eq!(outbox.log(0).await, [numbers(1..11), numbers(21..51)].concat());
+    let elsewhere = Outbox { database: outbox.database.clone(), topic: missing };
+    assert_eq!(elsewhere.log(0).await, numbers(11..21));
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn databases_that_share_a_kafka_do_not_take_each_other_for_themselves() {
+    let topic = new_topic(2).await;
+    let (a, b) = (Outbox::of(topic.clone()), Outbox::of(topic));
+    for (outbox, payload) in [(&a, "'a' || n"), (&b, "'b' || n")] {
+        outbox.version(1, "live").await;
+        outbox.rows(1, 0, 1..501, &format!("convert_to({payload}, 'UTF8')")).await;
+    }
+    let relays = [a.relay().await, b.relay().await];
+    a.is_empty().await;
+    b.is_empty().await;
+    let log = a.log(0).await;
+    for name in ["a", "b"] {
+        let of: Vec<&String> = log.iter().filter(|text| text.starts_with(name)).collect();
+        assert!(of.iter().copied().eq((1..501).map(|n| format!("{name}{n}")).collect::<Vec<_>>().iter()), "{of:?}");
+    }
+    for relay in relays {
+        relay.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cluster_that_forbids_transactions_gets_events_at_least_once_and_it_is_said() {
+    let outbox = Outbox::new().await;
+    outbox.version(1, "live").await;
+    outbox.rows(1, 0, 1..31, NUMBER).await;
+    let cluster = MockCluster::new(1).unwrap();
+    let refusal = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TRANSACTIONAL_ID_AUTHORIZATION_FAILED;
+    cluster.request_errors(RDKafkaApiKey::InitProducerId, &[refusal; 100]);
+    let kafka = Options { brokers: cluster.bootstrap_servers(), ..options() };
+    let relay = outbox.relay_by(Transactions::Auto, kafka).await;
+    outbox.is_empty().await;
+    assert_eq!(outbox.log(0).await, numbers(1..31));
+    let delivery = relay::delivery(&mut outbox.connect().await).await.unwrap();
+    assert!(matches!(&delivery, Some(Delivery::AtLeastOnce(why)) if why.contains("uthoriz")), "{delivery:?}");
+    relay.stop().await;
+
+    // With the rights, and started again.
+    outbox.rows(1, 0, 31..41, NUMBER).await;
+    let relay = outbox.relay().await;
+    outbox.is_empty().await;
+    assert_eq!(outbox.log(0).await, numbers(1..41));
+    assert_eq!(relay::delivery(&mut outbox.connect().await).await.unwrap(), Some(Delivery::ExactlyOnce));
+    relay.stop().await;
+}
+
+/// How fast an outbox empties, in transactions and one by one, and how long one event takes: for the figures in ADR 13.
+/// `cargo test --test it -- relay::once::rate --ignored --nocapture`
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "measures, and takes a minute"]
+async fn rate() {
+    const ROWS: i32 = 20_000;
+    for transactions in [Transactions::Off, Transactions::Auto] {
+        for partitions in [1, 6] {
+            let outbox = Outbox::of(new_topic(6).await);
+            outbox.version(1, "live").await;
+            let relay = outbox.relay_by(transactions, options()).await;
+            outbox.rows(1, 0, 0..1, "decode(repeat('ab', 300), 'hex')").await;
+            outbox.is_empty().await;
+            for partition in 0..partitions {
+                outbox.rows(1, partition, 1..ROWS / partitions + 1, "decode(repeat('ab', 300), 'hex')").await;
+            }
+            let begun = Instant::now();
+            outbox.is_empty().await;
+            let rate = f64::from(ROWS) / begun.elapsed().as_secs_f64();
+            let mut waits: Vec<u128> = Vec::new();
+            for event in 0..20 {
+                let begun = Instant::now();
+                outbox.rows(1, 0, ROWS + 1 + event..ROWS + 2 + event, NUMBER).await;
+                outbox.is_empty().await;
+                waits.push(begun.elapsed().as_millis());
+            }
+            waits.sort_unstable();
+            eprintln!(
+                "{transactions:?}, {partitions} source partitions: {rate:.0} events/s; one event alone {} ms (median), {} ms at most",
+                waits[waits.len() / 2],
+                waits[waits.len() - 1]
+            );
+            relay.stop().await;
+        }
+    }
+}
