@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn fingerprint_is_for_ever() {
         let json = r#"{"account": "é\n", "amount": -12.50, "tags": [1e3, null, true, {}], "more": {"a": "", "b": []}}"#;
-        assert_eq!(format!("{:032x}", of(json)), "GOLDEN");
+        assert_eq!(format!("{:032x}", of(json)), "89eebc4b37139a1f7775cdc266a65c68");
     }
 
     #[test]
