@@ -3,7 +3,7 @@
 //! Everything that can be known to be faulty before Postgres sees it is found here, record by record.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     ops::Range,
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
@@ -161,18 +161,22 @@ impl Preparer {
         }
     }
 
-    /// Decodes `range` of a chunk, or its beginning: see `Prepared::end`.
+    /// Decodes `range` of a chunk but the records `aside`, or its beginning: see `Prepared::end`.
     pub fn prepare(
         &self,
         topic: &str,
         partition: i32,
         chunk: &Chunk,
         range: Range<usize>,
+        aside: &BTreeSet<usize>,
     ) -> Result<Prepared, UnknownSchema> {
         let mut prepared = Prepared::nothing(&self.compiled, range.end);
         let mut scratch = Scratch::default();
         let mut seen: HashMap<&[u8], u32> = HashMap::new();
         for index in range.clone() {
+            if aside.contains(&index) {
+                continue;
+            }
             let record = &chunk.records[index];
             let mut round = 0;
             if self.compiled.needs_rounds() {
@@ -204,6 +208,16 @@ impl Preparer {
         }
         prepared.last = chunk.records[range.start..prepared.end].last().map(|record| last_applied(chunk, record));
         Ok(prepared)
+    }
+
+    /// Whether a record is of a type that the projection reads, or may be: one that cannot be told yet is.
+    pub fn may_read(&self, chunk: &Chunk, record: &RawRecord) -> bool {
+        let Some(payload) = chunk.payload(record) else { return self.tombstones.is_some() };
+        let Ok((id, _)) = framing::split(payload) else { return true };
+        match i32::try_from(id).ok().and_then(|id| self.route(id).ok()).as_deref() {
+            Some(Route::Skip(_)) => self.strict,
+            _ => true,
+        }
     }
 
     /// The type of a record that was decoded before.
@@ -370,7 +384,7 @@ impl Prepared {
 
 /// What identifies the last record of a batch when it is read again.
 pub fn last_applied(chunk: &Chunk, record: &RawRecord) -> LastApplied {
-    let checksum = checksum(chunk.key(record), chunk.payload(record));
+    let checksum = checksum(chunk.key(record), chunk.logged(record));
     LastApplied { offset: record.offset, timestamp: record.timestamp, checksum }
 }
 

@@ -8,6 +8,11 @@ use crate::telemetry::metrics::consume as metrics;
 pub struct Tally {
     pub applied: usize,
     pub skipped: usize,
+    /// They wait with their key.
+    pub parked: usize,
+    /// Set aside, and holding nothing up.
+    pub dead: usize,
+    /// Of those that were at fault.
     pub classes: Vec<&'static str>,
 }
 
@@ -19,7 +24,8 @@ impl Tally {
         count("applied", self.applied.saturating_sub(refused));
         count("refused", refused);
         count("skipped", self.skipped);
-        count("dead_lettered", self.classes.len());
+        count("dead_lettered", self.dead);
+        count("parked", self.parked);
         for class in &self.classes {
             metrics::DEAD_LETTERS.with_label_values(&[consumer, *class]).inc();
         }

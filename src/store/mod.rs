@@ -9,10 +9,12 @@ pub mod dead_letters;
 mod error;
 pub mod fence;
 pub mod outbox;
+pub mod parked;
 pub mod scratch;
 mod session;
 pub mod status;
 pub mod trial;
+pub mod verdicts;
 pub mod versions;
 
 use std::{str::FromStr, time::Duration};
@@ -78,9 +80,10 @@ pub async fn run(connection: &mut PgConnection, sql: impl Into<String>) -> Resul
     Ok(())
 }
 
-const MIGRATIONS: [(i64, &str, &str); 2] = [
+const MIGRATIONS: [(i64, &str, &str); 3] = [
     (1, "platform", include_str!("../../migrations/0001_platform.sql")),
     (2, "crash guard", include_str!("../../migrations/0002_crash_guard.sql")),
+    (3, "parked keys", include_str!("../../migrations/0003_parked_keys.sql")),
 ];
 
 /// Brings the platform tables up to this binary's version; safe to run from many processes at once. After an error the

@@ -74,7 +74,7 @@ pub async fn rewind(
     let of = format!("where projection = {} and version = {version}", literal(projection));
     let mut sql: String =
         tables.iter().map(|table| format!("delete from {}.{};\n", ident(schema), ident(&table.name))).collect();
-    for table in ["outbox", "refusals", "dead_letters"] {
+    for table in ["outbox", "refusals", "dead_letters", "parked_keys"] {
         sql.push_str(&format!("delete from millpond.{table} {of};\n"));
     }
     sql.push_str(&format!(

@@ -7,8 +7,10 @@ mod foreign;
 mod kafka_outage;
 mod log;
 mod outbox;
+mod parked;
 mod poison;
 mod rebalance;
+mod retries;
 mod shutdown;
 mod slow;
 

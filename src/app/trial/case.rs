@@ -128,7 +128,7 @@ impl Case {
 
     /// Events of one partition as a batch that continues at `from`.
     pub fn chunk(&self, from: i64, events: &[usize]) -> Chunk {
-        let mut chunk = Chunk { from, ..Chunk::default() };
+        let mut chunk = Chunk::beginning_at(from);
         for event in events.iter().map(|at| &self.events[*at]) {
             let mut headers = event.event_id.iter().map(|id| (HEADER_EVENT_ID, Some(id.as_bytes())));
             chunk.push(Incoming {

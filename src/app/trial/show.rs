@@ -1,6 +1,11 @@
 //! `consumer show`: the rows that a consumer makes of real records. Kafka is only read, the live tables are not touched.
 
-use std::{collections::BTreeMap, io::Write, ops::ControlFlow, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Write,
+    ops::ControlFlow,
+    sync::Arc,
+};
 
 use anyhow::{Context as _, bail};
 
@@ -178,7 +183,7 @@ pub async fn show(
 async fn passed_over(preparer: &Preparer, at: &TopicPartition, chunk: &Chunk) -> anyhow::Result<usize> {
     let (mut skipped, mut done) = (0, 0);
     while done < chunk.records.len() {
-        match preparer.prepare(&at.topic, at.partition, chunk, done..chunk.records.len()) {
+        match preparer.prepare(&at.topic, at.partition, chunk, done..chunk.records.len(), &BTreeSet::new()) {
             Ok(prepared) => {
                 skipped += prepared.skipped;
                 done = prepared.end;
@@ -190,7 +195,7 @@ async fn passed_over(preparer: &Preparer, at: &TopicPartition, chunk: &Chunk) ->
 }
 
 fn chunk(from: i64, records: &[Record]) -> Chunk {
-    let mut chunk = Chunk { from, ..Chunk::default() };
+    let mut chunk = Chunk::beginning_at(from);
     for record in records {
         let mut headers = record.headers.iter().map(|header| (header.name.as_str(), header.value.as_deref()));
         chunk.push(Incoming {

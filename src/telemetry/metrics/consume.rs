@@ -4,7 +4,7 @@ use super::{metrics, seconds_buckets};
 
 metrics! {
     MESSAGES: IntCounterVec = "millpond_consumer_messages_total",
-        "Records whose fate was decided, by outcome: applied, skipped, refused, dead_lettered", &["consumer", "outcome"];
+        "Records whose fate was decided, by outcome: applied, skipped, refused, dead_lettered; or put off: parked", &["consumer", "outcome"];
     BATCH_SECONDS: HistogramVec = "millpond_consumer_batch_duration_seconds",
         "Time from a batch's first statement to its commit", (&["consumer"], seconds_buckets());
     BATCHES: IntCounterVec = "millpond_consumer_batches_total",
@@ -18,5 +18,10 @@ metrics! {
     HALTED: IntGaugeVec = "millpond_consumer_halted_partitions",
         "Partitions of the projection that have halted and wait for an operator, whichever process has them", &["consumer"];
     DEAD_LETTERS: IntCounterVec = "millpond_dead_letters_total",
-        "Records put into the dead-letter table, by class of reason", &["consumer", "class"];
+        "Records that could not be applied and were set aside, by class of reason; not those that wait behind one",
+        &["consumer", "class"];
+    PARKED_KEYS: IntGaugeVec = "millpond_parked_keys",
+        "Keys whose records wait in order, in all partitions of the projection, whichever process has them", &["consumer"];
+    PARKED_RECORDS: IntGaugeVec = "millpond_parked_records",
+        "Records that wait with their key", &["consumer"];
 }
