@@ -121,6 +121,7 @@ impl Context {
             hash: &hash,
             topics: &spec.topics,
             tables: &compiled.tables(),
+            commutes: compiled.commutes(),
             create: &|version| compiled.create_sql(version),
             live_views: &|version| compiled.live_views_sql(version),
             grants: &compiled.grants_sql(),

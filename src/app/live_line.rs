@@ -126,6 +126,8 @@ mod tests {
             version: Some(1),
             paused,
             dead_letters: 0,
+            parked_keys: 0,
+            parked_records: 0,
             outbox: 0,
             outbox_seconds: None,
             partitions: vec![partition],

@@ -1,4 +1,4 @@
-//! What an operator looks at: `status`, `topic`, `dlq`.
+//! What an operator looks at: `status`, `topic`.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,14 +14,14 @@ use serde_json::{Value, json, value::RawValue};
 
 use super::{schemas, wiring};
 use crate::{
-    cli::args::{Dlq, Format, Topic},
+    cli::args::{Format, Topic},
     cli::say::say,
     config::Config,
     domain::nearest,
     kafka::{Admin, Reader, Record, Registry, Start, TopicRange},
     schema::{JsonDecoder, framing, parse_registered},
     store::{
-        PgConnection, dead_letters,
+        PgConnection,
         relay::{self, Delivery},
         status::{self, PartitionStatus, ProjectionStatus},
     },
@@ -29,8 +29,6 @@ use crate::{
 
 /// From this lag in seconds on a projection that makes no progress is called behind.
 const BEHIND_SECONDS: f64 = 30.0;
-/// Longest key that `dlq list` prints, in characters; `--json` and `dlq show` have it whole.
-const MAX_KEY: usize = 60;
 /// A consumer that has not looked at its partitions for this long is not running.
 const SILENT_SECONDS: f64 = 10.0;
 
@@ -78,7 +76,8 @@ fn judge(projection: &ProjectionStatus, project: &Path) -> Verdict {
             ),
         );
     }
-    let advice = (projection.dead_letters > 0).then(|| format!("millpond dlq list {name}"));
+    let parked = projection.parked_keys > 0;
+    let advice = (projection.dead_letters > 0 || parked).then(|| format!("millpond dlq list {name}"));
     Verdict { state: "running", advice, healthy: true }
 }
 
@@ -108,18 +107,32 @@ pub async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> 
             "no projection has been built yet: start a process with the role consume (millpond consume, or millpond dev)"
         );
     } else {
-        say!("{:<24} {:>4} {:<12} {:>9} {:>9} {:>6}", "projection", "ver", "state", "lag", "age", "dlq");
+        say!(
+            "{:<24} {:>4} {:<12} {:>9} {:>9} {:>6} {:>6}",
+            "projection",
+            "ver",
+            "state",
+            "lag",
+            "age",
+            "dlq",
+            "parked"
+        );
         for projection in &projections {
             let verdict = judge(projection, project);
             say!(
-                "{:<24} {:>4} {:<12} {:>9} {:>9} {:>6}",
+                "{:<24} {:>4} {:<12} {:>9} {:>9} {:>6} {:>6}",
                 projection.projection,
                 projection.version.map_or("-".to_owned(), |v| v.to_string()),
                 verdict.state,
                 lag(projection).map_or("?".to_owned(), |l| l.to_string()),
                 age(projection).map_or("?".to_owned(), |a| format!("{a:.1} s")),
                 projection.dead_letters,
+                projection.parked_keys,
             );
+            if projection.parked_keys > 0 {
+                let (keys, records) = (projection.parked_keys, projection.parked_records);
+                say!("    {keys} key{} parked, {records} record{} of them", plural(keys), plural(records));
+            }
             for (error, of) in last_errors(projection) {
                 say!("    last error of {of}: {}", printable(error));
             }
@@ -140,6 +153,10 @@ fn word(delivery: &Delivery) -> &'static str {
         Delivery::ExactlyOnce => "exactly_once",
         Delivery::AtLeastOnce(_) => "at_least_once",
     }
+}
+
+pub(super) fn plural(n: i64) -> &'static str {
+    if n == 1 { "" } else { "s" }
 }
 
 /// Why partitions have halted and what ends it, once for each code; none when none has.
@@ -244,19 +261,19 @@ fn start(from: &str) -> anyhow::Result<Start> {
 }
 
 /// Decodes values by the schema they were written with.
-struct Decoder {
+pub(super) struct Decoder {
     registry: Arc<Registry>,
     /// By schema id: simple name and decoder; or why there is none.
     known: HashMap<i32, Result<(String, JsonDecoder), String>>,
 }
 
 impl Decoder {
-    fn new(registry: Arc<Registry>) -> Self {
+    pub(super) fn new(registry: Arc<Registry>) -> Self {
         Self { registry, known: HashMap::new() }
     }
 
     /// Record type and JSON; or no type and what the bytes are.
-    fn decode(&mut self, payload: &[u8]) -> (Option<String>, String) {
+    pub(super) fn decode(&mut self, payload: &[u8]) -> (Option<String>, String) {
         let (id, body) = match framing::split(payload) {
             Ok((id, body)) => (i32::try_from(id).unwrap_or(i32::MAX), body),
             Err(error) => return (None, undecodable(payload, &error.to_string())),
@@ -323,7 +340,7 @@ pub(super) fn cut(text: String, max: usize) -> String {
     text.chars().take(max - 1).chain(['…']).collect()
 }
 
-fn printable_key(key: Option<&str>) -> String {
+pub(super) fn printable_key(key: Option<&str>) -> String {
     key.map_or_else(|| "-".to_owned(), printable)
 }
 
@@ -359,66 +376,8 @@ fn print_record(record: &Record, decoder: &mut Decoder, format: Format) {
     }
 }
 
-pub async fn dlq(config: &Config, command: Dlq) -> anyhow::Result<()> {
-    let mut connection = wiring::database(config, "millpond dlq").await?;
-    match command {
-        Dlq::List { consumer, limit, json } => {
-            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-            let letters = dead_letters::list(&mut connection, consumer.as_deref(), limit).await?;
-            if json {
-                for letter in letters {
-                    say!("{}", serde_json::to_string(&letter)?);
-                }
-                return Ok(());
-            }
-            let counts = dead_letters::counts(&mut connection, consumer.as_deref()).await?;
-            if counts.is_empty() {
-                known(&mut connection, consumer.as_deref()).await?;
-                say!("no dead letters");
-                return Ok(());
-            }
-            for (consumer, class, record_type, count) in counts {
-                let record_type = record_type.unwrap_or_else(|| "of no known type".to_owned());
-                say!("{count:>8}  {consumer}: {class}, {record_type}");
-            }
-            say!("\nnewest:");
-            for letter in letters {
-                let key = cut(printable_key(letter.key.as_deref()), MAX_KEY);
-                say!(
-                    "{} {}/{}/{} key {key}: {}",
-                    letter.consumer,
-                    letter.topic,
-                    letter.partition,
-                    letter.offset,
-                    printable(&letter.reason)
-                );
-            }
-            say!("\nmillpond dlq show CONSUMER TOPIC/PARTITION/OFFSET prints one, decoded");
-            say!("millpond explain CLASS says what decode, refused_by_postgres, handler or crash means");
-            Ok(())
-        }
-        Dlq::Show { consumer, record } => {
-            let (topic, partition, offset) = coordinates(&record).with_context(|| {
-                format!("{record}: expected TOPIC/PARTITION/OFFSET, as `millpond dlq list` prints it")
-            })?;
-            let found = dead_letters::find(&mut connection, &consumer, topic, partition, offset).await?;
-            let Some(letter) = found else {
-                bail!("{consumer} has no dead letter at {record}; see `millpond dlq list {consumer}`")
-            };
-            let mut shown = serde_json::to_value(&letter)?;
-            if let Some(payload) = &letter.payload {
-                let registry = schemas::connect(config).await?;
-                let (_, value) = Decoder::new(registry).decode(payload);
-                shown["value"] = serde_json::from_str(&value).unwrap_or(Value::String(value));
-            }
-            say!("{}", serde_json::to_string_pretty(&shown)?);
-            Ok(())
-        }
-    }
-}
-
 /// Refuses the name of a projection that is not there, for nothing is said of it either.
-async fn known(connection: &mut PgConnection, name: Option<&str>) -> anyhow::Result<()> {
+pub(super) async fn known(connection: &mut PgConnection, name: Option<&str>) -> anyhow::Result<()> {
     let Some(name) = name else { return Ok(()) };
     let projections = status::projections(connection).await?;
     let names = || projections.iter().map(|of| of.projection.as_str());
@@ -429,12 +388,6 @@ async fn known(connection: &mut PgConnection, name: Option<&str>) -> anyhow::Res
         Some(near) => bail!("there is no projection {name} in this database; did you mean {near}?"),
         None => bail!("there is no projection {name} in this database; see `millpond status`"),
     }
-}
-
-fn coordinates(record: &str) -> Option<(&str, i32, i64)> {
-    let (rest, offset) = record.rsplit_once('/')?;
-    let (topic, partition) = rest.rsplit_once('/')?;
-    Some((topic, partition.parse().ok()?, offset.parse().ok()?))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ mod consumers;
 mod database;
 mod demo;
 mod dev;
+mod dlq;
 mod doctor;
 mod explain;
 mod folder;
@@ -120,7 +121,7 @@ impl Application {
             Command::Producer(command) => scaffold::producer(&config, command),
             Command::Consumer(command) => consumers::command(&config, command, &handlers).await,
             Command::Topic(command) => look::topic(&config, command).await.map(done),
-            Command::Dlq(command) => look::dlq(&config, command).await.map(done),
+            Command::Dlq(command) => dlq::run(&config, command).await.map(done),
             Command::Explain { code } => explain::explain(code.as_deref()),
         }
     }

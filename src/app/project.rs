@@ -8,6 +8,7 @@ use std::{
 use anyhow::bail;
 
 use crate::{
+    consume::VERDICTS_TOPIC,
     domain::nearest,
     kafka::{TopicSpec, registry::RegistryOptions},
     projection::{LIVE_SCHEMA, live_view, split},
@@ -108,6 +109,9 @@ impl Project {
             let mut topic = TopicSpec::log(format!("{}.dlq", consumer.name), DLQ_PARTITIONS);
             topic.config.insert("retention.ms".to_owned(), "-1".to_owned());
             topics.push(topic);
+        }
+        if !self.consumers.is_empty() {
+            topics.push(TopicSpec::compacted(VERDICTS_TOPIC, DLQ_PARTITIONS));
         }
         topics.sort_by(|a, b| a.name.cmp(&b.name));
         topics.dedup_by(|a, b| a.name == b.name);

@@ -257,21 +257,86 @@ pub enum Format {
 
 #[derive(Debug, Subcommand)]
 pub enum Dlq {
-    /// List dead letters, newest first, with counts per reason
+    /// List records that were set aside, newest first, with counts per reason and what is wanted of each
     List {
         /// Only of this consumer
         consumer: Option<String>,
+        #[command(flatten)]
+        filter: Filter,
         #[arg(long, default_value_t = 20)]
         limit: usize,
         #[arg(long)]
         json: bool,
     },
-    /// Show one dead letter, decoded, with its reason
+    /// Show one record that was set aside, decoded, with its reason
     Show {
         consumer: String,
         /// `topic/partition/offset`, as the list prints it
         record: String,
     },
+    /// Have records applied after all, in the order of their key; a parked key goes on behind them
+    Redrive {
+        #[command(flatten)]
+        choice: Choice,
+    },
+    /// Put another value in the place of records' own, and have them applied
+    Edit {
+        #[command(flatten)]
+        choice: Choice,
+        /// A file with the whole value as JSON, as a producer would post it; `-` for standard input
+        #[arg(long, value_name = "FILE", conflicts_with = "fields", required_unless_present = "fields")]
+        value: Option<PathBuf>,
+        /// Change single fields, as in `--field 'amount=12'`; the value is JSON
+        #[arg(long = "field", value_name = "NAME=JSON")]
+        fields: Vec<String>,
+        /// The record type, where the record's own bytes do not tell
+        #[arg(long = "as", value_name = "TYPE")]
+        record_type: Option<String>,
+    },
+    /// Give records up: they have no effect, and a parked key goes on behind them
+    Discard {
+        #[command(flatten)]
+        choice: Choice,
+    },
+}
+
+/// Which records are meant.
+#[derive(Debug, Args, Default)]
+pub struct Filter {
+    /// Only of this class: decode, refused_by_postgres, handler, crash, retry, waits
+    #[arg(long)]
+    pub class: Option<String>,
+    /// Only of this record type
+    #[arg(long = "type", value_name = "TYPE")]
+    pub record_type: Option<String>,
+    /// Only of this key
+    #[arg(long)]
+    pub key: Option<String>,
+    /// Only of this topic
+    #[arg(long)]
+    pub topic: Option<String>,
+    /// Only those set aside since then, an RFC 3339 time
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+}
+
+/// Records to decide about.
+#[derive(Debug, Args)]
+pub struct Choice {
+    pub consumer: String,
+    /// One record, `topic/partition/offset` as the list prints it; else those that the filters leave
+    pub record: Option<String>,
+    #[command(flatten)]
+    pub filter: Filter,
+    /// All of the consumer, without a filter
+    #[arg(long)]
+    pub all: bool,
+    /// Say how many records are meant, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Who decides, for the verdict [default: the user who is logged in]
+    #[arg(long, value_name = "NAME")]
+    pub by: Option<String>,
 }
 
 #[cfg(test)]

@@ -3,7 +3,10 @@
 //! A chunk is a batch: it is closed when it reaches the batch's bound of records or bytes. While a batch is being
 //! applied, what arrives gathers in the next chunk, so batches grow with load and stay small without it.
 
-use std::{collections::VecDeque, ops::Range};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    ops::Range,
+};
 
 use crate::{
     domain::{Fingerprint, HEADER_EVENT_ID, HEADER_FINGERPRINT},
@@ -34,9 +37,16 @@ pub struct Chunk {
     pub records: Vec<RawRecord>,
     /// Whether one of the records has a fingerprint: else nobody has to look for any.
     pub has_fingerprints: bool,
+    /// What the log has in the place of values that were edited, by offset.
+    logged: BTreeMap<i64, Option<Range<usize>>>,
 }
 
 impl Chunk {
+    /// One that holds every record from this offset on.
+    pub fn beginning_at(from: i64) -> Self {
+        Self { from, ..Self::default() }
+    }
+
     pub fn push(&mut self, record: Incoming<'_, '_>) {
         let key = record.key.map(|key| self.append(key));
         let payload = record.payload.map(|payload| self.append(payload));
@@ -88,6 +98,24 @@ impl Chunk {
 
     pub fn payload(&self, record: &RawRecord) -> Option<&[u8]> {
         record.payload.as_ref().map(|r| self.slice(r))
+    }
+
+    /// The value as the log has it.
+    pub fn logged(&self, record: &RawRecord) -> Option<&[u8]> {
+        self.logged.get(&record.offset).unwrap_or(&record.payload).as_ref().map(|r| self.slice(r))
+    }
+
+    /// The value that was put in the place of the log's.
+    pub fn edited(&self, record: &RawRecord) -> Option<&[u8]> {
+        if self.logged.contains_key(&record.offset) { self.payload(record) } else { None }
+    }
+
+    /// Puts another value in the place of the log's.
+    pub fn edit(&mut self, index: usize, value: &[u8]) {
+        let value = self.append(value);
+        let record = &mut self.records[index];
+        let logged = record.payload.replace(value);
+        self.logged.entry(record.offset).or_insert(logged);
     }
 
     /// How large they are, about.
@@ -164,7 +192,7 @@ impl Buffer {
         let was_empty = self.chunks.is_empty();
         let open = self.chunks.back().is_some_and(|c| !is_full(c, bounds));
         if !open {
-            self.chunks.push_back(Chunk { from: self.position, ..Chunk::default() });
+            self.chunks.push_back(Chunk::beginning_at(self.position));
         }
         let chunk = self.chunks.back_mut().expect("invariant: a chunk was just made sure of");
         self.position = record.offset + 1;
@@ -235,6 +263,20 @@ mod tests {
         assert_eq!(chunk.slice(record.event_id.as_ref().unwrap()), b"id");
         let headers = chunk.headers(record);
         assert_eq!(headers, [(HEADER_EVENT_ID.to_owned(), Some(b"id".to_vec())), ("none".to_owned(), None)]);
+    }
+
+    #[test]
+    fn a_value_that_was_edited_hides_that_of_the_log_and_does_not_lose_it() {
+        let mut chunk = Chunk::default();
+        let (payload, headers) = (Some(&b"logged"[..]), &mut std::iter::empty());
+        chunk.push(Incoming { offset: 7, timestamp: 0, key: None, payload, headers });
+        assert_eq!(chunk.edited(&chunk.records[0]), None);
+        for value in [&b"edited"[..], b"twice"] {
+            chunk.edit(0, value);
+            let record = &chunk.records[0];
+            assert_eq!((chunk.payload(record), chunk.edited(record)), (Some(value), Some(value)));
+            assert_eq!(chunk.logged(record), Some(&b"logged"[..]));
+        }
     }
 
     #[test]

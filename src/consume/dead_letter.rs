@@ -1,5 +1,5 @@
-//! A record that cannot be applied, as a row of `millpond.dead_letters`, which has all of it, and as a record of the topic
-//! `<consumer>.dlq`, which has what fits.
+//! A record that is set aside, as a row of `millpond.dead_letters`, which has all of it, and, where it is itself at fault,
+//! as a record of the topic `<consumer>.dlq`, which has what fits.
 
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -7,10 +7,11 @@ use uuid::Uuid;
 use super::{
     buffer::{Chunk, RawRecord},
     engine::Engine,
+    parked::{RETRY, WAITS, longest_pause},
     prepare::Fault,
 };
 use crate::{
-    domain::{Fingerprint, HEADER_DLQ_FINGERPRINT, HEADER_FINGERPRINT, TopicPartition, bytea, literal},
+    domain::{Fingerprint, HEADER_DLQ_FINGERPRINT, HEADER_FINGERPRINT, TopicPartition, literal},
     schema::encode::fingerprint,
     store::CopyBuffer,
 };
@@ -20,33 +21,62 @@ const OVERHEAD: usize = 16 * 1024;
 /// Longest reason in a mirror, in bytes.
 const LONGEST_REASON: usize = 8 * 1024;
 
-/// A dead letter that goes with a batch.
+/// Rows on their way to the table. A hot key may bring thousands in one batch, so they are copied.
+pub const STAGE: &str =
+    "create temp table if not exists _dead (\"offset\" int8, record_type text, key bytea, headers jsonb,
+    payload bytea, edited bytea, recorded_at timestamptz, reason_class text, reason text, parked_at int8) on commit \
+    delete rows";
+pub const COPY: &str = "copy pg_temp._dead from stdin (format binary)";
+
+/// What becomes of a record that is set aside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// It holds nothing up.
+    Alone,
+    /// Its key is parked with it.
+    Head,
+    /// Its key was parked at this offset.
+    Behind(i64),
+}
+
+/// A record that is set aside with a batch.
 pub struct DeadLetter<'a> {
     pub record: &'a RawRecord,
     pub fault: &'a Fault,
+    pub place: Place,
 }
 
 impl DeadLetter<'_> {
-    /// The statement that keeps it.
-    pub fn sql(&self, engine: &Engine, chunk: &Chunk, at: &TopicPartition) -> String {
-        format!(
-            "insert into millpond.dead_letters (projection, version, topic, partition, \"offset\", record_type, key,
-                headers, payload, recorded_at, reason_class, reason)
-             values ({}, {}, {}, {}, {}, {}, {}, {}::jsonb, {}, to_timestamp({} / 1000.0), {}, {}) on conflict do \
-             nothing;\n",
-            literal(&engine.projection),
-            engine.version,
-            literal(&at.topic),
-            at.partition,
-            self.record.offset,
-            self.fault.record_type.as_deref().map_or("null".to_owned(), literal),
-            bytea(chunk.key(self.record)),
-            literal(&Value::from(self.headers(chunk)).to_string()),
-            bytea(chunk.payload(self.record)),
-            self.record.timestamp,
-            literal(self.fault.class),
-            literal(&self.fault.reason),
-        )
+    fn parked_at(&self) -> Option<i64> {
+        match self.place {
+            Place::Alone => None,
+            Place::Head => Some(self.record.offset),
+            Place::Behind(parked_at) => Some(parked_at),
+        }
+    }
+
+    /// Whether the topic of dead letters gets it: what only waits may be applied yet, and is not told there.
+    pub fn is_mirrored(&self) -> bool {
+        self.fault.class != WAITS
+    }
+
+    /// Adds its row to a body of [`COPY`].
+    pub fn stage(&self, chunk: &Chunk, rows: &mut CopyBuffer) {
+        let text = |text: &str| text.replace('\0', "");
+        rows.begin_row(10);
+        rows.int8(self.record.offset);
+        rows.text_or_null(self.fault.record_type.as_deref().map(text).as_deref());
+        rows.bytes_or_null(chunk.key(self.record));
+        rows.jsonb(&Value::from(self.headers(chunk)).to_string());
+        rows.bytes_or_null(chunk.logged(self.record));
+        rows.bytes_or_null(chunk.edited(self.record));
+        rows.timestamp_millis(self.record.timestamp);
+        rows.bytes(self.fault.class.as_bytes());
+        rows.bytes(text(&self.fault.reason).as_bytes());
+        match self.parked_at() {
+            Some(parked_at) => rows.int8(parked_at),
+            None => rows.null(),
+        }
     }
 
     /// Adds the mirror to the rows of the outbox, under its number and id. What would make it larger than a topic takes is
@@ -76,7 +106,7 @@ impl DeadLetter<'_> {
             }
             fits
         };
-        let (key, payload) = (chunk.key(self.record), chunk.payload(self.record));
+        let (key, payload) = (chunk.key(self.record), chunk.logged(self.record));
         let key = key.filter(|key| fits(key.len(), "mp-dlq-key-omitted"));
         let headers = fits(chunk.header_bytes(self.record), "mp-dlq-headers-omitted");
         let payload = payload.filter(|payload| fits(payload.len(), "mp-dlq-payload-omitted"));
@@ -108,6 +138,40 @@ impl DeadLetter<'_> {
         let headers = chunk.headers(self.record).into_iter();
         headers.map(|(name, value)| json!([name.replace('\0', ""), value.map(|v| base64(&v))])).collect()
     }
+}
+
+/// The statements that put staged rows into the table, and their keys among the parked ones.
+pub fn insert_sql(engine: &Engine, at: &TopicPartition, dead: &[DeadLetter<'_>]) -> String {
+    let place =
+        format!("{}, {}, {}, {}", literal(&engine.projection), engine.version, literal(&at.topic), at.partition);
+    let mut sql = format!(
+        "insert into millpond.dead_letters (projection, version, topic, partition, \"offset\", record_type, key, headers,
+            payload, edited, recorded_at, reason_class, reason, parked_at)
+         select {place}, d.* from pg_temp._dead d on conflict do nothing;\n"
+    );
+    if dead.iter().any(|letter| letter.place == Place::Head) {
+        sql.push_str(&format!(
+            "insert into millpond.parked_keys (projection, version, topic, partition, parked_at, key, head, records, state,
+                attempts, retry_at)
+             select {place}, d.parked_at, d.key, d.\"offset\", 0, 'parked', (d.reason_class = '{RETRY}')::int4,
+                    case when d.reason_class = '{RETRY}' then {} end
+               from pg_temp._dead d where d.parked_at = d.\"offset\";\n",
+            retry_at_sql(1)
+        ));
+    }
+    if dead.iter().any(|letter| letter.place != Place::Alone) {
+        sql.push_str(&format!(
+            "update millpond.parked_keys k set records = k.records + d.records
+               from (select parked_at, count(*) as records from pg_temp._dead where parked_at is not null group by 1) d
+              where (k.projection, k.version, k.topic, k.partition) = ({place}) and k.parked_at = d.parked_at;\n"
+        ));
+    }
+    sql
+}
+
+/// When the attempt after so many is made: full jitter.
+pub fn retry_at_sql(attempts: i32) -> String {
+    format!("clock_timestamp() + random() * interval '{} s'", longest_pause(attempts).as_secs())
 }
 
 fn cut(reason: &str) -> &str {

@@ -1,7 +1,7 @@
 //! Why a partition halts: a stable code, which the runbook has a page for, and a sentence that ends with what to type.
 //! Those about the log itself are in `compare`.
 
-use super::prepare::Fault;
+use super::{parked::MAX_KEYS, prepare::Fault};
 use crate::{
     domain::TopicPartition,
     store::{self, fence::Halt},
@@ -59,6 +59,18 @@ pub fn breaker(consumer: &str, failures: usize, records: usize) -> Halt {
         reason: format!(
             "{failures} of {records} records of {consumer} failed within a minute, which looks like a faulty deploy rather \
              than faulty data; see `millpond dlq list {consumer}`, then run `millpond consumer restart {consumer}`"
+        ),
+    }
+}
+
+/// More keys are parked than a worker keeps in mind.
+pub fn too_many_parked_keys(consumer: &str, at: &TopicPartition) -> Halt {
+    Halt {
+        code: "too_many_parked_keys",
+        reason: format!(
+            "more than {MAX_KEYS} keys of {at} would be parked, which is no longer a matter of single records; mend the cause, \
+             decide about those that wait with `millpond dlq redrive {consumer}` or `millpond dlq discard {consumer}`, then \
+             run `millpond consumer restart {consumer}`"
         ),
     }
 }

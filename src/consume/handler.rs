@@ -47,6 +47,10 @@ pub enum HandlerError {
     /// This record can never be applied: it becomes a dead letter, the others are applied without it.
     #[error("{reason}")]
     Reject { offset: i64, reason: String },
+    /// This record cannot be applied now, and may be a little later: its key waits for as long, the others are applied
+    /// without it. After 10 attempts within some ten minutes it is as if it had been rejected.
+    #[error("{reason}")]
+    Retry { offset: i64, reason: String },
     #[error(transparent)]
     Store(#[from] store::Error),
 }
@@ -54,6 +58,10 @@ pub enum HandlerError {
 impl HandlerError {
     pub fn reject(record: &Record, reason: impl Into<String>) -> Self {
         Self::Reject { offset: record.offset, reason: reason.into() }
+    }
+
+    pub fn retry(record: &Record, reason: impl Into<String>) -> Self {
+        Self::Retry { offset: record.offset, reason: reason.into() }
     }
 }
 

@@ -36,6 +36,8 @@ pub struct Partition {
     stop: watch::Sender<Stop>,
     /// Set when the client says that the partition cannot be read where it stands.
     doubted: AtomicBool,
+    /// Set when something may be due of what was set aside.
+    to_look: AtomicBool,
     /// Whether the worker waits and nothing is there for it.
     idle: AtomicBool,
     /// Offsets behind the last record that was applied, of which it is known that they hold none.
@@ -51,6 +53,8 @@ pub enum Next {
     Batch(Chunk, bool),
     /// No record is left in it: the fence may pass over it.
     Gap(Gap),
+    /// There is something else to do first, or there may be.
+    Nothing,
     /// The place in the log is in doubt: claim and compare again.
     Doubt,
     Stop,
@@ -66,6 +70,7 @@ impl Partition {
             sought: Notify::new(),
             stop: watch::Sender::new(Stop::Run),
             doubted: AtomicBool::new(false),
+            to_look: AtomicBool::new(false),
             idle: AtomicBool::new(false),
             gap: Mutex::default(),
             next_offset: AtomicI64::new(-1),
@@ -91,6 +96,17 @@ impl Partition {
     pub fn doubt(&self) {
         self.doubted.store(true, Ordering::Relaxed);
         self.arrived.notify_one();
+    }
+
+    /// Has the worker look whether something is due of what was set aside.
+    pub fn look(&self) {
+        self.to_look.store(true, Ordering::Relaxed);
+        self.arrived.notify_one();
+    }
+
+    /// Whether it was told to since it was asked.
+    pub fn is_to_look(&self) -> bool {
+        self.to_look.swap(false, Ordering::Relaxed)
     }
 
     pub async fn wait_sought(&self) {
@@ -149,8 +165,9 @@ impl Partition {
         Some(self.next_offset.load(Ordering::Relaxed)).filter(|o| *o >= 0)
     }
 
-    /// Waits for a batch: full, or as old as `max_age` since its first record was seen here.
-    pub async fn next_batch(&self, bounds: Bounds, max_age: Duration) -> Next {
+    /// Waits for a batch: full, or as old as `max_age` since its first record was seen here. Without patience it is what is
+    /// there now.
+    pub async fn next_batch(&self, bounds: Bounds, max_age: Duration, patient: bool) -> Next {
         let mut first_seen: Option<Instant> = None;
         loop {
             if self.stopping() != Stop::Run {
@@ -164,12 +181,15 @@ impl Partition {
                 let mut buffer = self.buffer();
                 if !buffer.is_empty() {
                     let due = *first_seen.get_or_insert_with(Instant::now) + max_age;
-                    if buffer.has_full_chunk(bounds) || Instant::now() >= due {
+                    if !patient || buffer.has_full_chunk(bounds) || Instant::now() >= due {
                         let (chunk, resume) = buffer.pop();
                         return Next::Batch(chunk.unwrap_or_default(), resume);
                     }
                     deadline = Some(due);
                 }
+            }
+            if !patient || self.to_look.load(Ordering::Relaxed) {
+                return Next::Nothing;
             }
             match deadline {
                 Some(due) => {

@@ -208,6 +208,16 @@ impl Preparer {
         Ok(prepared)
     }
 
+    /// Whether a record is of a type that the projection reads, or may be: one that cannot be told yet is.
+    pub fn may_read(&self, chunk: &Chunk, record: &RawRecord) -> bool {
+        let Some(payload) = chunk.payload(record) else { return self.tombstones.is_some() };
+        let Ok((id, _)) = framing::split(payload) else { return true };
+        match i32::try_from(id).ok().and_then(|id| self.route(id).ok()).as_deref() {
+            Some(Route::Skip(_)) => self.strict,
+            _ => true,
+        }
+    }
+
     /// The type of a record that was decoded before.
     pub fn record_type(&self, chunk: &Chunk, record: &RawRecord) -> Option<String> {
         let (id, _) = framing::split(chunk.payload(record)?).ok()?;
@@ -372,7 +382,7 @@ impl Prepared {
 
 /// What identifies the last record of a batch when it is read again.
 pub fn last_applied(chunk: &Chunk, record: &RawRecord) -> LastApplied {
-    let checksum = checksum(chunk.key(record), chunk.payload(record));
+    let checksum = checksum(chunk.key(record), chunk.logged(record));
     LastApplied { offset: record.offset, timestamp: record.timestamp, checksum }
 }
 

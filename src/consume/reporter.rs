@@ -1,4 +1,5 @@
-//! Once a second: how far the ends of this member's partitions are, for lag and age; whether an operator paused it.
+//! Once a second: how far the ends of this member's partitions are, for lag and age; whether an operator paused it, or
+//! decided something about records that were set aside.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +13,7 @@ use crate::{
         gaps::{self, Gap},
     },
     store::{
-        self, PgConnection,
+        self, PgConnection, parked,
         status::{self, End},
     },
     telemetry::metrics::consume as metrics,
@@ -90,10 +91,15 @@ impl Reporter {
         if let Some(age) = vitals.age_seconds {
             metrics::FRESHNESS_SECONDS.with_label_values(&labels).set(age);
         }
+        metrics::PARKED_KEYS.with_label_values(&labels).set(vitals.parked_keys);
+        metrics::PARKED_RECORDS.with_label_values(&labels).set(vitals.parked_records);
         let held = self.group.partitions();
         if held.is_empty() {
             return Ok(());
         }
+        // Workers do not ask for themselves: a batch would cost a query more, for what happens once a week.
+        let due = answer(parked::due_partitions(connection, &engine.projection, engine.version)).await?;
+        held.iter().filter(|partition| due.contains(&partition.at)).for_each(|partition| partition.look());
         let ends = self.look(&held).await?;
         if ends.is_empty() {
             return Err("no partition's end is known".to_owned());

@@ -10,6 +10,11 @@ pub struct Tally {
     pub skipped: usize,
     /// Repeats of records that were applied before.
     pub repeated: usize,
+    /// They wait with their key.
+    pub parked: usize,
+    /// Set aside, and holding nothing up.
+    pub dead: usize,
+    /// Of those that were at fault.
     pub classes: Vec<&'static str>,
 }
 
@@ -22,7 +27,8 @@ impl Tally {
         count("refused", refused);
         count("skipped", self.skipped);
         count("repeated", self.repeated);
-        count("dead_lettered", self.classes.len());
+        count("dead_lettered", self.dead);
+        count("parked", self.parked);
         for class in &self.classes {
             metrics::DEAD_LETTERS.with_label_values(&[consumer, *class]).inc();
         }

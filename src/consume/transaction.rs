@@ -10,11 +10,14 @@ use uuid::Uuid;
 
 use super::{
     buffer::Chunk,
-    dead_letter::{DeadLetter, base64},
+    dead_letter::{self, DeadLetter, base64},
+    drained::Drained,
     engine::Engine,
     guard::Attempt,
     handler::{self, HandlerError, State},
+    parked::RETRY,
     prepare::{Fault, Prepared},
+    verdict::Decision,
 };
 use crate::{
     domain::{Fingerprint, HEADER_EVENT_ID, HEADER_FINGERPRINT, literal},
@@ -51,6 +54,31 @@ pub struct Work<'a> {
     pub ids: BTreeMap<&'a str, Entry>,
     /// Greatest timestamp of its records.
     pub log_time: Option<i64>,
+    /// What the engine itself has decided about records of the batch.
+    pub decisions: Vec<Decision>,
+    /// What becomes of records that were set aside before; the fence stays where it is then.
+    pub drained: Option<Drained<'a>>,
+}
+
+impl<'a> Work<'a> {
+    /// Moves the fence, and nothing else.
+    pub fn new(claim: &'a Claim, chunk: &'a Chunk, to: i64, prepared: Prepared) -> Self {
+        let from = claim.next_offset;
+        let (dead, decisions) = (Vec::new(), Vec::new());
+        Self {
+            claim,
+            chunk,
+            from,
+            to,
+            prepared,
+            watched: false,
+            dead,
+            ids: BTreeMap::new(),
+            log_time: None,
+            decisions,
+            drained: None,
+        }
+    }
 }
 
 /// Why a transaction did not commit.
@@ -88,6 +116,9 @@ pub async fn run(engine: &Engine, session: &mut Session, mut work: Work<'_>) -> 
             HandlerError::Reject { offset, reason } => {
                 Failure::Record(offset, Fault { class: "handler", reason, record_type: None })
             }
+            HandlerError::Retry { offset, reason } => {
+                Failure::Record(offset, Fault { class: RETRY, reason, record_type: None })
+            }
         })?;
         work.prepared.effects.check(&engine.compiled)?;
         if let Some(attempt) = attempt {
@@ -103,6 +134,7 @@ pub async fn run(engine: &Engine, session: &mut Session, mut work: Work<'_>) -> 
             with_rows.insert(relation.as_str());
         }
     }
+    stage_dead(session, &work).await?;
     let outbox = stage_outbox(engine, session, &work).await?;
     let tables = stage_effects(session, &work).await?;
     if !work.ids.is_empty() {
@@ -137,8 +169,14 @@ fn flush_sql(engine: &Engine, work: &Work<'_>, emitted: i64, with_rows: &BTreeSe
     if !work.ids.is_empty() {
         sql.push_str(&seen::insert_sql(&engine.schema, work.claim));
     }
-    for dead in &work.dead {
-        sql.push_str(&dead.sql(engine, work.chunk, &work.claim.at));
+    if !work.dead.is_empty() {
+        sql.push_str(&dead_letter::insert_sql(engine, &work.claim.at, &work.dead));
+    }
+    if let Some(drained) = &work.drained {
+        sql.push_str(&drained.sql(engine, &work.claim.at));
+    }
+    for decision in &work.decisions {
+        sql.push_str(&decision.sql(engine, &work.claim.at));
     }
     for refusal in &work.prepared.effects.refusals {
         sql.push_str(&format!(
@@ -167,7 +205,17 @@ fn flush_sql(engine: &Engine, work: &Work<'_>, emitted: i64, with_rows: &BTreeSe
     sql
 }
 
-/// Stages emitted events and the mirror of dead letters; returns how many rows the outbox gets.
+async fn stage_dead(session: &mut Session, work: &Work<'_>) -> Result<(), store::Error> {
+    if work.dead.is_empty() {
+        return Ok(());
+    }
+    let mut rows = CopyBuffer::default();
+    work.dead.iter().for_each(|dead| dead.stage(work.chunk, &mut rows));
+    session.run(dead_letter::STAGE).await?;
+    session.copy_in(dead_letter::COPY, rows.finish()).await
+}
+
+/// Stages emitted events, the mirrors of dead letters and verdicts; returns how many rows the outbox gets.
 async fn stage_outbox(engine: &Engine, session: &mut Session, work: &Work<'_>) -> Result<i64, Failure> {
     let mut rows = CopyBuffer::default();
     let mut seq = work.claim.out_seq;
@@ -197,10 +245,17 @@ async fn stage_outbox(engine: &Engine, session: &mut Session, work: &Work<'_>) -
         rows.bytes(&encoded.payload);
         rows.jsonb(&headers);
     }
-    for dead in &work.dead {
+    let setback = work.drained.iter().filter_map(Drained::mirror);
+    for dead in work.dead.iter().chain(setback).filter(|dead| dead.is_mirrored()) {
         seq += 1;
         let id = event_id(engine, work.claim, dead.record.offset, -1);
         dead.stage_mirror(engine, work.chunk, &work.claim.at, (seq, id), &mut rows);
+    }
+    let drained = work.drained.iter().flat_map(Drained::decisions);
+    for decision in work.decisions.iter().cloned().chain(drained) {
+        seq += 1;
+        let id = verdict_id(engine, work.claim, decision.offset, seq);
+        decision.stage(engine, &work.claim.at, (seq, id), &mut rows);
     }
     let emitted = seq - work.claim.out_seq;
     if emitted > 0 {
@@ -213,6 +268,13 @@ async fn stage_outbox(engine: &Engine, session: &mut Session, work: &Work<'_>) -
 /// The same source and index give the same id, in every version and after every crash.
 fn event_id(engine: &Engine, claim: &Claim, offset: i64, index: i32) -> Uuid {
     let name = format!("{}/{}/{}/{offset}/{index}", engine.projection, claim.at.topic, claim.at.partition);
+    Uuid::new_v5(&EVENT_NAMESPACE, name.as_bytes())
+}
+
+/// A record may be decided about more than once: each time is an event of its own.
+fn verdict_id(engine: &Engine, claim: &Claim, offset: i64, seq: i64) -> Uuid {
+    let (name, version) = (&engine.projection, engine.version);
+    let name = format!("{name}/v{version}/{}/{}/{offset}/verdict/{seq}", claim.at.topic, claim.at.partition);
     Uuid::new_v5(&EVENT_NAMESPACE, name.as_bytes())
 }
 

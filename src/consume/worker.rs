@@ -5,7 +5,7 @@
 
 use std::{
     any::Any,
-    collections::BTreeMap,
+    collections::HashMap,
     panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
@@ -13,48 +13,53 @@ use std::{
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures_util::FutureExt;
-use tracing::{error, info, warn};
-use uuid::Uuid;
+use tracing::warn;
 
 use super::{
     buffer::Chunk,
-    compare::compare,
-    dead_letter::DeadLetter,
     dedupe::Repeats,
+    divide::{Aside, Division},
     engine::{Engine, OnError},
     guard::Guard,
     halts,
     limit::Limit,
+    parked::{Parked, RETRY},
     partition::{Next, Partition, Stop},
-    prepare::{self, Fault, Prepared, UnknownSchema},
-    tally::Tally,
+    prepare::Fault,
     transaction::{self, Committed, Failure, Work},
+    verdict::Recalled,
 };
 use crate::{
-    kafka::{
-        gaps::Gap,
-        subscription::{Ask, Command, Inbox},
-    },
+    kafka::subscription::{Ask, Command, Inbox},
     store::{
         self, Class,
-        fence::{self, Claim, Claimed, Halt},
+        fence::{Claim, Halt},
+        parked::ParkedKey,
     },
     telemetry::{metrics::consume as metrics, panic_message},
 };
 
 pub struct Worker {
-    engine: Arc<Engine>,
-    partition: Arc<Partition>,
+    pub(super) engine: Arc<Engine>,
+    pub(super) partition: Arc<Partition>,
     poll_thread: Arc<Inbox>,
-    claim: Option<Claim>,
+    pub(super) claim: Option<Claim>,
     /// A batch whose transaction failed for no fault of its own.
-    pending: Option<Chunk>,
+    pub(super) pending: Option<Chunk>,
     /// Since when which schema id has been waited for.
-    unknown_since: Option<(i32, Instant)>,
-    /// Whether the last record before the claim was compared with Kafka's.
-    verified: bool,
-    limit: Limit,
-    guard: Guard,
+    pub(super) unknown_since: Option<(i32, Instant)>,
+    /// The same of records that were set aside; at most one entry for each lane that is due.
+    pub(super) unknown_aside: HashMap<i32, Instant>,
+    /// Whether what has to follow a claim was done.
+    pub(super) settled_in: bool,
+    pub(super) parked: Parked,
+    /// Whether the last turn was one of records that were set aside.
+    drained_last: bool,
+    /// Above this offset nothing was decided by an earlier reading of the log.
+    pub(super) greatest_verdict: Option<i64>,
+    pub(super) recalled: Recalled,
+    pub(super) limit: Limit,
+    pub(super) guard: Guard,
 }
 
 /// Why applying a batch stopped.
@@ -75,7 +80,12 @@ impl Worker {
             claim: None,
             pending: None,
             unknown_since: None,
-            verified: false,
+            unknown_aside: HashMap::new(),
+            settled_in: false,
+            parked: Parked::default(),
+            drained_last: false,
+            greatest_verdict: None,
+            recalled: Recalled::default(),
             limit: Limit::default(),
             guard: Guard::default(),
         };
@@ -83,15 +93,6 @@ impl Worker {
             worker.take(claim);
         }
         worker
-    }
-
-    fn take(&mut self, claim: Claim) {
-        self.partition.set_next_offset(claim.next_offset);
-        if self.guard.claimed(&claim) {
-            info!(consumer = %self.engine.projection, partition = %self.partition.at, "the last owner has not released the partition; beginning with single records");
-            self.limit.begin_small();
-        }
-        self.claim = Some(claim);
     }
 
     /// Works until the partition is taken away.
@@ -129,37 +130,30 @@ impl Worker {
         if self.claim.is_none() && !self.reclaim().await? {
             return Ok(false);
         }
-        if !self.verified {
-            self.verify().await?;
-            self.verified = true;
+        if !self.settled_in {
+            self.settle_in().await?;
         }
         if self.engine.vitals.is_paused() {
             self.partition.sleep(Duration::from_millis(200)).await;
             return Ok(false);
         }
-        let chunk = match self.pending.take() {
-            Some(chunk) => chunk,
-            None => match self.partition.next_batch(self.engine.bounds, self.engine.max_age).await {
-                Next::Stop => return Ok(false),
-                Next::Doubt => {
-                    self.partition.buffer().refuse();
-                    self.drop_claim();
-                    return Ok(false);
-                }
-                Next::Gap(gap) => return self.pass_over(&gap).await.map(|()| true),
-                Next::Batch(chunk, resume) => {
-                    if resume {
-                        self.ask(Ask::Resume);
-                    }
-                    chunk
-                }
-            },
-        };
+        if self.partition.is_to_look() {
+            self.look().await?;
+        }
+        if self.drains_next() {
+            self.drained_last = true;
+            return self.drain().await.map(|()| true);
+        }
+        self.drained_last = false;
+        let Some(mut chunk) = self.next_batch().await? else { return Ok(false) };
         if self.engine.vitals.is_paused() {
             self.pending = Some(chunk);
             return Ok(false);
         }
-        let result = self.apply(&chunk).await;
+        let result = match self.recall(&mut chunk).await {
+            Ok(()) => self.apply(&chunk).await,
+            Err(broken) => Err(broken),
+        };
         // Its records were not applied, and the buffer continues behind them.
         if matches!(result, Err(Broken::Retry(_) | Broken::Fenced)) {
             self.pending = Some(chunk);
@@ -167,53 +161,39 @@ impl Worker {
         result.map(|()| true)
     }
 
-    fn ask(&self, ask: Ask) {
-        let (at, assignment) = (self.partition.at.clone(), self.partition.assignment);
-        self.poll_thread.send(Command::Ask { at, assignment, ask });
+    /// What was set aside and what comes from the log take turns, unless there is no room for more of the former. While the
+    /// crash guard watches, what was set aside goes first: attempts at two places at once could not be counted.
+    fn drains_next(&self) -> bool {
+        let first = !self.drained_last || self.guard.is_watching() || self.parked.is_full_for(1);
+        first && self.parked.has_due()
     }
 
-    /// Keeps where the buffer continues, so that a new claim can tell whether it still fits.
-    fn drop_claim(&mut self) {
-        self.claim = None;
-        self.verified = false;
-    }
-
-    /// Claims again after a failure; on success the consumer stands at the fence. False: not now.
-    async fn reclaim(&mut self) -> Result<bool, Broken> {
-        let claimed =
-            self.engine.claim(&self.partition.at, Uuid::new_v4()).await.map_err(|e| Broken::Retry(e.to_string()))?;
-        let claim = match claimed {
-            Claimed::Mine(claim) => claim,
-            Claimed::Closed { .. } => {
+    /// The next batch of the log; none when there is something else to be done first.
+    async fn next_batch(&mut self) -> Result<Option<Chunk>, Broken> {
+        if let Some(chunk) = self.pending.take() {
+            return Ok(Some(chunk));
+        }
+        let patient = !self.parked.has_due();
+        match self.partition.next_batch(self.engine.bounds, self.engine.max_age, patient).await {
+            Next::Stop | Next::Nothing => Ok(None),
+            Next::Doubt => {
                 self.partition.buffer().refuse();
-                self.pending = None;
-                self.ask(Ask::Pause);
-                self.partition.sleep(Duration::from_secs(1)).await;
-                return Ok(false);
+                self.drop_claim();
+                Ok(None)
             }
-        };
-        let continues = self.partition.next_offset().is_some_and(|next| next <= claim.next_offset)
-            && self.partition.buffer().is_accepting();
-        if !continues {
-            self.pending = None;
-            self.partition.buffer().refuse();
-            self.ask(Ask::Seek(claim.next_offset));
-            self.partition.wait_sought().await;
-            if self.partition.stopping() != Stop::Run {
-                self.take(claim);
-                return Ok(false);
+            Next::Gap(gap) => self.pass_over(&gap).await.map(|()| None),
+            Next::Batch(chunk, resume) => {
+                if resume {
+                    self.ask(Ask::Resume);
+                }
+                Ok(Some(chunk))
             }
         }
-        info!(consumer = %self.engine.projection, partition = %self.partition.at, next_offset = claim.next_offset, epoch = claim.epoch, "claimed");
-        self.take(claim);
-        Ok(true)
     }
 
-    /// Compares the log with the fence.
-    async fn verify(&mut self) -> Result<(), Broken> {
-        let Some(claim) = &self.claim else { return Ok(()) };
-        let found = self.engine.inspect(claim).await.map_err(Broken::Retry)?;
-        compare(&self.engine.projection, claim, &found).map_err(Broken::Halt)
+    pub(super) fn ask(&self, ask: Ask) {
+        let (at, assignment) = (self.partition.at.clone(), self.partition.assignment);
+        self.poll_thread.send(Command::Ask { at, assignment, ask });
     }
 
     pub(super) async fn apply(&mut self, chunk: &Chunk) -> Result<(), Broken> {
@@ -239,30 +219,32 @@ impl Worker {
                 return Ok(());
             }
             let wanted = range.start..range.start + self.limit.of(range.len());
-            let blamed = self.watch(chunk, &wanted).await?;
+            let blamed = self.watch(chunk.records[wanted.start].offset, wanted.len()).await?;
             if let Some(fault) = blamed.filter(|_| !repeats.aside.contains(&range.start)) {
                 self.around(chunk, &repeats, &mut ranges, range.clone(), range.start, fault).await?;
                 continue;
             }
-            let at = &self.partition.at;
-            let prepared = match self.engine.preparer.prepare(&at.topic, at.partition, chunk, wanted, &repeats.aside) {
-                Ok(prepared) => prepared,
+            let division = match self.divide(chunk, wanted, &repeats) {
+                Ok(division) => division,
                 Err(unknown) => return Err(self.unknown_schema(unknown).await),
             };
             self.unknown_since = None;
-            let done = prepared.end;
+            let done = division.prepared.end;
             if done < range.end {
                 ranges.push(done..range.end);
             }
             let range = range.start..done;
-            let faults = prepared.faults.clone();
-            if let Some((index, fault)) = faults.first().filter(|_| self.engine.on_error == OnError::Halt) {
+            if let Some((index, fault)) = division.halting(self.engine.on_error) {
                 // What stands before the fault is applied first, on the ordinary path.
-                self.around(chunk, &repeats, &mut ranges, range, *index, fault.clone()).await?;
+                self.around(chunk, &repeats, &mut ranges, range, index, fault).await?;
                 continue;
             }
-            match self.transact(chunk, &range, prepared, &faults, &repeats).await {
-                Ok(()) => self.count(range.len(), faults.len())?,
+            let aside = self.aside(chunk, &division);
+            let heads = aside.heads(chunk);
+            self.check_room(heads.len())?;
+            let failures = division.failures();
+            match self.transact(chunk, &range, division, (&aside, heads), &repeats).await {
+                Ok(()) => self.count(range.len(), failures)?,
                 Err(Failure::Record(offset, mut fault)) => {
                     let index = chunk.records.partition_point(|r| r.offset < offset).clamp(range.start, range.end - 1);
                     fault.record_type = self.engine.preparer.record_type(chunk, &chunk.records[index]);
@@ -296,14 +278,13 @@ impl Worker {
     }
 
     /// Tells the crash guard what is begun, while it watches.
-    async fn watch(&mut self, chunk: &Chunk, wanted: &std::ops::Range<usize>) -> Result<Option<Fault>, Broken> {
+    pub(super) async fn watch(&mut self, from: i64, records: usize) -> Result<Option<Fault>, Broken> {
         let Some(claim) = self.claim.clone().filter(|_| self.guard.is_watching()) else { return Ok(None) };
-        let from = chunk.records[wanted.start].offset;
-        let begun = self.guard.begin(&self.engine, &claim, from, wanted.len()).await;
+        let begun = self.guard.begin(&self.engine, &claim, from, records).await;
         begun.map_err(|error| self.broken(error))
     }
 
-    /// Applies what is before a faulty record, dead-letters it, leaves the rest to do.
+    /// Applies what is before a faulty record, sets it aside, leaves the rest to do.
     async fn around(
         &mut self,
         chunk: &Chunk,
@@ -319,7 +300,7 @@ impl Worker {
             return Ok(());
         }
         ranges.push(index + 1..range.end);
-        if self.engine.on_error == OnError::Halt {
+        if self.engine.on_error == OnError::Halt && fault.class != RETRY {
             return Err(Broken::Halt(halts::poison(
                 self.name(),
                 &self.partition.at,
@@ -327,17 +308,18 @@ impl Worker {
                 &fault,
             )));
         }
-        let alone = index..index + 1;
-        let mut prepared = Prepared::nothing(&self.engine.compiled, index + 1);
-        prepared.last = Some(prepare::last_applied(chunk, &chunk.records[index]));
-        match self.transact(chunk, &alone, prepared, &[(index, fault)], repeats).await {
+        let division = Division::alone(&self.engine.compiled, chunk, index, fault);
+        let aside = self.aside(chunk, &division);
+        let heads = aside.heads(chunk);
+        self.check_room(heads.len())?;
+        match self.transact(chunk, &(index..index + 1), division, (&aside, heads), repeats).await {
             Ok(()) => self.count(1, 1),
             Err(Failure::Store(e)) => Err(self.broken(e)),
             Err(Failure::Record(_, fault)) => Err(Broken::Retry(fault.reason)),
         }
     }
 
-    fn broken(&self, error: store::Error) -> Broken {
+    pub(super) fn broken(&self, error: store::Error) -> Broken {
         match error.class() {
             Class::Fenced => Broken::Fenced,
             Class::Deploy => Broken::Halt(halts::deploy(self.name(), &error)),
@@ -350,47 +332,45 @@ impl Worker {
         halts::panicked(self.name(), &self.partition.at, next, &panic_message(panic))
     }
 
-    fn name(&self) -> &str {
+    pub(super) fn name(&self) -> &str {
         &self.engine.projection
     }
 
-    /// One transaction over `range`, with the dead letters among it.
+    /// One transaction over `range`, with what is set aside of it.
     async fn transact(
         &mut self,
         chunk: &Chunk,
         range: &std::ops::Range<usize>,
-        prepared: Prepared,
-        faults: &[(usize, Fault)],
+        division: Division,
+        (aside, heads): (&Aside<'_>, Vec<ParkedKey>),
         repeats: &Repeats,
     ) -> Result<(), Failure> {
         let Some(claim) = self.claim.clone() else { return Ok(()) };
         let to = chunk.records[range.end - 1].offset + 1;
-        let faults = faults.iter().chain(repeats.conflicts(range));
-        let mut dead: Vec<DeadLetter<'_>> =
-            faults.map(|(index, fault)| DeadLetter { record: &chunk.records[*index], fault }).collect();
-        dead.sort_by_key(|dead| dead.record.offset);
-        dead.dedup_by_key(|dead| dead.record.offset);
         let started = Instant::now();
-        let (skipped, repeated) = (prepared.skipped, repeats.count(range));
-        let tally = Tally {
-            applied: range.len().saturating_sub(dead.len() + skipped + repeated),
-            skipped,
-            repeated,
-            classes: dead.iter().map(|dead| dead.fault.class).collect(),
-        };
-        let (watched, ids) = (self.guard.is_watching(), repeats.entries(chunk, range));
-        let log_time = chunk.records[range.clone()].iter().map(|record| record.timestamp).max();
-        let work = Work { claim: &claim, chunk, from: claim.next_offset, to, prepared, watched, dead, ids, log_time };
+        let tally = division.tally(range.len(), heads.len());
+        let mut work = Work::new(&claim, chunk, to, division.prepared);
+        work.watched = self.guard.is_watching();
+        work.decisions = division.decisions;
+        work.dead = aside.letters();
+        work.ids = repeats.entries(chunk, range);
+        work.log_time = chunk.records[range.clone()].iter().map(|record| record.timestamp).max();
         let committed = self.commit(work).await?;
-        self.limit.done(started.elapsed());
-        if self.limit.of(self.engine.bounds.max_records) == self.engine.bounds.max_records {
-            self.guard.rest();
-        }
+        heads.into_iter().for_each(|key| self.parked.park(key));
+        self.done(started);
         tally.report(&self.engine.projection, committed.refused, started);
         Ok(())
     }
 
-    async fn commit(&mut self, work: Work<'_>) -> Result<Committed, Failure> {
+    /// A transaction was done: the next ones may be larger.
+    pub(super) fn done(&mut self, started: Instant) {
+        self.limit.done(started.elapsed());
+        if self.limit.of(self.engine.bounds.max_records) == self.engine.bounds.max_records {
+            self.guard.rest();
+        }
+    }
+
+    pub(super) async fn commit(&mut self, work: Work<'_>) -> Result<Committed, Failure> {
         let (to, log_time) = (work.to, work.log_time);
         let mut lease = store::bounded(self.engine.sessions.batch()).await?;
         let committed = store::bounded(transaction::run(&self.engine, &mut lease.connection, work)).await?;
@@ -405,83 +385,12 @@ impl Worker {
         Ok(committed)
     }
 
-    /// Moves the fence over offsets without records. Else a topic written in transactions would always look as if one
-    /// more record had to be applied, and as if it had been cut once its old records are removed.
-    async fn pass_over(&mut self, gap: &Gap) -> Result<(), Broken> {
-        let Some(claim) = self.claim.clone().filter(|claim| claim.next_offset == gap.from) else { return Ok(()) };
-        let prepared = Prepared::nothing(&self.engine.compiled, 0);
-        let chunk = Chunk::default();
-        let work = Work {
-            claim: &claim,
-            chunk: &chunk,
-            from: gap.from,
-            to: gap.to,
-            prepared,
-            watched: false,
-            dead: Vec::new(),
-            ids: BTreeMap::new(),
-            log_time: None,
-        };
-        match self.commit(work).await {
-            Ok(_) => Ok(()),
-            Err(Failure::Store(error)) => Err(self.broken(error)),
-            Err(Failure::Record(_, fault)) => Err(Broken::Retry(fault.reason)),
-        }
-    }
-
-    /// The schema may be on its way: the record waits for it, but not for ever.
-    async fn unknown_schema(&mut self, unknown: UnknownSchema) -> Broken {
-        let (id, since) = *self.unknown_since.get_or_insert((unknown.0, Instant::now()));
-        if id != unknown.0 {
-            self.unknown_since = None;
-        } else if since.elapsed() > SCHEMA_PATIENCE {
-            self.unknown_since = None;
-            // A registry that cannot be read must not look like poison.
-            if let Err(error) = self.engine.preparer.give_up(id).await {
-                return Broken::Retry(format!("{unknown}; the registry cannot be read now: {error}"));
-            }
-        }
-        Broken::Retry(unknown.to_string())
-    }
-
     fn count(&mut self, records: usize, failures: usize) -> Result<(), Broken> {
         let Some((failures, records)) = self.engine.vitals.count(records, failures) else { return Ok(()) };
         Err(Broken::Halt(halts::breaker(self.name(), failures, records)))
     }
-
-    async fn halt(&mut self, halt: &Halt) {
-        error!(consumer = %self.engine.projection, partition = %self.partition.at, code = halt.code, reason = %halt.reason, "halted");
-        self.partition.note_error(&halt.reason);
-        self.pending = None;
-        self.partition.buffer().refuse();
-        if let Some(claim) = self.claim.take() {
-            self.verified = false;
-            let halted = match self.engine.sessions.control().await {
-                Ok(mut lease) => {
-                    let (name, version) = (&self.engine.projection, self.engine.version);
-                    store::bounded(fence::halt(&mut lease.connection, name, version, &claim, halt)).await
-                }
-                Err(e) => Err(e),
-            };
-            if let Err(error) = halted {
-                warn!(consumer = %self.engine.projection, %error, "the halt could not be written; trying again");
-                self.partition.sleep(Duration::from_secs(1)).await;
-            }
-        }
-    }
-
-    async fn release(&mut self) {
-        let Some(claim) = self.claim.take() else { return };
-        let Ok(mut lease) = self.engine.sessions.control().await else { return };
-        let (name, version) = (&self.engine.projection, self.engine.version);
-        if store::bounded(fence::release(&mut lease.connection, name, version, &claim)).await.is_ok() {
-            lease.give_back();
-        }
-    }
 }
 
-/// How long a record waits for its schema to be registered; a registry that lags is caught up within seconds.
-const SCHEMA_PATIENCE: Duration = Duration::from_secs(30);
 /// Longest wait between attempts while the database is away.
 const MAX_WAIT: Duration = Duration::from_secs(5);
 

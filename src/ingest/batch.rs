@@ -246,6 +246,13 @@ pub(super) fn check_record(contract: &Contract, max_bytes: usize, json: &[u8]) -
     Encoder::new(contract, 0, limits, true, ids).add(Place { index: 0, line: None }, json)
 }
 
+/// The key of a record with these fields, captured in this order; none when one of them cannot be in a key.
+pub fn key_of(fields: &[String], captured: &Captured) -> Option<Vec<u8>> {
+    let (mut key, mut faults) = (Vec::new(), Vec::new());
+    append_key(&mut key, fields, captured, &mut faults);
+    faults.is_empty().then_some(key)
+}
+
 fn append_key(out: &mut Vec<u8>, fields: &[String], captured: &Captured, faults: &mut Vec<Fault>) {
     for (at, field) in fields.iter().enumerate() {
         if at > 0 {

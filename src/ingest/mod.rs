@@ -28,6 +28,7 @@ use std::{sync::Arc, time::Duration};
 
 use axum::body::Body;
 
+pub use batch::key_of;
 pub use contract::{Contract, Contracts};
 pub use routes::router;
 

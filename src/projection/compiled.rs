@@ -63,6 +63,15 @@ impl Compiled {
         &self.hash
     }
 
+    /// Whether records may be applied out of the order of their key and give the same rows: where every column merges by a
+    /// rule for which order does not matter, and no row is removed. What an author's own statements do is not known.
+    pub fn commutes(&self) -> bool {
+        match &self.program {
+            Program::Merge(plans) => plans.iter().all(TablePlan::commutes),
+            Program::Apply { .. } | Program::Handler => false,
+        }
+    }
+
     /// Whether the batch's `_round` has to be filled in: the n-th occurrence of a key over all relations, from 0.
     pub fn needs_rounds(&self) -> bool {
         matches!(self.program, Program::Apply { rounds: true, .. })

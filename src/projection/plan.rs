@@ -58,6 +58,12 @@ impl TablePlan {
         self.contributions.iter().enumerate().filter(gives).map(|(i, _)| i).collect()
     }
 
+    /// Whether its rows come out the same whatever the order of the records.
+    pub fn commutes(&self) -> bool {
+        let by_order = |column: &PlanColumn| matches!(column.rule, Some(MergeRule::First | MergeRule::Last));
+        !self.deletes() && !self.columns.iter().any(by_order)
+    }
+
     pub fn deletes(&self) -> bool {
         self.contributions.iter().any(|c| c.deletes != Deletes::Never)
     }

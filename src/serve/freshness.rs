@@ -39,6 +39,9 @@ pub struct Outcome {
     pub offset: i64,
     pub code: String,
     pub reason: String,
+    /// Of a record whose key is parked: the first one that waits.
+    #[serde(default)]
+    pub head: Option<i64>,
 }
 
 impl Outcome {
@@ -107,23 +110,54 @@ const FENCES: &str = "\
            array_agg(f.last_timestamp) as last \
       from millpond.fences f where f.projection = $1 and f.version = $2";
 
+/// The records of `w` (topic, partition, first, next) that a version has set aside, the first `MAX_OUTCOMES`; columns
+/// `offset`, `code`, `reason`, `head`. What was discarded is among them: it has no effect, and nobody is to think it has.
+pub fn set_aside(projection: &str, version: &str) -> String {
+    let of = |table: &str| {
+        format!(
+            "{table}.projection = {projection} and {table}.topic = w.topic and {table}.partition = w.partition \
+             and {table}.\"offset\" >= w.first and {table}.\"offset\" < w.next"
+        )
+    };
+    format!(
+        "select l.\"offset\", l.code, l.reason, l.head from ( \
+            (select d.\"offset\", d.reason_class as code, d.reason, k.head from millpond.dead_letters d \
+               left join millpond.parked_keys k on k.projection = d.projection and k.version = d.version \
+                    and k.topic = d.topic and k.partition = d.partition and k.parked_at = d.parked_at \
+              where {} and d.version = {version} order by d.\"offset\" limit {MAX_OUTCOMES}) \
+            union all \
+            (select v.\"offset\", 'discarded', 'discarded by ' || v.decided_by || coalesce(': ' || v.reason, ''), null \
+               from millpond.verdicts v where {} and v.what = 'discard' order by v.\"offset\" limit {MAX_OUTCOMES})) l \
+          order by l.\"offset\" limit {MAX_OUTCOMES}",
+        of("d"),
+        of("v"),
+    )
+}
+
+/// The records of `w` that the handler of a version has refused, in the same columns.
+pub fn refused(projection: &str, version: &str) -> String {
+    format!(
+        "select o.\"offset\", o.code, o.reason, null::int8 as head from millpond.refusals o \
+          where o.projection = {projection} and o.version = {version} and o.topic = w.topic \
+            and o.partition = w.partition and o.\"offset\" >= w.first and o.\"offset\" < w.next \
+          order by o.\"offset\" limit {MAX_OUTCOMES}"
+    )
+}
+
 /// The wanted records that were set aside or refused, the first `MAX_OUTCOMES` of each partition.
-fn outcomes(table: &str, code: &str) -> String {
+fn outcomes(of_partition: &str) -> String {
     format!(
         "select json_agg(json_build_object('topic', w.topic, 'partition', w.partition, 'offset', l.\"offset\", \
-                                           'code', l.code, 'reason', left(l.reason, 2000)))::text \
+                                           'code', l.code, 'reason', left(l.reason, 2000), 'head', l.head))::text \
            from unnest($3::text[], $4::int4[], $5::int8[], $6::int8[]) as w(topic, partition, first, next) \
-          cross join lateral (select o.\"offset\", o.{code} as code, o.reason from millpond.{table} o \
-                               where o.projection = $1 and o.version = $2 and o.topic = w.topic \
-                                 and o.partition = w.partition and o.\"offset\" >= w.first and o.\"offset\" < w.next \
-                               order by o.\"offset\" limit {MAX_OUTCOMES}) l"
+          cross join lateral ({of_partition}) l"
     )
 }
 
 /// A statement that answers the head, and the rows of `rows` (columns `body`, `rows`, `next`) beside it.
 pub fn statement(wanted: bool, rows: Option<&str>) -> String {
     let (dead, refused) = match wanted {
-        true => (outcomes("dead_letters", "reason_class"), outcomes("refusals", "code")),
+        true => (outcomes(&set_aside("$1", "$2")), outcomes(&refused("$1", "$2"))),
         false => ("null".to_owned(), "null".to_owned()),
     };
     let (columns, join) = match rows {

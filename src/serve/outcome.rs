@@ -9,8 +9,7 @@ use tokio_postgres::{Row, types::ToSql};
 use super::{
     ServeState,
     connections::{self, Lane, Sql},
-    failure,
-    freshness::MAX_OUTCOMES,
+    failure, freshness,
     problem::UNREAD_TOPIC,
     wait::{self, Wanted},
 };
@@ -27,19 +26,16 @@ static LOOK_UP: LazyLock<Sql> = LazyLock::new(|| {
       left join millpond.fences f on f.projection = v.projection and f.version = v.version \
                                  and f.topic = w.topic and f.partition = w.partition \
      order by p.projection, w.topic, w.partition",
-        dead = of_record("dead_letters", "reason_class"),
-        refused = of_record("refusals", "code"),
+        dead = of_record(&freshness::set_aside("v.projection", "v.version")),
+        refused = of_record(&freshness::refused("v.projection", "v.version")),
     ))
 });
 
-/// The records of `w` in one of the two tables of outcomes, as JSON, the first of them.
-fn of_record(table: &str, code: &str) -> String {
+/// Records of `w` as JSON.
+fn of_record(found: &str) -> String {
     format!(
-        "select json_agg(json_build_object('offset', l.\"offset\", 'code', l.code, 'reason', left(l.reason, 2000))) \
-           from (select o.\"offset\", o.{code} as code, o.reason from millpond.{table} o \
-                  where o.projection = v.projection and o.version = v.version and o.topic = w.topic \
-                    and o.partition = w.partition and o.\"offset\" >= w.first and o.\"offset\" < w.next \
-                  order by o.\"offset\" limit {MAX_OUTCOMES}) l"
+        "select json_agg(json_build_object('offset', l.\"offset\", 'code', l.code, 'reason', left(l.reason, 2000), \
+                                           'head', l.head)) from ({found}) l"
     )
 }
 
@@ -50,6 +46,8 @@ pub enum Fate {
     Applied,
     Refused,
     Waiting,
+    /// It waits with its key: it may be applied yet.
+    Parked,
     DeadLettered,
     Halted,
 }
@@ -66,6 +64,9 @@ pub struct Record {
     pub offset: i64,
     pub code: String,
     pub reason: String,
+    /// Of a record whose key is parked: offset of the first one that waits, about which somebody has to decide.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<i64>,
 }
 
 /// One projection on one partition.
@@ -92,6 +93,9 @@ pub struct Entry {
     pub code: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Offset of the first record of a parked key that waits, about which somebody has to decide.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head: Option<i64>,
     /// Of a position of several records: those that were set aside, and those that were refused, at most
     /// `MAX_OUTCOMES` of each.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -128,7 +132,8 @@ fn entry(row: &Row) -> Result<Entry, tokio_postgres::Error> {
     let reached = wanted == 0 || next_offset.is_some_and(|next| next >= wanted);
     let outcome = match () {
         () if !reached && halted => Fate::Halted,
-        () if !dead.is_empty() => Fate::DeadLettered,
+        () if dead.iter().any(|record| record.head.is_none()) => Fate::DeadLettered,
+        () if !dead.is_empty() => Fate::Parked,
         () if !reached => Fate::Waiting,
         () if !refused.is_empty() => Fate::Refused,
         () => Fate::Applied,
@@ -137,7 +142,9 @@ fn entry(row: &Row) -> Result<Entry, tokio_postgres::Error> {
         code: row.try_get::<_, Option<String>>(7)?.unwrap_or_default(),
         reason: row.try_get::<_, Option<String>>(8)?.unwrap_or_default(),
     });
-    let told = dead.first().or(refused.first());
+    // Of those that decide the outcome the first: what only waits is not, beside one that is given up.
+    let first_dead = dead.iter().find(|record| record.head.is_none() || outcome == Fate::Parked).or(dead.first());
+    let told = first_dead.or(refused.first());
     let mut entry = Entry {
         consumer: row.try_get(0)?,
         topic: row.try_get(1)?,
@@ -146,9 +153,10 @@ fn entry(row: &Row) -> Result<Entry, tokio_postgres::Error> {
         outcome,
         next_offset,
         lag: (!reached).then_some(wanted - next_offset.unwrap_or(0)),
-        reason_class: dead.first().map(|record| record.code.clone()),
+        reason_class: first_dead.map(|record| record.code.clone()),
         code: refused.first().filter(|_| dead.is_empty()).map(|record| record.code.clone()),
         reason: told.map(|record| record.reason.clone()),
+        head: first_dead.and_then(|record| record.head),
         dead_letters: if wanted - first > 1 { dead } else { Vec::new() },
         refusals: if wanted - first > 1 { refused } else { Vec::new() },
         halt,
@@ -170,6 +178,7 @@ impl Entry {
             Fate::DeadLettered => {
                 self.offset.map(|offset| show_command(&self.consumer, &self.topic, self.partition, offset))
             }
+            Fate::Parked => self.head.map(|head| show_command(&self.consumer, &self.topic, self.partition, head)),
             Fate::Halted => Some(format!("millpond consumer restart {}", self.consumer)),
             Fate::Waiting if self.paused => Some(format!("millpond consumer resume {}", self.consumer)),
             Fate::Waiting | Fate::Applied | Fate::Refused => None,

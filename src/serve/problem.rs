@@ -73,6 +73,9 @@ kinds! {
     INTERNAL = "MP6019", 500, "the read failed inside",
         "Postgres answered with an error that this query should not be able to cause. The log has it.",
         "Operators: look for `read failed` in the log, and check the rights of serve's database account.";
+    PARKED = "MP6020", 409, "the record waits with its key",
+        "The record below Millpond-Min-Position, or one of the same key before it, could not be applied; both wait in order.",
+        "Read the reason in `outcomes`; once an operator has decided about the record in `next`, the position can be read.";
 }
 
 impl From<super::grammar::SyntaxError> for Problem {

@@ -17,13 +17,14 @@ use super::{
     cursor::{Cursor, CursorError, digest},
     failure::{self, Failure},
     format::Format,
-    freshness::{self, Ends, Head},
+    freshness::{self, Ends, Head, Outcome},
     gather::Found,
     grammar::{self, Query},
-    header_value, headers, outcome,
+    header_value, headers,
+    outcome::{self, Fate},
     problem::{
         BAD_CURSOR, BAD_QUERY, CURSOR_GONE, DEAD_LETTERED, FOREIGN_TOPIC, NOT_ACCEPTABLE, NOT_LIVE, NOT_ONE_ROW,
-        NOT_REACHED,
+        NOT_REACHED, PARKED,
     },
     wait::Wanted,
 };
@@ -359,28 +360,42 @@ async fn not_reached(state: &ServeState, projection: &Arc<Projection>, wanted: &
     problem
 }
 
+/// Of records that were set aside: given up, or parked, which is told apart.
 fn dead_lettered(consumer: &str, wanted: &crate::domain::Position, head: &Head) -> Problem {
-    let first = &head.dead_letters[0];
-    let detail = format!(
-        "`{consumer}` could not apply the record at offset {} of {}/{}: {} ({}); its rows do not show it",
-        first.offset, first.topic, first.partition, first.reason, first.code
-    );
-    let outcomes: Vec<serde_json::Value> = head
-        .dead_letters
-        .iter()
-        .map(|letter| {
-            serde_json::json!({
-                "topic": letter.topic, "partition": letter.partition, "offset": letter.offset,
-                "outcome": "dead_lettered", "reason_class": letter.code, "reason": letter.reason,
-                "next": outcome::show_command(consumer, &letter.topic, letter.partition, letter.offset),
-            })
-        })
-        .collect();
-    let mut problem = DEAD_LETTERED
+    let given_up = head.dead_letters.iter().find(|letter| letter.head.is_none());
+    let first = given_up.unwrap_or(&head.dead_letters[0]);
+    let at = format!("offset {} of {}/{}", first.offset, first.topic, first.partition);
+    let (kind, detail) = match first.head {
+        None => {
+            let why = format!("{} ({}); its rows do not show it", first.reason, first.code);
+            (&DEAD_LETTERED, format!("`{consumer}` could not apply the record at {at}: {why}"))
+        }
+        Some(waits_for) => {
+            let why = format!("{} ({})", first.reason, first.code);
+            let what = format!("`{consumer}` has not applied the record at {at} yet");
+            (&PARKED, format!("{what}, for its key is parked, and waits for the one at offset {waits_for}: {why}"))
+        }
+    };
+    let outcomes: Vec<serde_json::Value> = head.dead_letters.iter().map(|letter| told(consumer, letter)).collect();
+    let mut problem = kind
         .problem(detail)
         .with("outcomes", outcomes)
         .with("positions", format!("/v1/positions/{wanted}"))
         .hint(Some("read without Millpond-Min-Position to see the table as it is"));
     head.write_headers(&mut problem.headers);
     problem
+}
+
+fn told(consumer: &str, letter: &Outcome) -> serde_json::Value {
+    let deciding = letter.head.unwrap_or(letter.offset);
+    let mut told = serde_json::json!({
+        "topic": letter.topic, "partition": letter.partition, "offset": letter.offset,
+        "outcome": if letter.head.is_some() { Fate::Parked } else { Fate::DeadLettered },
+        "reason_class": letter.code, "reason": letter.reason,
+        "next": outcome::show_command(consumer, &letter.topic, letter.partition, deciding),
+    });
+    if let Some(head) = letter.head {
+        told["head"] = serde_json::json!(head);
+    }
+    told
 }

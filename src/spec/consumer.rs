@@ -94,6 +94,8 @@ pub enum UnknownType {
 pub enum OnError {
     /// It becomes a dead letter, and the partition goes on.
     Skip,
+    /// It waits, and so do the later records of its key; other keys go on.
+    ParkKey,
     /// The partition halts.
     Halt,
 }

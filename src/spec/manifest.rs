@@ -90,12 +90,9 @@ fn has_mismatch(root: &TableReader<'_>, key: &str) -> bool {
 }
 
 fn read_on_error(root: &TableReader<'_>) -> OnError {
-    if root.has("on_error") && root.word("on_error") == Some("park_key") {
-        root.fault("on_error", "`on_error = \"park_key\"` is not enforced yet; write \"skip\" or \"halt\"");
-        return OnError::Halt;
-    }
-    match root.choice("on_error", &["skip", "halt"]) {
-        Some(1) => OnError::Halt,
+    match root.choice("on_error", &["skip", "park_key", "halt"]) {
+        Some(1) => OnError::ParkKey,
+        Some(2) => OnError::Halt,
         _ => OnError::Skip,
     }
 }

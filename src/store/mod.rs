@@ -9,12 +9,14 @@ pub mod dead_letters;
 mod error;
 pub mod fence;
 pub mod outbox;
+pub mod parked;
 pub mod relay;
 pub mod scratch;
 pub mod seen;
 mod session;
 pub mod status;
 pub mod trial;
+pub mod verdicts;
 pub mod versions;
 
 use std::{str::FromStr, time::Duration};
@@ -80,9 +82,10 @@ pub async fn run(connection: &mut PgConnection, sql: impl Into<String>) -> Resul
     Ok(())
 }
 
-const MIGRATIONS: [(i64, &str, &str); 4] = [
+const MIGRATIONS: [(i64, &str, &str); 5] = [
     (1, "platform", include_str!("../../migrations/0001_platform.sql")),
     (2, "crash guard", include_str!("../../migrations/0002_crash_guard.sql")),
+    (3, "parked keys", include_str!("../../migrations/0003_parked_keys.sql")),
     (4, "seen", include_str!("../../migrations/0004_seen.sql")),
     (5, "relay", include_str!("../../migrations/0005_relay.sql")),
 ];

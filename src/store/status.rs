@@ -32,7 +32,12 @@ pub struct ProjectionStatus {
     pub projection: String,
     pub version: Option<i32>,
     pub paused: bool,
+    /// Records that were set aside and hold nothing up.
     pub dead_letters: i64,
+    /// Keys whose records wait for somebody to decide about the first, or for their turn.
+    pub parked_keys: i64,
+    /// Those records.
+    pub parked_records: i64,
     /// Downstream events and mirrors of dead letters that wait to be sent, those of retired versions among them.
     pub outbox: i64,
     /// Seconds for which the oldest of them has waited.
@@ -45,8 +50,8 @@ pub async fn projections(connection: &mut PgConnection) -> Result<Vec<Projection
     let rows = sqlx::query(
         "select p.projection, p.live_version, p.paused,
                 (select count(*) from millpond.dead_letters d
-                  where d.projection = p.projection and d.version = p.live_version) as dead_letters,
-                o.rows as outbox, o.seconds as outbox_seconds,
+                  where d.projection = p.projection and d.version = p.live_version and d.parked_at is null) as dead_letters,
+                k.keys as parked_keys, k.records as parked_records, o.rows as outbox, o.seconds as outbox_seconds,
                 f.topic, f.partition, f.next_offset, f.state, f.halt_code, f.halt_reason, f.owner is not null as owned,
                 e.end_offset, case when e.last_error_at > now() - interval '1 minute' then e.last_error end as last_error,
                 extract(epoch from now() - e.observed_at)::float8 as seen,
@@ -58,6 +63,8 @@ pub async fn projections(connection: &mut PgConnection) -> Result<Vec<Projection
            cross join lateral (select count(*) as rows, extract(epoch from now() - min(o.created_at))::float8 as seconds
                 from millpond.outbox o join millpond.versions v on v.projection = o.projection and v.version = o.version
                where o.projection = p.projection and v.state <> 'building') o
+           cross join lateral (select count(*) as keys, coalesce(sum(k.records), 0)::int8 as records
+                from millpond.parked_keys k where k.projection = p.projection and k.version = p.live_version) k
            left join millpond.fences f on f.projection = p.projection and f.version = p.live_version
            left join millpond.ends e on e.projection = f.projection and e.version = f.version
                 and e.topic = f.topic and e.partition = f.partition
@@ -74,6 +81,8 @@ pub async fn projections(connection: &mut PgConnection) -> Result<Vec<Projection
                 version: row.try_get("live_version")?,
                 paused: row.try_get("paused")?,
                 dead_letters: row.try_get("dead_letters")?,
+                parked_keys: row.try_get("parked_keys")?,
+                parked_records: row.try_get("parked_records")?,
                 outbox: row.try_get("outbox")?,
                 outbox_seconds: row.try_get("outbox_seconds")?,
                 partitions: Vec::new(),
@@ -189,6 +198,8 @@ pub struct Vitals {
     pub halted_partitions: i64,
     /// Seconds by which the oldest partition's data is old; none while one of them is not known.
     pub age_seconds: Option<f64>,
+    pub parked_keys: i64,
+    pub parked_records: i64,
 }
 
 /// Reads the vitals of a version, over the partitions of all members.
@@ -198,7 +209,10 @@ pub async fn vitals(connection: &mut PgConnection, projection: &str, version: i3
                 case when bool_and(e.end_offset is not null
                                    and (f.next_offset >= e.end_offset or f.last_timestamp is not null))
                      then max(extract(epoch from now() - case when f.next_offset >= e.end_offset then e.observed_at
-                                                              else f.last_timestamp end))::float8 end as age
+                                                              else f.last_timestamp end))::float8 end as age,
+                (select count(*) from millpond.parked_keys where projection = $1 and version = $2) as parked_keys,
+                (select coalesce(sum(records), 0)::int8 from millpond.parked_keys
+                  where projection = $1 and version = $2) as parked_records
            from millpond.fences f
            left join millpond.ends e on e.projection = f.projection and e.version = f.version
                 and e.topic = f.topic and e.partition = f.partition
@@ -208,7 +222,12 @@ pub async fn vitals(connection: &mut PgConnection, projection: &str, version: i3
     .bind(version)
     .fetch_one(connection)
     .await?;
-    Ok(Vitals { halted_partitions: row.try_get("halted")?, age_seconds: row.try_get("age")? })
+    Ok(Vitals {
+        halted_partitions: row.try_get("halted")?,
+        age_seconds: row.try_get("age")?,
+        parked_keys: row.try_get("parked_keys")?,
+        parked_records: row.try_get("parked_records")?,
+    })
 }
 
 /// What `doctor` wants to know of the server.

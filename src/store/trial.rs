@@ -76,7 +76,7 @@ pub async fn rewind(
     let mut sql: String =
         tables.iter().map(|table| format!("delete from {}.{};\n", ident(schema), ident(&table.name))).collect();
     sql.push_str(&seen::clear_sql(schema));
-    for table in ["outbox", "refusals", "dead_letters"] {
+    for table in ["outbox", "refusals", "dead_letters", "parked_keys"] {
         sql.push_str(&format!("delete from millpond.{table} {of};\n"));
     }
     sql.push_str(&format!(

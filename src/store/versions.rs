@@ -11,6 +11,8 @@ pub struct Definition<'a> {
     pub hash: &'a str,
     pub topics: &'a [String],
     pub tables: &'a [TableInfo],
+    /// Whether records may be applied out of the order of their key and give the same rows.
+    pub commutes: bool,
     /// DDL of the version's schema and everything in it.
     pub create: &'a (dyn Fn(i32) -> Vec<String> + Sync),
     /// Statements that point the views in `live` at a version.
@@ -79,12 +81,13 @@ pub async fn ensure(
             Ensured::Created(next)
         }
         Some(row) if row.try_get::<String, _>("hash")? == definition.hash => {
-            let version = row.try_get("version")?;
+            let version: i32 = row.try_get("version")?;
             // One that was made before there was such a table.
             run(&mut tx, seen::create_sql(&schema_name(definition.projection, version))).await?;
             for grant in definition.grants {
                 run(&mut tx, grant.clone()).await?;
             }
+            note_commutes(&mut tx, definition, version).await?;
             Ensured::Unchanged(version)
         }
         Some(_) if on_change == OnChange::Refuse => {
@@ -106,11 +109,22 @@ pub async fn ensure(
     Ok(ensured)
 }
 
+/// A version that an earlier release made does not say it.
+async fn note_commutes(tx: &mut PgConnection, definition: &Definition<'_>, version: i32) -> Result<(), Error> {
+    sqlx::query("update millpond.versions set commutes = $3 where projection = $1 and version = $2 and commutes <> $3")
+        .bind(definition.projection)
+        .bind(version)
+        .bind(definition.commutes)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
 /// Creates a version's schema and makes it the one people read.
 async fn create(tx: &mut PgConnection, definition: &Definition<'_>, version: i32) -> Result<(), Error> {
     sqlx::query(
-        "insert into millpond.versions (projection, version, hash, schema_name, state, topics, tables)
-         values ($1, $2, $3, $4, 'live', $5, $6)",
+        "insert into millpond.versions (projection, version, hash, schema_name, state, topics, tables, commutes)
+         values ($1, $2, $3, $4, 'live', $5, $6, $7)",
     )
     .bind(definition.projection)
     .bind(version)
@@ -118,6 +132,7 @@ async fn create(tx: &mut PgConnection, definition: &Definition<'_>, version: i32
     .bind(schema_name(definition.projection, version))
     .bind(definition.topics)
     .bind(sqlx::types::Json(definition.tables))
+    .bind(definition.commutes)
     .execute(&mut *tx)
     .await?;
     for statement in (definition.create)(version) {
@@ -145,6 +160,7 @@ async fn retire(tx: &mut PgConnection, projection: &str, version: i32) -> Result
             "update millpond.fences set state = 'retired', owner = null where projection = {0} and version = {1};
              update millpond.versions set state = 'retired' where projection = {0} and version = {1};
              delete from millpond.ends where projection = {0} and version = {1};
+             delete from millpond.parked_keys where projection = {0} and version = {1};
              drop schema if exists {2} cascade;",
             literal(projection),
             version,
@@ -154,7 +170,7 @@ async fn retire(tx: &mut PgConnection, projection: &str, version: i32) -> Result
     .await
 }
 
-/// Forgets everything of a projection but its dead letters and refusals: the next start reads the log from zero.
+/// Forgets everything of a projection but its dead letters, refusals and verdicts: the next start reads the log from zero.
 pub async fn start_over(connection: &mut PgConnection, projection: &str) -> Result<bool, Error> {
     let mut tx = connection.begin().await?;
     sqlx::query("select pg_advisory_xact_lock(hashtextextended('millpond.version.' || $1, 0))")
@@ -213,7 +229,7 @@ pub async fn drop_projection(connection: &mut PgConnection, projection: &str, un
     for version in versions {
         run(&mut tx, format!("drop schema if exists {} cascade", ident(&schema_name(projection, version)))).await?;
     }
-    for table in ["outbox", "ends", "dead_letters", "refusals", "fences", "versions"] {
+    for table in ["outbox", "ends", "dead_letters", "refusals", "parked_keys", "verdicts", "fences", "versions"] {
         run(&mut tx, format!("delete from millpond.{table} where projection = {}", literal(projection))).await?;
     }
     let dropped = sqlx::query("delete from millpond.projections where projection = $1")

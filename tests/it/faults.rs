@@ -7,9 +7,11 @@ mod foreign;
 mod kafka_outage;
 mod log;
 mod outbox;
+mod parked;
 mod poison;
 mod rebalance;
 mod repeats;
+mod retries;
 mod shutdown;
 mod slow;
 

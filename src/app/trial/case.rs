@@ -149,7 +149,7 @@ impl Case {
 
     /// Events of one partition as a batch that continues at `from`.
     pub fn chunk(&self, from: i64, events: &[usize]) -> Chunk {
-        let mut chunk = Chunk { from, ..Chunk::default() };
+        let mut chunk = Chunk::beginning_at(from);
         for event in events.iter().map(|at| &self.events[*at]) {
             let hex = event.fingerprint.map(Fingerprint::to_hex);
             let id = event.event_id.as_ref().map(|id| (HEADER_EVENT_ID, Some(id.as_bytes())));

@@ -119,7 +119,7 @@ impl<'a> Lab<'a> {
             bounds: Bounds { max_records: usize::MAX, max_bytes: usize::MAX },
             max_age: Duration::ZERO,
             // A record that cannot be applied shall be seen, and those after it too.
-            on_error: OnError::Skip,
+            on_error: if spec.on_error == OnError::ParkKey { OnError::ParkKey } else { OnError::Skip },
             dedupe_window: spec.dedupe_window,
             emitters: self.codec.emitters(project, spec)?,
             max_record_bytes: usize::MAX,

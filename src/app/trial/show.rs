@@ -202,7 +202,7 @@ async fn passed_over(preparer: &Preparer, at: &TopicPartition, chunk: &Chunk) ->
 }
 
 fn chunk(from: i64, records: &[Record]) -> Chunk {
-    let mut chunk = Chunk { from, ..Chunk::default() };
+    let mut chunk = Chunk::beginning_at(from);
     for record in records {
         let mut headers = record.headers.iter().map(|header| (header.name.as_str(), header.value.as_deref()));
         chunk.push(Incoming {

@@ -4,7 +4,7 @@ use super::{metrics, seconds_buckets};
 
 metrics! {
     MESSAGES: IntCounterVec = "millpond_consumer_messages_total",
-        "Records whose fate was decided, by outcome: applied, skipped, repeated, refused, dead_lettered", &["consumer", "outcome"];
+        "Records whose fate was decided, by outcome: applied, skipped, repeated, refused, dead_lettered; or put off: parked", &["consumer", "outcome"];
     BATCH_SECONDS: HistogramVec = "millpond_consumer_batch_duration_seconds",
         "Time from a batch's first statement to its commit", (&["consumer"], seconds_buckets());
     BATCHES: IntCounterVec = "millpond_consumer_batches_total",
@@ -20,5 +20,10 @@ metrics! {
     FORGOTTEN_IDS: IntCounterVec = "millpond_consumer_forgotten_ids_total",
         "Ids of clients that were removed because they are older than the consumer's dedupe_window", &["consumer"];
     DEAD_LETTERS: IntCounterVec = "millpond_dead_letters_total",
-        "Records put into the dead-letter table, by class of reason", &["consumer", "class"];
+        "Records that could not be applied and were set aside, by class of reason; not those that wait behind one",
+        &["consumer", "class"];
+    PARKED_KEYS: IntGaugeVec = "millpond_parked_keys",
+        "Keys whose records wait in order, in all partitions of the projection, whichever process has them", &["consumer"];
+    PARKED_RECORDS: IntGaugeVec = "millpond_parked_records",
+        "Records that wait with their key", &["consumer"];
 }

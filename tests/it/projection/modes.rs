@@ -291,3 +291,31 @@ async fn hash_follows_what_decides_the_rows_and_nothing_else() {
     let max = format!("{toml}merge = {{ carrier = \"max\" }}\n");
     assert_ne!(first, hash(&mut conn, &max, sql, &relations).await);
 }
+
+#[tokio::test]
+async fn order_of_records_matters_to_first_last_removals_and_what_authors_write() {
+    let merge = |rules: &str| format!("topics = [\"t\"]\n[tables.f]\nkey = [\"flight_id\"]\nmerge = {{ {rules} }}\n");
+    let cases = [
+        (
+            "n = \"sum\", lo = \"min\", hi = \"max\"",
+            "select flight_id, 1 as n, delay_minutes as lo, delay_minutes as hi from record_departure",
+            true,
+        ),
+        (
+            "v = { last = \"at\" }",
+            "select flight_id, delay_minutes as v, scheduled_at as at from record_departure",
+            true,
+        ),
+        ("v = \"first\"", "select flight_id, delay_minutes as v from record_departure", false),
+        ("n = \"sum\"", "select flight_id, 1 as n, delay_minutes as v from record_departure", false),
+        ("n = \"sum\"", "select flight_id, 1 as n, delay_minutes > 9 as _delete from record_departure", false),
+    ];
+    for (rules, sql, commutes) in cases {
+        let toml = merge(rules);
+        let lab = Lab::new(&[("consumer.toml", toml.as_str()), ("f.sql", sql)], &[departure()]).await;
+        assert_eq!(lab.compiled.commutes(), commutes, "{rules}: {sql}");
+    }
+    let latest =
+        Lab::new(&[("consumer.toml", "topics = [\"t\"]\ntypes = [\"RecordDeparture\"]\n")], &[departure()]).await;
+    assert!(!latest.compiled.commutes(), "without SQL the last record of a key stays");
+}

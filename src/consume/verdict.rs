@@ -1,0 +1,207 @@
+//! Verdicts: what was decided about single records and could not be found out again from the log. Each is a row beside its
+//! effect, in one transaction, and a record of a compacted topic; whoever reads the log again acts by them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::{SecondsFormat, Utc};
+use serde_json::json;
+use uuid::Uuid;
+
+use super::{buffer::Chunk, dead_letter::base64, engine::Engine, parked::CRASH, prepare::Fault};
+use crate::{
+    domain::{TopicPartition, literal},
+    store::{CopyBuffer, parked::SetAside, parked::Wish, verdicts::Verdict},
+};
+
+/// The compacted topic that has them all: what a backup of Kafka needs to have for rebuilds to come out the same.
+pub const TOPIC: &str = "millpond.verdicts";
+/// Longest reason in the topic, in bytes; the table has all of it.
+const LONGEST_REASON: usize = 8 * 1024;
+/// What a verdict's record has beside its payload, at most.
+const OVERHEAD: usize = 16 * 1024;
+/// Who decides where nobody was asked.
+const OWN: &str = "millpond";
+
+/// A decision that is written down with its effect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    pub offset: i64,
+    what: &'static str,
+    class: String,
+    reason: String,
+    by: String,
+    payload: Option<Vec<u8>>,
+}
+
+impl Decision {
+    /// What was wanted of a record that is settled; none for one that had only waited.
+    pub fn of(row: &SetAside) -> Option<Self> {
+        let what = match (row.wanted, &row.edited) {
+            (Some(Wish::Discard), _) => Wish::Discard,
+            (_, Some(_)) => Wish::Edit,
+            (Some(_), None) => Wish::Apply,
+            (None, None) => return None,
+        };
+        Some(Self {
+            offset: row.offset,
+            what: what.as_str(),
+            class: row.class.clone(),
+            reason: row.reason.clone(),
+            by: row.wanted_by.clone().unwrap_or_else(|| OWN.to_owned()),
+            payload: row.edited.clone().filter(|_| what == Wish::Edit),
+        })
+    }
+
+    /// A record that is given up for a reason that another reading of the log might not come upon.
+    pub fn dead_letter(offset: i64, fault: &Fault) -> Self {
+        Self {
+            offset,
+            what: "dead_letter",
+            class: fault.class.to_owned(),
+            reason: fault.reason.clone(),
+            by: OWN.to_owned(),
+            payload: None,
+        }
+    }
+
+    /// The statement that writes down a decision of the engine's own; wishes are written down by `millpond.settle`.
+    pub fn sql(&self, engine: &Engine, at: &TopicPartition) -> String {
+        format!(
+            "insert into millpond.verdicts (projection, topic, partition, \"offset\", what, class, reason, decided_by)
+             values ({}, {}, {}, {}, {}, {}, {}, {}) on conflict (projection, topic, partition, \"offset\") do update
+                set what = excluded.what, payload = null, class = excluded.class, reason = excluded.reason,
+                    decided_by = excluded.decided_by, decided_at = excluded.decided_at;\n",
+            literal(&engine.projection),
+            literal(&at.topic),
+            at.partition,
+            self.offset,
+            literal(self.what),
+            literal(&self.class),
+            literal(&self.reason),
+            literal(&self.by),
+        )
+    }
+
+    /// Adds its record to the rows of the outbox, under its number and id.
+    pub fn stage(&self, engine: &Engine, at: &TopicPartition, (seq, id): (i64, Uuid), rows: &mut CopyBuffer) {
+        let (consumer, offset) = (&engine.projection, self.offset);
+        let reason = &self.reason[..self.reason.floor_char_boundary(LONGEST_REASON)];
+        let mut value = json!({
+            "consumer": consumer, "topic": &*at.topic, "partition": at.partition, "offset": offset, "what": self.what,
+            "class": self.class, "reason": reason, "by": self.by,
+            "at": Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true),
+        });
+        if let Some(payload) = &self.payload {
+            // One that cannot be sent would hold up all that follows it.
+            let text = base64(payload);
+            if text.len() <= engine.max_record_bytes.saturating_sub(OVERHEAD) {
+                value["payload"] = json!(text);
+            } else {
+                value["payload_omitted"] = json!(format!("{} bytes", payload.len()));
+            }
+        }
+        rows.begin_row(9);
+        rows.int8(seq);
+        rows.int8(offset);
+        rows.int4(-2);
+        rows.bytes(id.as_bytes());
+        rows.bytes(TOPIC.as_bytes());
+        rows.bytes(b"Verdict");
+        rows.bytes(format!("{consumer}/{at}/{offset}").as_bytes());
+        rows.bytes(value.to_string().as_bytes());
+        rows.jsonb("[]");
+    }
+}
+
+/// What earlier readings of the log have decided about the records of a batch.
+#[derive(Debug, Default)]
+pub struct Recalled(BTreeMap<i64, Verdict>);
+
+impl Recalled {
+    /// Puts edited values where they were edited, and keeps the rest for the batch.
+    pub fn of(found: Vec<(i64, Verdict)>, chunk: &mut Chunk) -> Self {
+        for (offset, verdict) in &found {
+            let index = chunk.records.partition_point(|record| record.offset < *offset);
+            let is_there = chunk.records.get(index).is_some_and(|record| record.offset == *offset);
+            if let (Verdict::Edit(value), true) = (verdict, is_there) {
+                chunk.edit(index, value);
+            }
+        }
+        Self(found.into_iter().filter(|(_, verdict)| !matches!(verdict, Verdict::Edit(_))).collect())
+    }
+
+    /// Those of `range` that are passed over, and those that are set aside without a look.
+    pub fn within(&self, chunk: &Chunk, range: std::ops::Range<usize>) -> (BTreeSet<usize>, BTreeMap<usize, Fault>) {
+        let (mut discarded, mut faulty) = (BTreeSet::new(), BTreeMap::new());
+        if self.0.is_empty() {
+            return (discarded, faulty);
+        }
+        for index in range {
+            match self.0.get(&chunk.records[index].offset) {
+                Some(Verdict::Discard) => drop(discarded.insert(index)),
+                Some(Verdict::DeadLetter { class, reason }) => {
+                    let class = if class == CRASH { CRASH } else { "handler" };
+                    drop(faulty.insert(index, Fault { class, reason: reason.clone(), record_type: None }));
+                }
+                Some(Verdict::Edit(_)) | None => {}
+            }
+        }
+        (discarded, faulty)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kafka::subscription::Incoming;
+
+    fn row(wanted: Option<Wish>, edited: Option<&[u8]>) -> SetAside {
+        SetAside {
+            offset: 7,
+            timestamp: 0,
+            key: None,
+            headers: json!([]),
+            payload: None,
+            edited: edited.map(<[u8]>::to_vec),
+            class: "decode".to_owned(),
+            reason: "why".to_owned(),
+            wanted,
+            wanted_by: Some("ann".to_owned()),
+            revision: 1,
+            retry: false,
+            next: None,
+            next_goes_on: false,
+        }
+    }
+
+    #[test]
+    fn decision_is_what_a_rebuild_has_to_do() {
+        let what = |wanted, edited| Decision::of(&row(wanted, edited)).map(|d| (d.what, d.payload));
+        assert_eq!(what(None, None), None, "it only waited");
+        assert_eq!(what(Some(Wish::Apply), None), Some(("apply", None)));
+        assert_eq!(what(Some(Wish::Edit), Some(b"x")), Some(("edit", Some(b"x".to_vec()))));
+        // An edit that failed before and is applied now, or that an earlier reading had made, is still an edit.
+        assert_eq!(what(Some(Wish::Apply), Some(b"x")), Some(("edit", Some(b"x".to_vec()))));
+        assert_eq!(what(None, Some(b"x")), Some(("edit", Some(b"x".to_vec()))));
+        assert_eq!(what(Some(Wish::Discard), Some(b"x")), Some(("discard", None)));
+    }
+
+    #[test]
+    fn recalled_verdicts_meet_the_records_they_are_about_and_no_others() {
+        let mut chunk = Chunk::default();
+        for offset in [3, 5, 6, 9] {
+            let headers = &mut std::iter::empty();
+            chunk.push(Incoming { offset, timestamp: 0, key: None, payload: Some(b"v"), headers });
+        }
+        let crash = Verdict::DeadLetter { class: "crash".to_owned(), reason: "r".to_owned() };
+        let edit = |text: &[u8]| Verdict::Edit(text.to_vec());
+        let found = vec![(3, edit(b"e")), (4, edit(b"x")), (5, Verdict::Discard), (9, crash)];
+        let recalled = Recalled::of(found, &mut chunk);
+        let payloads: Vec<_> = chunk.records.iter().map(|record| chunk.payload(record).unwrap()).collect();
+        assert_eq!(payloads, [&b"e"[..], b"v", b"v", b"v"]);
+        let (discarded, faulty) = recalled.within(&chunk, 0..4);
+        assert_eq!(discarded, BTreeSet::from([1]));
+        assert_eq!(faulty.into_iter().map(|(index, fault)| (index, fault.class)).collect::<Vec<_>>(), [(3, CRASH)]);
+        assert_eq!(recalled.within(&chunk, 2..3).0, BTreeSet::new());
+    }
+}
