@@ -201,3 +201,26 @@ fn advice(outcome: &str, tally: &Tally, single: bool) -> String {
 fn to_value(list: &impl Serialize) -> Value {
     serde_json::to_value(list).expect("invariant: the answer is plain data")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_is_called_safe_exactly_where_ids_are_the_clients() {
+        let mut tally = Tally::new();
+        for (outcome, single) in [("unknown", true), ("unknown", false), ("partly_written", false)] {
+            tally.failed_have_client_ids = true;
+            let safe = advice(outcome, &tally, single);
+            assert!(
+                safe.starts_with("retry with the same id") || safe.starts_with("retry the request with the same ids"),
+                "{safe}"
+            );
+            assert!(safe.contains("dedupe_window") && !safe.contains("may double"), "{safe}");
+            tally.failed_have_client_ids = false;
+            let doubtful = advice(outcome, &tally, single);
+            assert!(doubtful.contains("double") && !doubtful.contains("dedupe_window"), "{doubtful}");
+        }
+        assert_eq!(advice("not_written", &tally, true), "retry the request: nothing of it is in the log");
+    }
+}

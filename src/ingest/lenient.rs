@@ -315,6 +315,10 @@ impl<'a> Stream<'a> {
             (_, false, 0) => {
                 "send the records listed in `records`, and the rest from the record in `stopped_before` on"
             }
+            (None, false, _) if self.tally.failed_have_client_ids => {
+                "send the rest, from the record in `stopped_before` on, and the records listed in `records`: their ids are \
+                 yours, so that the unknown ones have no second effect, within the dedupe_window of the consumers"
+            }
             (_, false, _) => {
                 "send the rest, from the record in `stopped_before` on; of those in `records` the unknown ones may double if \
                  they are sent again"

@@ -56,7 +56,7 @@ pub fn newest_schema(cluster: &Cluster) -> u32 {
 }
 
 /// The id of `SUBJECT vN`.
-fn id_of(cluster: &Cluster, version: &str) -> u32 {
+pub fn id_of(cluster: &Cluster, version: &str) -> u32 {
     let list = cluster.succeeds(&["schema", "list"]);
     let found = list.lines().find_map(|line| line.strip_prefix(version)?.strip_prefix(": id ")?.parse().ok());
     found.unwrap_or_else(|| panic!("{version} in\n{list}"))

@@ -13,7 +13,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use serde_json::{Value, json};
 use sqlx::{Executor as _, Row as _};
 
-use super::foreign::newest_schema;
+use super::foreign::id_of;
 use super::{CONSUMERS, FAST_REBALANCE, SMALL_BATCHES};
 use crate::cluster::{Answer, Cluster, Load, Pace, Process, Project, SOON, Slice, Web, days};
 use crate::harness::eventually_async;
@@ -340,7 +340,7 @@ async fn id_is_forgotten_when_the_log_is_the_window_later() {
         cluster.project.write(&format!("consumers/{name}/{name}.sql"), select);
     }
     let producer = ClientConfig::new().set("bootstrap.servers", cluster.servers.brokers()).create().unwrap();
-    let schema_id = newest_schema(&cluster);
+    let schema_id = id_of(&cluster, "Paid v1");
     let old = Old { cluster: &cluster, producer, topic, schema_id, now: SystemTime::now() };
     let consume = cluster.start("consume", &["consume.max_records=2"]);
     // Minutes ago, and whether it counts. The log does not get younger when a record does.

@@ -290,6 +290,15 @@ async fn hash_follows_what_decides_the_rows_and_nothing_else() {
     assert_ne!(before, hash(&mut conn, toml, whole, &[unread]).await);
     let max = format!("{toml}merge = {{ carrier = \"max\" }}\n");
     assert_ne!(first, hash(&mut conn, &max, sql, &relations).await);
+    let windows = ["\"168h\"", "\"8d\"", "\"0\""].map(|window| format!("dedupe_window = {window}\n{toml}"));
+    let mut hashes = vec![first.clone()];
+    for window in &windows {
+        hashes.push(hash(&mut conn, window, sql, &relations).await);
+    }
+    assert_eq!(hashes[0], hashes[1], "the default, written in hours");
+    hashes.sort();
+    hashes.dedup();
+    assert_eq!(hashes.len(), 3);
 }
 
 #[tokio::test]

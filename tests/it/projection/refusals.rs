@@ -307,7 +307,7 @@ async fn missing_key_column_is_told_and_nothing_that_follows_from_it() {
 
 #[tokio::test]
 async fn manifest_faults_come_all_at_once_with_the_nearest_key() {
-    let toml = "topcis = [\"t\"]\non_error = \"park\"\ndedupe = \"1h\"\n[batch]\nmax_bytes = \"lots\"\n\
+    let toml = "topcis = [\"t\"]\non_error = \"park\"\ndedupe = \"1h\"\ndedupe_window = \"a while\"\n[batch]\nmax_bytes = \"lots\"\n\
                 [tables.f]\nkey = [\"a\"]\nmerge = { n = \"summ\", m = \"avg\", a = \"sum\" }\n[tables.g]\nkey = [\"a\"]\n";
     let found = faults(&[("consumer.toml", toml), ("f.sql", "select 1 as a")], &relations()).await;
     for reason in [
@@ -315,6 +315,7 @@ async fn manifest_faults_come_all_at_once_with_the_nearest_key() {
         "`topics` is missing",
         "`on_error` is \"park\"; write",
         "`dedupe` is not enforced yet",
+        "`dedupe_window` must be a duration",
         "`batch.max_bytes` must be a size",
         "did you mean \"sum\"?",
         "keep a sum and a count",
