@@ -140,9 +140,9 @@ pub async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> 
                 say!("    next: {}", printable(&advice));
             }
         }
-        if let Some(Delivery::AtLeastOnce(why)) = &delivery {
-            say!("downstream events are sent at least once: {}", printable(why));
-        }
+    }
+    if let (false, Some(Delivery::AtLeastOnce(why))) = (as_json, &delivery) {
+        say!("downstream events are sent at least once: {}", printable(why));
     }
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -36,9 +36,9 @@ use crate::{
 
 /// How often an empty outbox is looked at. A commit takes as long again, or twice.
 const IDLE: Duration = Duration::from_millis(100);
-/// What one transaction has at most: as much as is sent well within its 10 s, and commits rarely enough that their
-/// 100 to 200 ms do not matter.
-const BOUNDS: Bounds = Bounds { rows: 4_000, bytes: 4 << 20, all_rows: 10_000, all_bytes: 8 << 20 };
+/// What one transaction has at most: as much as half a megabyte a second brings away within its 10 s, and so much that the
+/// 100 to 200 ms of a commit do not matter.
+const BOUNDS: Bounds = Bounds { rows: 4_000, bytes: 2 << 20, all_rows: 10_000, all_bytes: 4 << 20 };
 /// How often Postgres is told that the relay waits for Kafka: well within the 30 s after which it takes the lead away.
 const PING: Duration = Duration::from_secs(10);
 

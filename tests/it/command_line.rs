@@ -185,3 +185,20 @@ async fn new_consumer_of_fields_that_are_words_of_sql_works_as_it_is_written() {
     assert!(fields.iter().all(|field| row[field] == "x"), "{row}");
     all.stop();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn downstream_events_that_leave_at_least_once_are_said_to() {
+    let cluster = Cluster::flights("delivery").await;
+    let said = |args: &[&str]| String::from_utf8_lossy(&cluster.run(args).stdout).into_owned();
+    has(&said(&["doctor"]), &["ok    downstream: nothing was sent yet"]);
+    let publish = cluster.start("publish", &["publish.transactions=off"]);
+    eventually_async(SOON, async || said(&["status"]).contains("at least once: publish.transactions is off")).await;
+    has(&fails(&cluster, &["doctor"]), &["FAIL  downstream: at least once", "publish.transactions"]);
+    let accepted = cluster.succeeds(&["doctor", "--set", "publish.transactions=off"]);
+    has(&accepted, &["ok    downstream: at least once"]);
+    publish.stop();
+    let publish = cluster.start("publish", &[]);
+    eventually_async(SOON, async || said(&["doctor"]).contains("ok    downstream: exactly once")).await;
+    assert!(!said(&["status"]).contains("at least once"));
+    publish.stop();
+}
