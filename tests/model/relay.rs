@@ -1,0 +1,240 @@
+//! The relay from the outbox to Kafka: a leader by a lock in Postgres, a transactional producer whose rivals Kafka shuts
+//! out, and in each transaction a marker per source partition that says how far it is.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::rules::Bug;
+use crate::store::{EventId, Place, Row};
+use crate::world::World;
+
+/// How far a source partition has left: number and origin of its last row.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Marker {
+    pub number: i64,
+    origin: u32,
+    /// For a planted bug.
+    sequence: i64,
+}
+
+pub type Markers = BTreeMap<usize, Marker>;
+
+/// An event, and the source partition that it follows from.
+type Sent = (usize, EventId);
+
+/// Kafka as the relay and those behind it see it.
+#[derive(Debug, Clone, Default)]
+pub struct Kafka {
+    /// What readers of committed records are shown, in its order.
+    pub committed: Vec<Sent>,
+    pub markers: Markers,
+    /// The producer that has the transactional id now, and what its transaction holds.
+    epoch: u32,
+    open: (Vec<Sent>, Markers),
+}
+
+#[derive(Debug, Clone)]
+pub enum Order {
+    Init,
+    Send { epoch: u32, events: Vec<Sent>, markers: Markers },
+    End { epoch: u32, commit: bool },
+}
+
+#[derive(Debug, Clone)]
+pub enum Told {
+    Initialised(u32),
+    Committed,
+    Fenced,
+}
+
+impl Kafka {
+    pub fn execute(&mut self, order: Order) -> Option<Told> {
+        match order {
+            Order::Init => {
+                self.epoch += 1;
+                self.open = Default::default();
+                Some(Told::Initialised(self.epoch))
+            }
+            Order::Send { epoch, .. } | Order::End { epoch, .. } if epoch != self.epoch => Some(Told::Fenced),
+            Order::Send { events, markers, .. } => {
+                self.open.0.extend(events);
+                self.open.1.extend(markers);
+                None
+            }
+            Order::End { commit, .. } => {
+                let (events, markers) = std::mem::take(&mut self.open);
+                if commit {
+                    self.committed.extend(events);
+                    self.markers.extend(markers);
+                }
+                commit.then_some(Told::Committed)
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum State {
+    #[default]
+    Standby,
+    Starting,
+    Ready,
+    /// A transaction is on its way.
+    Sending,
+    /// For a planted bug: the markers are, in a transaction of their own.
+    Marking,
+    /// Kafka has it; the outbox still does, too.
+    Left,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct Relay {
+    pub state: State,
+    epoch: u32,
+    /// Rows under way.
+    rows: Vec<(Place, Row)>,
+    /// For a planted bug: markers as they were before rivals were shut out.
+    early: Markers,
+    pub up: VecDeque<Order>,
+    pub down: VecDeque<Told>,
+}
+
+impl World {
+    /// A relay does the next thing, if it waits for nothing.
+    pub fn relay(&mut self, relay: usize, size: usize) {
+        match self.relays[relay].state {
+            State::Standby => {
+                if *self.lead.get_or_insert(relay) == relay {
+                    self.relays[relay].early = self.kafka.markers.clone();
+                    self.relays[relay].up.push_back(Order::Init);
+                    self.relays[relay].state = State::Starting;
+                    self.note(|| format!("relay {relay} initialises its producer"));
+                }
+            }
+            // It has lost the lead with its session.
+            State::Ready | State::Left if self.lead != Some(relay) => self.relays[relay].state = State::Standby,
+            State::Ready => self.send_rows(relay, size),
+            State::Left => {
+                for (place, row) in std::mem::take(&mut self.relays[relay].rows) {
+                    if self.db.outbox.get(&place).is_some_and(|found| found.origin == row.origin) {
+                        self.db.outbox.remove(&place);
+                    }
+                }
+                self.relays[relay].state = State::Ready;
+                self.note(|| format!("relay {relay} removes what has left"));
+            }
+            State::Starting | State::Sending | State::Marking => {}
+        }
+    }
+
+    fn send_rows(&mut self, relay: usize, size: usize) {
+        let rows = self.pending(size);
+        if rows.is_empty() {
+            return;
+        }
+        let epoch = self.relays[relay].epoch;
+        let events = rows.iter().map(|((partition, _), row)| (*partition, row.id)).collect();
+        let late = self.rules.has(Bug::MarkerAfterCommit);
+        let markers = if late { Markers::new() } else { markers(&rows) };
+        if self.rules.has(Bug::OutboxEmptiedFirst) {
+            self.db.outbox.retain(|place, _| rows.iter().all(|(sent, _)| sent != place));
+        }
+        self.note(|| format!("relay {relay} sends {:?}", rows.iter().map(|(place, _)| *place).collect::<Vec<_>>()));
+        let sender = &mut self.relays[relay];
+        sender.up.extend([Order::Send { epoch, events, markers }, Order::End { epoch, commit: true }]);
+        (sender.rows, sender.state) = (rows, State::Sending);
+    }
+
+    /// The next rows of each source partition, in their order.
+    fn pending(&mut self, size: usize) -> Vec<(Place, Row)> {
+        if self.rules.has(Bug::SharedSequence) {
+            // One order for all, and a cursor in it.
+            let cursor = self.kafka.markers.values().map(|marker| marker.sequence).max().unwrap_or(0);
+            self.db.outbox.retain(|_, row| row.sequence > cursor);
+            let mut rows: Vec<(Place, Row)> = self.db.outbox.iter().map(|(place, row)| (*place, *row)).collect();
+            rows.sort_by_key(|(_, row)| row.sequence);
+            rows.truncate(size);
+            return rows;
+        }
+        if self.rules.has(Bug::MarkerByNumber) {
+            let marker = |partition: &usize| self.kafka.markers.get(partition).map_or(0, |marker| marker.number);
+            self.db.outbox.retain(|(partition, number), _| *number > marker(partition));
+        }
+        let of = |partition: usize| {
+            self.db.outbox.range((partition, i64::MIN)..=(partition, i64::MAX)).take(size).map(|(at, row)| (*at, *row))
+        };
+        (0..self.assigned.len()).flat_map(of).collect()
+    }
+
+    /// A relay reads the next answer of Kafka.
+    pub fn told(&mut self, relay: usize) {
+        let Some(told) = self.relays[relay].down.pop_front() else { return };
+        match (self.relays[relay].state, told) {
+            (State::Starting, Told::Initialised(epoch)) => {
+                self.relays[relay].epoch = epoch;
+                self.relays[relay].state = State::Standby;
+                if self.lead == Some(relay) {
+                    self.relays[relay].state = State::Ready;
+                    self.strike_out(relay);
+                }
+            }
+            (State::Sending, Told::Committed) if self.rules.has(Bug::MarkerAfterCommit) => {
+                let epoch = self.relays[relay].epoch;
+                let markers = markers(&self.relays[relay].rows);
+                let send = Order::Send { epoch, events: Vec::new(), markers };
+                self.relays[relay].up.extend([send, Order::End { epoch, commit: true }]);
+                self.relays[relay].state = State::Marking;
+            }
+            (State::Sending | State::Marking, Told::Committed) => self.relays[relay].state = State::Left,
+            (_, Told::Fenced) => self.relays[relay] = Relay::default(),
+            _ => {}
+        }
+    }
+
+    /// Removes what the markers say has left. A marker speaks of the history that its row is of: where Postgres went back in
+    /// time there is no such row, or one of another transaction, and whatever is in the outbox has yet to leave.
+    fn strike_out(&mut self, relay: usize) {
+        let early = self.rules.has(Bug::MarkersBeforeInit);
+        let markers = if early { self.relays[relay].early.clone() } else { self.kafka.markers.clone() };
+        for (partition, marker) in markers {
+            let row = self.db.outbox.get(&(partition, marker.number));
+            let same = row.is_some_and(|row| row.origin == marker.origin);
+            if same {
+                self.db.outbox.retain(|(at, number), _| *at != partition || *number > marker.number);
+            }
+        }
+        self.note(|| format!("relay {relay} has read the markers"));
+    }
+
+    /// A relay has waited too long for Kafka's answer.
+    pub fn relay_gives_up(&mut self, relay: usize) {
+        if !matches!(self.relays[relay].state, State::Starting | State::Sending | State::Marking) {
+            return;
+        }
+        self.late_orders.extend(self.relays[relay].up.drain(..));
+        self.relays[relay].down.clear();
+        self.note(|| format!("relay {relay} gives up its transaction"));
+        if self.rules.has(Bug::ProducerGoesOn) && self.relays[relay].state == State::Sending {
+            let abort = Order::End { epoch: self.relays[relay].epoch, commit: false };
+            self.relays[relay].up.push_back(abort);
+            self.relays[relay].state = State::Ready;
+        } else {
+            // The producer is destroyed, and the next one shuts it out.
+            self.relays[relay] = Relay::default();
+        }
+    }
+
+    /// A relay's process is killed.
+    pub fn relay_dies(&mut self, relay: usize) {
+        self.late_orders.extend(self.relays[relay].up.drain(..));
+        self.relays[relay] = Relay::default();
+        self.lead = self.lead.filter(|leader| *leader != relay);
+        self.note(|| format!("relay {relay} is killed"));
+    }
+}
+
+fn markers(rows: &[(Place, Row)]) -> Markers {
+    let marker = |((partition, number), row): &(Place, Row)| {
+        (*partition, Marker { number: *number, origin: row.origin, sequence: row.sequence })
+    };
+    rows.iter().map(marker).collect()
+}
