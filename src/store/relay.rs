@@ -13,11 +13,15 @@ pub async fn installation(connection: &mut PgConnection) -> Result<Uuid, Error> 
 
 /// Notes how the relay that leads now sends; `reason` says why it is at least once.
 pub async fn note(connection: &mut PgConnection, exactly_once: bool, reason: Option<&str>) -> Result<(), Error> {
-    sqlx::query("update millpond.relay set exactly_once = $1, reason = $2, since = now()")
-        .bind(exactly_once)
-        .bind(reason)
-        .execute(connection)
-        .await?;
+    // A relay without transactions has not asked who it is.
+    sqlx::query(
+        "insert into millpond.relay (exactly_once, reason, since) values ($1, $2, now())
+         on conflict (one) do update set exactly_once = excluded.exactly_once, reason = excluded.reason, since = now()",
+    )
+    .bind(exactly_once)
+    .bind(reason)
+    .execute(connection)
+    .await?;
     Ok(())
 }
 
