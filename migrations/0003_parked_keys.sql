@@ -42,6 +42,7 @@ create table millpond.verdicts (
     partition  integer not null,
     "offset"   bigint not null,
     what       text not null check (what in ('apply', 'edit', 'discard', 'dead_letter')),
+    checksum   bytea not null,                       -- of the record, as the log has it: another topic of the name has others
     payload    bytea,                                -- of an edit: framed Avro
     class      text,                                 -- why the record had not been applied
     reason     text,
@@ -64,9 +65,11 @@ begin
       where d.projection = p_projection and d.version = p_version and d.topic = p_topic and d.partition = p_partition
         and d."offset" = any(p_offsets)
       order by d."offset" for update;
-    insert into millpond.verdicts as v (projection, topic, partition, "offset", what, payload, class, reason, decided_by,
-                                        decided_at)
+    insert into millpond.verdicts as v (projection, topic, partition, "offset", checksum, what, payload, class, reason,
+                                        decided_by, decided_at)
     select d.projection, d.topic, d.partition, d."offset",
+           sha256(convert_to(coalesce(octet_length(d.key), -1) || '/', 'UTF8') || coalesce(d.key, '')
+                  || coalesce(d.payload, '')),
            case when d.wanted = 'discard' then 'discard' when d.edited is not null then 'edit' else 'apply' end,
            case when d.wanted is distinct from 'discard' then d.edited end,
            d.reason_class, d.reason, coalesce(d.wanted_by, 'millpond'), coalesce(d.wanted_at, now())
@@ -75,7 +78,7 @@ begin
        and d."offset" = any(p_offsets) and (d.wanted is not null or d.edited is not null)
      order by d."offset"
     on conflict (projection, topic, partition, "offset") do update
-       set what = excluded.what, payload = excluded.payload, class = excluded.class, reason = excluded.reason,
+       set checksum = excluded.checksum, what = excluded.what, payload = excluded.payload, class = excluded.class, reason = excluded.reason,
            decided_by = excluded.decided_by, decided_at = excluded.decided_at;
     with gone as (
         delete from millpond.dead_letters d

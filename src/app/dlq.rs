@@ -48,9 +48,9 @@ pub async fn run(config: &Config, command: Dlq) -> anyhow::Result<()> {
         Dlq::Show { consumer, record } => show(config, &mut connection, &consumer, &record).await,
         Dlq::Redrive { choice } => decide(&mut connection, &choice, Wish::Apply).await,
         Dlq::Discard { choice } => decide(&mut connection, &choice, Wish::Discard).await,
-        Dlq::Edit { choice, value, fields, record_type } => {
+        Dlq::Edit { choice, value, fields, of_type } => {
             let change = Change::read(value.as_deref(), &fields)?;
-            edit(config, &mut connection, &choice, &change, record_type.as_deref()).await
+            edit(config, &mut connection, &choice, &change, of_type.as_deref()).await
         }
     }
 }

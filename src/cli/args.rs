@@ -291,7 +291,7 @@ pub enum Dlq {
         fields: Vec<String>,
         /// The record type, where the record's own bytes do not tell
         #[arg(long = "as", value_name = "TYPE")]
-        record_type: Option<String>,
+        of_type: Option<String>,
     },
     /// Give records up: they have no effect, and a parked key goes on behind them
     Discard {

@@ -45,7 +45,7 @@ impl Division {
         let mut prepared = Prepared::nothing(compiled, index + 1);
         prepared.last = Some(prepare::last_applied(chunk, record));
         // Another reading might get past it, or end a process.
-        let own = (fault.class == CRASH).then(|| Decision::dead_letter(record.offset, &fault));
+        let own = (fault.class == CRASH).then(|| Decision::dead_letter(chunk, record, &fault));
         Self {
             prepared,
             faults: BTreeMap::from([(index, fault)]),

@@ -187,7 +187,7 @@ impl Worker {
         let mut work = Work::new(&claim, chunk, claim.next_offset, prepared);
         // Another reading of the log might get past it, or end a process.
         if fault.class == CRASH || given_up {
-            work.decisions.push(Decision::dead_letter(row.offset, &fault));
+            work.decisions.push(Decision::dead_letter(chunk, &chunk.records[0], &fault));
         }
         work.drained = Some(drained);
         match self.commit(work).await {

@@ -5,12 +5,25 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{SecondsFormat, Utc};
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
+use tracing::warn;
 use uuid::Uuid;
 
-use super::{buffer::Chunk, dead_letter::base64, engine::Engine, parked::CRASH, prepare::Fault};
+use super::{
+    buffer::{Chunk, RawRecord},
+    dead_letter::base64,
+    engine::Engine,
+    parked::CRASH,
+    prepare::Fault,
+};
 use crate::{
-    domain::{TopicPartition, literal},
-    store::{CopyBuffer, parked::SetAside, parked::Wish, verdicts::Verdict},
+    domain::{TopicPartition, bytea, literal},
+    store::{
+        CopyBuffer,
+        parked::SetAside,
+        parked::Wish,
+        verdicts::{Decided, Verdict},
+    },
 };
 
 /// The compacted topic that has them all: what a backup of Kafka needs to have for rebuilds to come out the same.
@@ -31,6 +44,17 @@ pub struct Decision {
     reason: String,
     by: String,
     payload: Option<Vec<u8>>,
+    checksum: Vec<u8>,
+}
+
+/// What a record is recognised by when the log is read again, as `millpond.settle` computes it.
+fn checksum(key: Option<&[u8]>, payload: Option<&[u8]>) -> Vec<u8> {
+    let length = key.map_or("-1/".to_owned(), |key| format!("{}/", key.len()));
+    let mut hash = Sha256::new();
+    for part in [length.as_bytes(), key.unwrap_or_default(), payload.unwrap_or_default()] {
+        hash.update(part);
+    }
+    hash.finalize().to_vec()
 }
 
 impl Decision {
@@ -49,32 +73,35 @@ impl Decision {
             reason: row.reason.clone(),
             by: row.wanted_by.clone().unwrap_or_else(|| OWN.to_owned()),
             payload: row.edited.clone().filter(|_| what == Wish::Edit),
+            checksum: checksum(row.key.as_deref(), row.payload.as_deref()),
         })
     }
 
     /// A record that is given up for a reason that another reading of the log might not come upon.
-    pub fn dead_letter(offset: i64, fault: &Fault) -> Self {
+    pub fn dead_letter(chunk: &Chunk, record: &RawRecord, fault: &Fault) -> Self {
         Self {
-            offset,
+            offset: record.offset,
             what: "dead_letter",
             class: fault.class.to_owned(),
             reason: fault.reason.clone(),
             by: OWN.to_owned(),
             payload: None,
+            checksum: checksum(chunk.key(record), chunk.logged(record)),
         }
     }
 
     /// The statement that writes down a decision of the engine's own; wishes are written down by `millpond.settle`.
     pub fn sql(&self, engine: &Engine, at: &TopicPartition) -> String {
         format!(
-            "insert into millpond.verdicts (projection, topic, partition, \"offset\", what, class, reason, decided_by)
-             values ({}, {}, {}, {}, {}, {}, {}, {}) on conflict (projection, topic, partition, \"offset\") do update
-                set what = excluded.what, payload = null, class = excluded.class, reason = excluded.reason,
+            "insert into millpond.verdicts (projection, topic, partition, \"offset\", checksum, what, class, reason, decided_by)
+             values ({}, {}, {}, {}, {}, {}, {}, {}, {}) on conflict (projection, topic, partition, \"offset\") do update
+                set checksum = excluded.checksum, what = excluded.what, payload = null, class = excluded.class, reason = excluded.reason,
                     decided_by = excluded.decided_by, decided_at = excluded.decided_at;\n",
             literal(&engine.projection),
             literal(&at.topic),
             at.partition,
             self.offset,
+            bytea(Some(&self.checksum)),
             literal(self.what),
             literal(&self.class),
             literal(&self.reason),
@@ -88,7 +115,7 @@ impl Decision {
         let reason = &self.reason[..self.reason.floor_char_boundary(LONGEST_REASON)];
         let mut value = json!({
             "consumer": consumer, "topic": &*at.topic, "partition": at.partition, "offset": offset, "what": self.what,
-            "class": self.class, "reason": reason, "by": self.by,
+            "class": self.class, "reason": reason, "by": self.by, "record_sha256": hex::encode(&self.checksum),
             "at": Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true),
         });
         if let Some(payload) = &self.payload {
@@ -118,16 +145,23 @@ impl Decision {
 pub struct Recalled(BTreeMap<i64, Verdict>);
 
 impl Recalled {
-    /// Puts edited values where they were edited, and keeps the rest for the batch.
-    pub fn of(found: Vec<(i64, Verdict)>, chunk: &mut Chunk) -> Self {
-        for (offset, verdict) in &found {
-            let index = chunk.records.partition_point(|record| record.offset < *offset);
-            let is_there = chunk.records.get(index).is_some_and(|record| record.offset == *offset);
-            if let (Verdict::Edit(value), true) = (verdict, is_there) {
-                chunk.edit(index, value);
+    /// Puts edited values where they were edited, and keeps the rest for the batch. What was decided about a record that
+    /// is not there any more, for the topic was made anew, says nothing about the one that has its offset now.
+    pub fn of(found: Vec<Decided>, chunk: &mut Chunk) -> Self {
+        let mut kept = BTreeMap::new();
+        for Decided { offset, checksum: expected, verdict } in found {
+            let index = chunk.records.partition_point(|record| record.offset < offset);
+            let Some(record) = chunk.records.get(index).filter(|record| record.offset == offset) else { continue };
+            if checksum(chunk.key(record), chunk.logged(record)) != expected {
+                warn!(offset, "a verdict is about another record than the log has there now; not acting by it");
+                continue;
+            }
+            match verdict {
+                Verdict::Edit(value) => chunk.edit(index, &value),
+                verdict => drop(kept.insert(offset, verdict)),
             }
         }
-        Self(found.into_iter().filter(|(_, verdict)| !matches!(verdict, Verdict::Edit(_))).collect())
+        Self(kept)
     }
 
     /// Those of `range` that are passed over, and those that are set aside without a look.
@@ -195,7 +229,15 @@ mod tests {
         }
         let crash = Verdict::DeadLetter { class: "crash".to_owned(), reason: "r".to_owned() };
         let edit = |text: &[u8]| Verdict::Edit(text.to_vec());
-        let found = vec![(3, edit(b"e")), (4, edit(b"x")), (5, Verdict::Discard), (9, crash)];
+        let about =
+            |offset, payload: &[u8], verdict| Decided { offset, checksum: checksum(None, Some(payload)), verdict };
+        let found = vec![
+            about(3, b"v", edit(b"e")),
+            about(4, b"v", edit(b"x")),
+            about(5, b"v", Verdict::Discard),
+            about(6, b"of another topic", Verdict::Discard),
+            about(9, b"v", crash),
+        ];
         let recalled = Recalled::of(found, &mut chunk);
         let payloads: Vec<_> = chunk.records.iter().map(|record| chunk.payload(record).unwrap()).collect();
         assert_eq!(payloads, [&b"e"[..], b"v", b"v", b"v"]);

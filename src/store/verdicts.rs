@@ -34,15 +34,24 @@ pub async fn greatest(
     .await?)
 }
 
+/// What was decided about one record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decided {
+    pub offset: i64,
+    /// Of the record, as the log had it.
+    pub checksum: Vec<u8>,
+    pub verdict: Verdict,
+}
+
 /// What was decided about the records from offset `from` to `to`, both included.
 pub async fn between(
     connection: &mut PgConnection,
     projection: &str,
     at: &TopicPartition,
     (from, to): (i64, i64),
-) -> Result<Vec<(i64, Verdict)>, Error> {
+) -> Result<Vec<Decided>, Error> {
     let rows = sqlx::query(
-        "select \"offset\", what, payload, class, reason from millpond.verdicts
+        "select \"offset\", checksum, what, payload, class, reason from millpond.verdicts
           where projection = $1 and topic = $2 and partition = $3 and \"offset\" between $4 and $5 and what <> 'apply'
           order by \"offset\"",
     )
@@ -63,7 +72,7 @@ pub async fn between(
                 reason: row.try_get::<Option<String>, _>("reason")?.unwrap_or_default(),
             },
         };
-        Ok((row.try_get("offset")?, verdict))
+        Ok(Decided { offset: row.try_get("offset")?, checksum: row.try_get("checksum")?, verdict })
     };
     rows.iter().map(read).collect()
 }

@@ -160,6 +160,26 @@ async fn wrong_row_is_shown_by_its_columns_and_accepted() {
 }
 
 #[tokio::test]
+async fn keys_are_parked_in_cases_as_they_are_live_under_every_cut() {
+    let shop = Shop::new(&[
+        (
+            "consumer.toml",
+            "topics = [\"shop.events.v1\"]\non_error = \"park_key\"\n[tables.accounts]\nkey = [\"account\"]\n\
+             merge = { total = \"sum\" }\n",
+        ),
+        ("accounts.sql", "select account, 10 / amount as total from paid;\n"),
+    ]);
+    shop.pay(&[("a", 1), ("b", 2), ("a", 0), ("a", 5), ("b", 5), ("c", 0), ("c", 1)]);
+    let (report, text) = shop.run(true).await;
+    assert_eq!(report, PASSED, "{text}");
+    assert_eq!(std::fs::read_to_string(shop.case("accounts.csv")).unwrap(), "account,total\na,10\nb,7\n");
+    let dead = std::fs::read_to_string(shop.case("dead_letters.jsonl")).unwrap();
+    let dead: Vec<serde_json::Value> = dead.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told: Vec<_> = dead.iter().map(|d| (d["line"].as_i64().unwrap(), d["class"].as_str().unwrap())).collect();
+    assert_eq!(told, [(3, "refused_by_postgres"), (4, "waits"), (6, "refused_by_postgres"), (7, "waits")]);
+}
+
+#[tokio::test]
 async fn case_without_rows_says_so_and_is_written() {
     let shop = Shop::of_sums();
     shop.pay(&[("a", 1)]);
