@@ -306,3 +306,35 @@ async fn late_record_is_applied_only_where_order_does_not_matter() {
     assert_eq!(cluster.number(sums).await, Some(2007));
     all.stop();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn repeats_and_conflicts_of_a_parked_key_wait_for_nobody() {
+    let cluster = Cluster::of("parked_repeats", ledger("park_key")).await;
+    let all = cluster.start("all", &[]);
+    let pay = async |amount: i64, id: &str| {
+        let headers = [("content-type", "application/json"), ("idempotency-key", id)];
+        let body = json!({"account": "a", "amount": amount}).to_string();
+        let answer = all.web.post("/v1/events/Paid", &headers, &body).await;
+        assert_eq!(answer.status, 202, "{}", answer.text);
+        answer.position().to_owned()
+    };
+    let bad = pay(TOO_MUCH, "one").await;
+    let behind = pay(2, "two").await;
+    becomes(&all, &behind, "parked").await;
+    // Both once more, and another payment under an id that is taken.
+    pay(TOO_MUCH, "one").await;
+    pay(2, "two").await;
+    let conflict = becomes(&all, &pay(7, "two").await, "dead_lettered").await;
+    assert_eq!(conflict["reason_class"], "id_conflict", "{conflict}");
+    let waiting = "select count(*) from millpond.dead_letters where parked_at is not null";
+    assert_eq!(cluster.number(waiting).await, Some(2));
+
+    let last = pay(3, "three").await;
+    becomes(&all, &last, "parked").await;
+    cluster.succeeds(&["dlq", "edit", "ledger", &record(&bad), "--field", "amount=5"]);
+    becomes(&all, &last, "applied").await;
+    assert_eq!(rows(&cluster).await["a"], (3, 5 + 2 + 3, 3));
+    assert_eq!(parked_keys(&cluster).await, Some(0));
+    from_zero_is_the_same(&cluster, &cluster.ends(&cluster.project.topic).await).await;
+    all.stop();
+}
