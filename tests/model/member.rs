@@ -203,7 +203,6 @@ impl World {
             self.crash(member);
             return;
         }
-        let origin = self.number();
         self.sequence += i64::try_from(decided.effects.len()).expect("few");
         let worker = &mut self.members[member][partition];
         let Some(claim) = &worker.claim else { return };
@@ -218,7 +217,7 @@ impl World {
         let Flight { to, first, records, drains, .. } = flight;
         worker.flight = flight;
         worker.state = State::Sent;
-        let batch = Batch { title, from, to, log_time, effects, origin, loose: false };
+        let batch = Batch { title, from, to, log_time, effects, loose: false };
         if worker.watching > 0 {
             if self.rules.has(Bug::GuardForgets) {
                 worker.at_work = None;

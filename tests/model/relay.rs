@@ -7,11 +7,14 @@ use crate::rules::Bug;
 use crate::store::{EventId, Place, Row};
 use crate::world::World;
 
-/// How far a source partition has left: number and origin of its last row.
-#[derive(Debug, Clone, Copy, Default)]
+/// Ids that a marker keeps beside those of its own transaction.
+const KEPT: usize = 8;
+
+/// How far a source partition has left: the highest number, and the ids of what left last.
+#[derive(Debug, Clone, Default)]
 pub struct Marker {
-    pub number: i64,
-    origin: u32,
+    number: i64,
+    ids: Vec<EventId>,
     /// For a planted bug.
     sequence: i64,
 }
@@ -92,8 +95,8 @@ pub struct Relay {
     epoch: u32,
     /// Rows under way.
     rows: Vec<(Place, Row)>,
-    /// For a planted bug: markers as they were before rivals were shut out.
-    early: Markers,
+    /// As they were read when rivals were shut out, with what this relay has sent since.
+    markers: Markers,
     pub up: VecDeque<Order>,
     pub down: VecDeque<Told>,
 }
@@ -104,7 +107,7 @@ impl World {
         match self.relays[relay].state {
             State::Standby => {
                 if *self.lead.get_or_insert(relay) == relay {
-                    self.relays[relay].early = self.kafka.markers.clone();
+                    self.relays[relay].markers = self.kafka.markers.clone();
                     self.relays[relay].up.push_back(Order::Init);
                     self.relays[relay].state = State::Starting;
                     self.note(|| format!("relay {relay} initialises its producer"));
@@ -114,10 +117,8 @@ impl World {
             State::Ready | State::Left if self.lead != Some(relay) => self.relays[relay].state = State::Standby,
             State::Ready => self.send_rows(relay, size),
             State::Left => {
-                for (place, row) in std::mem::take(&mut self.relays[relay].rows) {
-                    if self.db.outbox.get(&place).is_some_and(|found| found.origin == row.origin) {
-                        self.db.outbox.remove(&place);
-                    }
+                for (place, _) in std::mem::take(&mut self.relays[relay].rows) {
+                    self.db.outbox.remove(&place);
                 }
                 self.relays[relay].state = State::Ready;
                 self.note(|| format!("relay {relay} removes what has left"));
@@ -127,6 +128,7 @@ impl World {
     }
 
     fn send_rows(&mut self, relay: usize, size: usize) {
+        self.strike_out(relay);
         let rows = self.pending(size);
         if rows.is_empty() {
             return;
@@ -134,7 +136,7 @@ impl World {
         let epoch = self.relays[relay].epoch;
         let events = rows.iter().map(|((partition, _), row)| (*partition, row.id)).collect();
         let late = self.rules.has(Bug::MarkerAfterCommit);
-        let markers = if late { Markers::new() } else { markers(&rows) };
+        let markers = if late { Markers::new() } else { markers(&self.relays[relay].markers, &rows) };
         if self.rules.has(Bug::OutboxEmptiedFirst) {
             self.db.outbox.retain(|place, _| rows.iter().all(|(sent, _)| sent != place));
         }
@@ -155,10 +157,6 @@ impl World {
             rows.truncate(size);
             return rows;
         }
-        if self.rules.has(Bug::MarkerByNumber) {
-            let marker = |partition: &usize| self.kafka.markers.get(partition).map_or(0, |marker| marker.number);
-            self.db.outbox.retain(|(partition, number), _| *number > marker(partition));
-        }
         let of = |partition: usize| {
             self.db.outbox.range((partition, i64::MIN)..=(partition, i64::MAX)).take(size).map(|(at, row)| (*at, *row))
         };
@@ -174,35 +172,39 @@ impl World {
                 self.relays[relay].state = State::Standby;
                 if self.lead == Some(relay) {
                     self.relays[relay].state = State::Ready;
-                    self.strike_out(relay);
+                    if !self.rules.has(Bug::MarkersBeforeInit) {
+                        self.relays[relay].markers = self.kafka.markers.clone();
+                    }
+                    self.note(|| format!("relay {relay} has read the markers"));
                 }
             }
             (State::Sending, Told::Committed) if self.rules.has(Bug::MarkerAfterCommit) => {
                 let epoch = self.relays[relay].epoch;
-                let markers = markers(&self.relays[relay].rows);
+                let markers = markers(&self.relays[relay].markers, &self.relays[relay].rows);
                 let send = Order::Send { epoch, events: Vec::new(), markers };
                 self.relays[relay].up.extend([send, Order::End { epoch, commit: true }]);
                 self.relays[relay].state = State::Marking;
             }
-            (State::Sending | State::Marking, Told::Committed) => self.relays[relay].state = State::Left,
+            (State::Sending | State::Marking, Told::Committed) => {
+                let sender = &mut self.relays[relay];
+                let markers = markers(&sender.markers, &sender.rows);
+                sender.markers.extend(markers);
+                sender.state = State::Left;
+            }
             (_, Told::Fenced) => self.relays[relay] = Relay::default(),
             _ => {}
         }
     }
 
-    /// Removes what the markers say has left. A marker speaks of the history that its row is of: where Postgres went back in
-    /// time there is no such row, or one of another transaction, and whatever is in the outbox has yet to leave.
+    /// Removes what the markers say has left: a row whose number is not above the marker's, and whose id the marker has. The
+    /// numbers alone would do if Postgres never went back in time and gave them anew, to other events.
     fn strike_out(&mut self, relay: usize) {
-        let early = self.rules.has(Bug::MarkersBeforeInit);
-        let markers = if early { self.relays[relay].early.clone() } else { self.kafka.markers.clone() };
-        for (partition, marker) in markers {
-            let row = self.db.outbox.get(&(partition, marker.number));
-            let same = row.is_some_and(|row| row.origin == marker.origin);
-            if same {
-                self.db.outbox.retain(|(at, number), _| *at != partition || *number > marker.number);
-            }
-        }
-        self.note(|| format!("relay {relay} has read the markers"));
+        let by_number = self.rules.has(Bug::MarkerByNumber);
+        let markers = &self.relays[relay].markers;
+        self.db.outbox.retain(|(partition, number), row| {
+            let marker = markers.get(partition).filter(|marker| *number <= marker.number);
+            !marker.is_some_and(|marker| by_number || marker.ids.contains(&row.id))
+        });
     }
 
     /// A relay has waited too long for Kafka's answer.
@@ -232,9 +234,17 @@ impl World {
     }
 }
 
-fn markers(rows: &[(Place, Row)]) -> Markers {
-    let marker = |((partition, number), row): &(Place, Row)| {
-        (*partition, Marker { number: *number, origin: row.origin, sequence: row.sequence })
-    };
-    rows.iter().map(marker).collect()
+/// The markers that go with rows, after those that there are.
+fn markers(earlier: &Markers, rows: &[(Place, Row)]) -> Markers {
+    let mut markers = Markers::new();
+    for ((partition, number), row) in rows {
+        let marker = markers.entry(*partition).or_insert_with(|| {
+            let mut marker = earlier.get(partition).cloned().unwrap_or_default();
+            marker.ids.drain(..marker.ids.len().saturating_sub(KEPT));
+            marker
+        });
+        (marker.number, marker.sequence) = (marker.number.max(*number), row.sequence);
+        marker.ids.push(row.id);
+    }
+    markers
 }

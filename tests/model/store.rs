@@ -70,8 +70,6 @@ pub struct EventId {
 #[derive(Debug, Clone, Copy)]
 pub struct Row {
     pub id: EventId,
-    /// The transaction that put it there: it tells one history from another after Postgres went back in time.
-    pub origin: u32,
     /// Given while the transaction was open; only a planted bug looks at it.
     pub sequence: i64,
 }
@@ -130,7 +128,6 @@ pub struct Batch {
     pub to: i64,
     pub log_time: i64,
     pub effects: Vec<Effect>,
-    pub origin: u32,
     /// A part that a planted bug commits before the rest, without the fence.
     pub loose: bool,
 }
@@ -247,7 +244,7 @@ impl Database {
             return Reply::Refused;
         }
         for effect in &batch.effects {
-            self.effect(partition, batch.origin, *effect);
+            self.effect(partition, *effect);
         }
         if batch.loose {
             return Reply::Before;
@@ -259,7 +256,7 @@ impl Database {
         Reply::Done
     }
 
-    fn effect(&mut self, partition: usize, origin: u32, effect: Effect) {
+    fn effect(&mut self, partition: usize, effect: Effect) {
         match effect {
             Effect::Apply { key, offset, payload, .. } => {
                 self.rows.entry((partition, key)).or_default().push((offset, payload));
@@ -267,7 +264,7 @@ impl Database {
             Effect::Emit { id, sequence } => {
                 let fence = &mut self.fences[partition];
                 fence.out_seq += 1;
-                self.outbox.insert((partition, fence.out_seq), Row { id, origin, sequence });
+                self.outbox.insert((partition, fence.out_seq), Row { id, sequence });
                 self.emitted.push((partition, id));
             }
             Effect::SetAside { offset, key, why } => {
