@@ -18,7 +18,7 @@ use std::hint::black_box;
 
 use schema::{
     Schema, Scratch, Transcoder,
-    encode::{BodyShape, Captured, Encoder, split_values},
+    encode::{BodyShape, Captured, Encoder, fingerprint, split_values},
 };
 
 /// How often a case is run: the cost of a record is the count divided by this.
@@ -34,7 +34,8 @@ const DEPARTURE_SORTED_JSON: &str = r#"{"carrier":"UA","delay_minutes":2,"depart
 fn main() {
     let Some(case) = std::env::args().nth(1) else {
         println!(
-            "encode_schedule encode_departure encode_departure_sorted split_ndjson transcode_schedule transcode_departure"
+            "encode_schedule encode_departure encode_departure_sorted fingerprint_departure split_ndjson transcode_schedule \
+             transcode_departure"
         );
         return;
     };
@@ -42,6 +43,9 @@ fn main() {
         "encode_schedule" => encode(SCHEDULE, SCHEDULE_JSON),
         "encode_departure" => encode(DEPARTURE, DEPARTURE_JSON),
         "encode_departure_sorted" => encode(DEPARTURE, DEPARTURE_SORTED_JSON),
+        "fingerprint_departure" => measured(&mut || {
+            black_box(fingerprint("RecordDeparture", black_box(DEPARTURE_JSON.as_bytes())));
+        }),
         "split_ndjson" => split(),
         "transcode_schedule" => transcode(SCHEDULE, SCHEDULE_JSON),
         "transcode_departure" => transcode(DEPARTURE, DEPARTURE_JSON),
