@@ -9,6 +9,8 @@ pub enum Order {
     Short,
     /// Runs of scenarios.
     Run(Runs),
+    /// A few minutes for somebody who wants to see it.
+    Demo,
     /// The sum of all runs so far.
     Report,
     /// Made-up worlds with one thing wrong, to see whether the judge finds it.
@@ -65,6 +67,7 @@ pub const USAGE: &str = "make torture ARGS=\"…\"
   report                 the sum of all runs so far
   list                   all scenarios
   trial                  the judge on trial: worlds with one thing wrong
+  demo                   two to three minutes to look at; `make crash-demo`
   --scenario K1[,C1…]    these (default: all)
   --seed 7[,8…|..12]     these seeds (default: 1)
   --seconds 40           how long each is under load
@@ -85,6 +88,7 @@ pub fn read(mut words: impl Iterator<Item = String>) -> anyhow::Result<Order> {
             "report" => return Ok(Order::Report),
             "list" => return Ok(Order::List),
             "trial" => return Ok(Order::Trial),
+            "demo" => return Ok(Order::Demo),
             "short" => return Ok(Order::Short),
             "--scenario" => runs.scenarios = value()?.split(',').map(str::to_owned).collect(),
             "--seed" => runs.seeds = seeds(&value()?)?,
