@@ -20,7 +20,7 @@ torture: bootstrap ## break everything around Millpond and judge what is left (A
 crash-demo: bootstrap ## watch Millpond lose three processes and Postgres under load, and nothing else; two to three minutes
 	cargo test --quiet --test torture -- demo
 
-model: ## run the protocol without servers, with every planted bug (ARGS="--bug a")
+model: bootstrap ## run the protocol without servers, with every planted bug (ARGS="--bug a")
 	cargo test --test model -- $(or $(ARGS),long)
 
 check: fmt-check lint ## what a commit must pass before its tests
