@@ -1,6 +1,6 @@
 # The commands of the repository. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap dev test torture model check lint fmt bench docs docs-check docs-write kafka-jars-lock ci
+.PHONY: help bootstrap dev test torture crash-demo model check lint fmt bench docs docs-check docs-write kafka-jars-lock ci
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | awk -F'|' '{ printf "  make %-16s %s\n", $$1, $$2 }'
@@ -17,7 +17,10 @@ test: bootstrap ## run all tests (ARGS="name of a test")
 torture: bootstrap ## break everything around Millpond and judge what is left (ARGS="--scenario K1 --seed 7", ARGS=report)
 	cargo test --test torture -- $(or $(ARGS),--seed 1)
 
-model: ## run the protocol without servers, with every planted bug (ARGS="--bug a")
+crash-demo: bootstrap ## watch Millpond lose three processes and Postgres under load, and nothing else; two to three minutes
+	cargo test --quiet --test torture -- demo
+
+model: bootstrap ## run the protocol without servers, with every planted bug (ARGS="--bug a")
 	cargo test --test model -- $(or $(ARGS),long)
 
 check: fmt-check lint ## what a commit must pass before its tests

@@ -9,6 +9,8 @@ pub enum Order {
     Short,
     /// Runs of scenarios.
     Run(Runs),
+    /// A few minutes for somebody who wants to see it.
+    Demo,
     /// The sum of all runs so far.
     Report,
     /// Made-up worlds with one thing wrong, to see whether the judge finds it.
@@ -49,7 +51,8 @@ impl Default for Runs {
         Self {
             scenarios: Vec::new(),
             seeds,
-            seconds: 60,
+            // All scenarios with one seed take some forty minutes so.
+            seconds: 40,
             scale: 1.0,
             rate,
             lag: 20_000,
@@ -64,9 +67,10 @@ pub const USAGE: &str = "make torture ARGS=\"…\"
   report                 the sum of all runs so far
   list                   all scenarios
   trial                  the judge on trial: worlds with one thing wrong
+  demo                   two to three minutes to look at; `make crash-demo`
   --scenario K1[,C1…]    these (default: all)
   --seed 7[,8…|..12]     these seeds (default: 1)
-  --seconds 60           how long each is under load
+  --seconds 40           how long each is under load
   --scale 1              factor on the length of outages
   --rate 6000            events a second that clients offer (unoptimised: 2500)
   --lag 20000            values that tables may be behind before clients wait for them
@@ -84,6 +88,7 @@ pub fn read(mut words: impl Iterator<Item = String>) -> anyhow::Result<Order> {
             "report" => return Ok(Order::Report),
             "list" => return Ok(Order::List),
             "trial" => return Ok(Order::Trial),
+            "demo" => return Ok(Order::Demo),
             "short" => return Ok(Order::Short),
             "--scenario" => runs.scenarios = value()?.split(',').map(str::to_owned).collect(),
             "--seed" => runs.seeds = seeds(&value()?)?,

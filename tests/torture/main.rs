@@ -11,6 +11,7 @@
 mod arena;
 mod arguments;
 mod checker;
+mod demo;
 mod faults;
 #[path = "../it/harness/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "shared with the integration tests, which use all of it")]
@@ -90,6 +91,7 @@ fn order() -> anyhow::Result<bool> {
             report::sum(&reports);
             Ok(reports.iter().all(|report| report.violations.is_empty()))
         }
+        Order::Demo => runtime()?.block_on(demo::show()),
         Order::Short => short(),
         Order::Run(runs) => {
             let reports = execute(&runs)?;
@@ -144,6 +146,10 @@ fn trial() -> bool {
     results.iter().all(|(_, wrong)| wrong.is_none())
 }
 
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build()
+}
+
 /// Runs every scenario with every seed on the same servers.
 fn execute(runs: &Runs) -> anyhow::Result<Vec<report::Report>> {
     let known = |name: &str| faults::SCENARIOS.iter().any(|scenario| scenario.name == name);
@@ -153,8 +159,7 @@ fn execute(runs: &Runs) -> anyhow::Result<Vec<report::Report>> {
     let all = || faults::SCENARIOS.iter().map(|scenario| scenario.name.to_owned()).collect();
     let scenarios: Vec<String> = if runs.scenarios.is_empty() { all() } else { runs.scenarios.clone() };
     let done = if runs.resume { report::read()? } else { Vec::new() };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build()?;
-    runtime.block_on(async {
+    runtime()?.block_on(async {
         let folder = harness::own_folder("torture");
         let mut servers = Servers::start(&folder, runs.seeds.first().copied().unwrap_or_default()).await?;
         let mut reports = Vec::new();

@@ -47,6 +47,8 @@ pub struct Report {
     pub greatest_lag: i64,
     /// Most resident memory of each process.
     pub memory_mib: BTreeMap<String, u64>,
+    /// Seconds of processor time of each process, over all its lives, and of the rig.
+    pub cpu_s: BTreeMap<String, f64>,
     pub faults: Vec<Fault>,
     pub violations: Vec<Violation>,
     pub took_s: f64,
@@ -132,6 +134,8 @@ impl Report {
         );
         let memory: Vec<String> = self.memory_mib.iter().map(|(name, mib)| format!("{name} {mib}")).collect();
         println!("  memory     {} MiB", memory.join(", "));
+        let cpu: Vec<String> = self.cpu_s.iter().map(|(name, seconds)| format!("{name} {seconds:.1}")).collect();
+        println!("  processor  {} s", cpu.join(", "));
         if self.violations.is_empty() {
             println!("  violations 0   ({:.0} s)", self.took_s);
         }

@@ -10,7 +10,7 @@ use sqlx::Row as _;
 
 use crate::arena::Arena;
 use crate::arguments::Runs;
-use crate::checker::{self, Actual, Case, Log, Violation};
+use crate::checker::{self, Actual, Case, Log, Verdict, Violation};
 use crate::faults::{self, Fault, Field};
 use crate::random::Random;
 use crate::report::Report;
@@ -25,6 +25,8 @@ const PEACE: Duration = Duration::from_secs(3);
 const SETTLES_WITHIN: Duration = Duration::from_secs(120);
 /// A run that stands still for so long will not move any more.
 const STANDS_STILL: Duration = Duration::from_secs(60);
+/// Faults that are injected at most while none has shown an effect.
+const TRIES: usize = 3;
 /// Length of a window of availability.
 const WINDOW: u64 = 250_000_000;
 /// What no process may take.
@@ -55,23 +57,9 @@ pub async fn run(servers: &mut Servers, scenario: &str, seed: u64, runs: &Runs) 
         field.note_pids();
         disturb(scenario, &mut field, until).await?
     };
-    servers.heal()?;
-    arena.heal(servers)?;
-    workload.finish().await;
-    let settled = settle(servers, &arena).await?;
-    let mut seen = watch.seen();
-    drop(watch);
-    if faults::GO_BACK.contains(&scenario) {
-        seen.bank.clear();
-    }
-    let (requests, reads) = history.take();
-    let log = read_log(servers, &arena).await?;
-    let actual = Actual::read(&mut arena.connect().await?).await?;
-    let case = Case { seed, requests: &requests, reads: &reads, log: &log, actual: &actual, bank: &seen.bank };
-    let mut verdict = checker::judge(&case);
-    verdict.violations.extend(liveness(&faults, settled));
-    verdict.violations.extend(health(&arena, &seen, &actual));
-    arena.close();
+    let load = Load { workload, watch, history };
+    let judged = end(servers, &mut arena, load, seed, &faults, faults::GO_BACK.contains(&scenario)).await?;
+    let Judged { verdict, requests, reads, log, seen, .. } = judged;
     let mut report = account(scenario, seed, runs, &requests, &reads, &faults, &seen);
     report.violations = verdict.violations;
     report.reads = verdict.reads_judged;
@@ -86,13 +74,60 @@ pub async fn run(servers: &mut Servers, scenario: &str, seed: u64, runs: &Runs) 
     Ok(report)
 }
 
-/// Injects faults until the time is over; at least one.
+/// Clients, and those who look on.
+pub struct Load {
+    pub workload: Workload,
+    pub watch: Watch,
+    pub history: Arc<History>,
+}
+
+/// What was judged, and over what.
+pub struct Judged {
+    pub verdict: Verdict,
+    pub requests: Vec<Request>,
+    pub reads: Vec<Read>,
+    pub log: Log,
+    pub actual: Actual,
+    pub seen: Seen,
+}
+
+/// Ends all disturbance and the load, waits for everything to come to rest, ends all processes, and judges.
+pub async fn end(
+    servers: &mut Servers,
+    arena: &mut Arena,
+    load: Load,
+    seed: u64,
+    faults: &[Fault],
+    went_back: bool,
+) -> anyhow::Result<Judged> {
+    servers.heal()?;
+    arena.heal(servers)?;
+    load.workload.finish().await;
+    let settled = settle(servers, arena).await?;
+    let mut seen = load.watch.seen();
+    drop(load.watch);
+    if went_back {
+        seen.bank.clear();
+    }
+    let (requests, reads) = load.history.take();
+    let log = read_log(servers, arena).await?;
+    let actual = Actual::read(&mut arena.connect().await?).await?;
+    let case = Case { seed, requests: &requests, reads: &reads, log: &log, actual: &actual, bank: &seen.bank };
+    let mut verdict = checker::judge(&case);
+    verdict.violations.extend(liveness(faults, settled));
+    verdict.violations.extend(health(arena, &seen, &actual));
+    arena.close();
+    Ok(Judged { verdict, requests, reads, log, actual, seen })
+}
+
+/// Injects faults until the time is over; at least one whose effect was seen, as far as a few tries lead to one.
 async fn disturb(scenario: &str, field: &mut Field<'_>, until: Instant) -> anyhow::Result<Vec<Fault>> {
     let mut faults = Vec::new();
     tokio::time::sleep(PEACE).await;
     // Before anything is broken it has to work.
     field.recovery(0).await.context("nothing worked before the first fault")?;
-    while faults.is_empty() || Instant::now() + PEACE < until {
+    let seen = |faults: &[Fault]| faults.iter().any(|fault| fault.observed.is_some());
+    while (!seen(&faults) && faults.len() < TRIES) || Instant::now() + PEACE < until {
         let fault = faults::inject(scenario, field).await?;
         eprintln!("  {}", crate::report::line(&fault));
         field.note_pids();
@@ -169,7 +204,7 @@ async fn read_log(servers: &Servers, arena: &Arena) -> anyhow::Result<Log> {
 }
 
 /// Moves what a run leaves behind to where the next one does not clean up: history, logs, and the servers' logs.
-fn keep(servers: &Servers, arena: &Arena) -> anyhow::Result<PathBuf> {
+pub fn keep(servers: &Servers, arena: &Arena) -> anyhow::Result<PathBuf> {
     let kept = crate::report::folder()?.join(arena.folder().file_name().context("a folder has a name")?);
     std::fs::rename(arena.folder(), &kept)?;
     for entry in std::fs::read_dir(servers.folder())?.flatten() {
@@ -235,6 +270,10 @@ fn account(
         // Words of libraries about a broken connection are long.
         *answers.entry(request.answer.chars().take(60).collect()).or_default() += 1;
     }
+    let mut cpu_s: BTreeMap<String, f64> = BTreeMap::new();
+    for ((name, _), seconds) in &seen.cpu {
+        *cpu_s.entry(name.clone()).or_default() += seconds;
+    }
     let last = requests.iter().map(|request| request.completed).max().unwrap_or(1);
     let good: std::collections::BTreeSet<u64> = requests
         .iter()
@@ -259,6 +298,7 @@ fn account(
         greatest_lag: seen.greatest_lag,
         memory_mib: seen.memory.iter().map(|(name, kib)| (name.clone(), kib / 1024)).collect(),
         bank_looks: seen.bank_looks,
+        cpu_s,
         faults: faults.to_vec(),
         ..Report::default()
     }

@@ -8,6 +8,8 @@ pub const KEYS: u64 = 6000;
 const ACCOUNTS: u64 = 60;
 /// One value in so many makes a consumer fail.
 const POISON_EVERY: u64 = 4000;
+/// A client that sends bursts of which every other value does.
+pub const POISONER: i32 = 50;
 /// One command about money in so many is a deposit.
 const DEPOSIT_EVERY: u64 = 4;
 
@@ -32,7 +34,8 @@ pub struct Money {
 
 pub fn append(seed: u64, client: i32, n: i64) -> Append {
     let chance = hash(seed, client.unsigned_abs().into(), n.unsigned_abs());
-    let poison = i32::from((chance >> 32).is_multiple_of(POISON_EVERY));
+    let every = if client == POISONER { 2 } else { POISON_EVERY };
+    let poison = i32::from((chance >> 32).is_multiple_of(every));
     Append { key: key(chance % KEYS), client, n, poison }
 }
 

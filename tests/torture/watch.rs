@@ -22,6 +22,8 @@ pub struct Seen {
     pub greatest_lag: i64,
     /// Most resident memory of a role's process, in KiB.
     pub memory: BTreeMap<String, u64>,
+    /// Seconds of processor time by name and pid, the rig's own among them.
+    pub cpu: BTreeMap<(String, i32), f64>,
     /// Snapshots in which the bank did not add up.
     pub bank: Vec<String>,
     /// Snapshots of the bank in all.
@@ -71,11 +73,18 @@ async fn watch(database: String, history: Arc<History>, pids: Pids, seen: Arc<Mu
         });
         let looked = look.await.ok().flatten();
         let acknowledged: i64 = acknowledged(&history, 0).values().sum();
-        let memory: Vec<(String, u64)> = {
-            let pids = pids.lock().unwrap_or_else(PoisonError::into_inner);
-            pids.iter().filter_map(|(name, pid)| Some((name.clone(), resident(*pid)?))).collect()
-        };
+        let running = pids.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let rig = ("rig".to_owned(), std::process::id().cast_signed());
+        let cpu: Vec<((String, i32), f64)> = running
+            .iter()
+            .map(|(name, pid)| (name.clone(), *pid))
+            .chain([rig])
+            .filter_map(|of| Some((of.clone(), processor_time(of.1)?)))
+            .collect();
+        let memory: Vec<(String, u64)> =
+            running.into_iter().filter_map(|(name, pid)| Some((name, resident(pid)?))).collect();
         let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.cpu.extend(cpu);
         for (name, kib) in memory {
             let most = seen.memory.entry(name).or_default();
             *most = kib.max(*most);
@@ -120,6 +129,17 @@ fn resident(pid: i32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
     line.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+/// Seconds of processor time that a process has taken so far.
+fn processor_time(pid: i32) -> Option<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before it may have spaces.
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let mut ticks = fields.split_ascii_whitespace().skip(11).take(2).map(str::parse::<u64>);
+    let (user, system) = (ticks.next()?.ok()?, ticks.next()?.ok()?);
+    // A hundred a second on every Linux that we know.
+    Some((user + system) as f64 / 100.0)
 }
 
 /// How far each partition of appends is acknowledged by requests that began after `since`.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
+use super::postgres::dead_letters;
 use super::{Fault, Field, SHOWS_WITHIN};
 use crate::proxy::{Action, Pattern, Trap};
 
@@ -229,6 +230,18 @@ pub async fn storm(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let claimed = field.claimed_since(before).await;
     let recovery = field.recovery(injected.at).await;
     Ok(field.end(injected, claimed, recovery))
+}
+
+/// C7: a burst of values of which every other one makes a projection fail.
+pub async fn poisoned(field: &mut Field<'_>) -> anyhow::Result<Fault> {
+    let before = dead_letters(field).await?;
+    let values = field.random.between(20, 60);
+    let injected = field.begin(format!("{values} values, every other one of them poisoned")).await?;
+    let sent = field.workload.burst(usize::try_from(values)?).await;
+    let recovery = field.recovery(injected.at).await;
+    let added = dead_letters(field).await? - before;
+    let observed = format!("{added} dead letters, {} requests of the burst without a 202", usize::from(!sent));
+    Ok(field.end(injected, (added > 1).then_some(observed), recovery))
 }
 
 /// What a member that was taken for dead says when it wakes.

@@ -12,11 +12,16 @@ use crate::proxy::{Direction, Effect};
 use crate::workload::history::Outcome;
 
 /// The id that Millpond's clients give; the rig itself has another, and is left alone.
-const CLIENTS: &str = "millpond";
+pub(super) const CLIENTS: &str = "millpond";
 
 /// The leader of each partition of the appends; −1 for none.
 async fn leaders(field: &Field<'_>) -> anyhow::Result<BTreeMap<i32, i32>> {
-    let (brokers, topic) = (field.servers.brokers(), field.arena.topics.appends.clone());
+    leaders_of(field, &field.arena.topics.appends).await
+}
+
+/// The leader of each partition of a topic; −1 for none.
+pub(super) async fn leaders_of(field: &Field<'_>, topic: &str) -> anyhow::Result<BTreeMap<i32, i32>> {
+    let (brokers, topic) = (field.servers.brokers(), topic.to_owned());
     tokio::task::spawn_blocking(move || {
         let client: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", brokers)
@@ -39,10 +44,10 @@ async fn a_leader(field: &mut Field<'_>) -> anyhow::Result<(i32, Vec<i32>)> {
 }
 
 /// Waits until other brokers lead these partitions.
-async fn moved(field: &Field<'_>, since: u64, from: i32, partitions: &[i32]) -> Option<String> {
+pub(super) async fn moved(field: &Field<'_>, topic: &str, since: u64, from: i32, partitions: &[i32]) -> Option<String> {
     let begun = Instant::now();
     while begun.elapsed() < SHOWS_WITHIN {
-        if let Ok(leaders) = leaders(field).await {
+        if let Ok(leaders) = leaders_of(field, topic).await {
             let elsewhere = |partition| leaders.get(partition).is_some_and(|leader| *leader > 0 && *leader != from);
             if partitions.iter().all(elsewhere) {
                 let seconds = Duration::from_nanos(field.history.now() - since).as_secs_f64();
@@ -60,7 +65,7 @@ pub async fn leader_killed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let outage = field.outage(6, 12);
     let injected = field.begin(format!("kill -9 of broker {node}, which leads {partitions:?}, for {outage:?}")).await?;
     kill(field, &[node])?;
-    let observed = moved(field, injected.at, node, &partitions).await;
+    let observed = moved(field, &field.arena.topics.appends, injected.at, node, &partitions).await;
     let recovery = field.recovery(injected.at).await;
     wait_until(field, injected.at, outage).await;
     restart(field, &[node])?;
@@ -78,7 +83,7 @@ pub async fn follower_killed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let injected =
         field.begin(format!("kill -9 of broker {node}, which leads only {partitions:?}, for {outage:?}")).await?;
     kill(field, &[node])?;
-    let observed = moved(field, injected.at, node, &partitions).await;
+    let observed = moved(field, &field.arena.topics.appends, injected.at, node, &partitions).await;
     let recovery = field.recovery(injected.at).await;
     wait_until(field, injected.at, outage).await;
     restart(field, &[node])?;
@@ -107,7 +112,7 @@ pub async fn leader_frozen(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     field.servers.kafka.node(node).context("a node")?.pause()?;
     // The frozen one would hold whoever asks it: only unanswered requests are looked at.
     wait_until(field, injected.at, outage).await;
-    let observed = moved(field, injected.at, node, &partitions).await;
+    let observed = moved(field, &field.arena.topics.appends, injected.at, node, &partitions).await;
     field.servers.kafka.node(node).context("a node")?.cont()?;
     let recovery = field.recovery(injected.at).await;
     Ok(field.end(injected, observed, recovery))
@@ -156,7 +161,7 @@ pub async fn rolled(field: &mut Field<'_>) -> anyhow::Result<Fault> {
         tokio::task::block_in_place(|| {
             field.servers.kafka.node(node).context("a node")?.stop().map_err(anyhow::Error::from)
         })?;
-        seen.extend(moved(field, injected.at, node, &partitions).await);
+        seen.extend(moved(field, &field.arena.topics.appends, injected.at, node, &partitions).await);
         restart(field, &[node])?;
         // The next one may go when this one is in sync again, as an operator would wait for.
         field.recovery(field.history.now()).await;
@@ -223,13 +228,13 @@ fn unacknowledged_since(field: &Field<'_>, since: u64) -> Option<String> {
     (fail + info > 0).then(|| format!("{fail} requests refused, {info} of unknown outcome"))
 }
 
-async fn wait_until(field: &Field<'_>, since: u64, outage: Duration) {
+pub(super) async fn wait_until(field: &Field<'_>, since: u64, outage: Duration) {
     let gone = Duration::from_nanos(field.history.now() - since);
     tokio::time::sleep(outage.saturating_sub(gone)).await;
 }
 
 /// Kills these brokers as a crash would.
-fn kill(field: &mut Field<'_>, nodes: &[i32]) -> anyhow::Result<()> {
+pub(super) fn kill(field: &mut Field<'_>, nodes: &[i32]) -> anyhow::Result<()> {
     tokio::task::block_in_place(|| {
         for node in nodes {
             field.servers.kafka.node(*node).context("there is such a node")?.kill_9()?;
@@ -239,7 +244,7 @@ fn kill(field: &mut Field<'_>, nodes: &[i32]) -> anyhow::Result<()> {
 }
 
 /// Starts these brokers again, at once, and waits until all serve.
-fn restart(field: &mut Field<'_>, nodes: &[i32]) -> anyhow::Result<()> {
+pub(super) fn restart(field: &mut Field<'_>, nodes: &[i32]) -> anyhow::Result<()> {
     tokio::task::block_in_place(|| {
         std::thread::scope(|scope| {
             let dead = (1..).zip(field.servers.kafka.nodes()).filter(|(id, _)| nodes.contains(id));

@@ -4,13 +4,15 @@
 //! moved, an epoch that was raised, a message that was held. Recovery is the time from the injection until every partition
 //! has taken a write that began after it, and every table shows those writes.
 
+mod abuse;
 mod consumer;
+mod group;
 mod kafka;
 mod outbox;
 mod postgres;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -52,6 +54,9 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("K6", "rolling restart of all brokers"),
     scenario("K7", "kill -9 of all brokers at once"),
     scenario("K9", "clients' links to brokers: latency, resets, half-open, one direction lost"),
+    scenario("K10", "consumers cannot reach their groups' coordinators, though they fetch"),
+    scenario("K11", "kill -9 of a group's coordinator while its partitions are given to others"),
+    scenario("K12", "offsets of a group set back, set forward, or deleted with it"),
     scenario("P1", "kill -9 of Postgres, or of one of its backends"),
     scenario("P2", "the connection is lost around a COMMIT: request lost, answer lost"),
     scenario("P3", "Postgres is restarted, or stays away"),
@@ -60,13 +65,18 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("P6", "Postgres is slow: locked tables, late answers"),
     scenario("P8", "a stranger takes all connections"),
     scenario("P9", "deadlocks with a stranger's session"),
+    scenario("P10", "a snapshot that is kept open for long"),
+    scenario("P11", "reads that are given up while Postgres is at work for them"),
     scenario("P12", "vacuum full, analyze and reindex under load"),
     scenario("C1", "kill -9 of a consumer at a point of its protocol"),
     scenario("C2", "a consumer is frozen until it is taken for dead, and thaws"),
     scenario("C3", "a consumer is frozen inside a transaction; its last message arrives after it was replaced"),
     scenario("C4", "a consumer is frozen between assignment and claim, which arrives late"),
     scenario("C5", "consumers come and go all the time"),
+    scenario("C7", "bursts of values of which half make a projection fail"),
     scenario("O1", "kill -9 of the relay between Kafka's acknowledgement and the outbox"),
+    scenario("I1", "idle connections, slow heads, slow bodies"),
+    scenario("I2", "requests that are too large, lie about their length, or mean two things (and I5)"),
     scenario("I6", "SIGTERM or kill -9 of an ingest node under load"),
 ];
 
@@ -115,6 +125,9 @@ pub async fn inject(scenario: &str, field: &mut Field<'_>) -> anyhow::Result<Fau
         "K6" => kafka::rolled(field).await,
         "K7" => kafka::all_killed(field).await,
         "K9" => kafka::links_disturbed(field).await,
+        "K10" => group::coordinator_cut(field).await,
+        "K11" => group::coordinator_killed(field).await,
+        "K12" => group::offsets_changed(field).await,
         "P1" => postgres::killed(field).await,
         "P2" => postgres::commit_lost(field).await,
         "P3" => postgres::restarted(field).await,
@@ -123,12 +136,17 @@ pub async fn inject(scenario: &str, field: &mut Field<'_>) -> anyhow::Result<Fau
         "P6" => postgres::slow(field).await,
         "P8" => postgres::exhausted(field).await,
         "P9" => postgres::deadlocked(field).await,
+        "P10" => postgres::long_snapshot(field).await,
+        "P11" => abuse::reads_given_up(field).await,
         "P12" => postgres::maintained(field).await,
         "C1" => consumer::killed(field).await,
         "C2" => consumer::frozen(field).await,
         "C3" => consumer::late_message(field).await,
         "C4" => consumer::late_claim(field).await,
         "C5" => consumer::storm(field).await,
+        "C7" => consumer::poisoned(field).await,
+        "I1" => abuse::slow_clients(field).await,
+        "I2" => abuse::malformed_requests(field).await,
         "I6" => consumer::ingest_gone(field).await,
         "O1" => outbox::relay_killed(field).await,
         other => bail!("there is no scenario {other}; `make torture ARGS=list` names them"),
@@ -138,14 +156,16 @@ pub async fn inject(scenario: &str, field: &mut Field<'_>) -> anyhow::Result<Fau
 impl Field<'_> {
     /// Waits until requests are out, and says when that was.
     async fn begin(&self, what: impl Into<String>) -> anyhow::Result<Injected> {
-        for _ in 0..5000 {
+        let begun = Instant::now();
+        // Clients wait while tables are too far behind, and that may take as long as a recovery.
+        while begun.elapsed() < RECOVERS_WITHIN {
             let in_flight = self.workload.in_flight();
             if in_flight > 0 {
                 return Ok(Injected { what: what.into(), at: self.history.now(), in_flight });
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        bail!("no request was out for ten seconds")
+        bail!("no request was out for {RECOVERS_WITHIN:?}")
     }
 
     /// Ends the account of a fault.
@@ -210,7 +230,8 @@ impl Field<'_> {
         Duration::from_secs_f64(milliseconds as f64 / 1000.0 * self.scale)
     }
 
-    fn start(&mut self, slot: usize) -> anyhow::Result<()> {
+    /// Starts the process of a slot, and tells the watch.
+    pub fn start(&mut self, slot: usize) -> anyhow::Result<()> {
         self.arena.start(self.servers, slot)?;
         self.note_pids();
         Ok(())

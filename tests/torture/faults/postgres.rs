@@ -184,7 +184,8 @@ async fn waiting_for_locks(field: &Field<'_>, during: Duration) -> i64 {
     most
 }
 
-async fn dead_letters(field: &Field<'_>) -> anyhow::Result<i64> {
+/// How many dead letters there are.
+pub(super) async fn dead_letters(field: &Field<'_>) -> anyhow::Result<i64> {
     let mut connection = field.arena.connect().await?;
     Ok(sqlx::query_scalar("select count(*) from millpond.dead_letters").fetch_one(&mut connection).await?)
 }
@@ -263,4 +264,23 @@ pub async fn maintained(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let took = begun.elapsed();
     let recovery = field.recovery(injected.at).await;
     Ok(field.end(injected, Some(format!("done in {took:.1?}, {again} statements tried again")), recovery))
+}
+
+/// P10: somebody keeps a snapshot open for long, so that no dead row version can be removed.
+pub async fn long_snapshot(field: &mut Field<'_>) -> anyhow::Result<Fault> {
+    let outage = field.outage(8, 15);
+    let injected = field.begin(format!("a snapshot is kept open for {outage:?}")).await?;
+    let mut holder = field.arena.connect().await?;
+    let open = "begin isolation level repeatable read; select count(*) from millpond.fences";
+    sqlx::raw_sql(open).execute(&mut holder).await?;
+    let before = applied(field).await?;
+    tokio::time::sleep(outage).await;
+    let steps = applied(field).await? - before;
+    // Counters are written with a delay of a second at most.
+    let dead = "select coalesce(sum(n_dead_tup), 0)::int8 from pg_stat_user_tables where schemaname <> 'rig'";
+    let dead: i64 = sqlx::query_scalar(dead).fetch_one(&mut field.arena.connect().await?).await?;
+    sqlx::raw_sql("commit").execute(&mut holder).await?;
+    let recovery = field.recovery(injected.at).await;
+    let observed = format!("{steps} offsets applied meanwhile, {dead} dead row versions at its end");
+    Ok(field.end(injected, (steps > 0 && dead > 0).then_some(observed), recovery))
 }

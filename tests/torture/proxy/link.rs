@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -32,10 +32,13 @@ pub async fn carry(mut client: TcpStream, shared: Arc<Shared>) {
     };
     let (end, ended) = watch::channel(false);
     lock(&shared.links).insert(number, (name.clone(), end));
-    let link = Link { shared: &shared, name: &name, dialogue: Dialogue::default() };
+    let mut random = Random::new(shared.seed ^ number);
+    let chosen = random.below(2) == 0;
+    let (dialogue, member) = (Dialogue::default(), AtomicBool::new(false));
+    let link = Link { shared: &shared, name: &name, dialogue, member, chosen };
     let _ = client.set_nodelay(true);
     let _ = server.set_nodelay(true);
-    let reset = link.run(&mut client, &mut server, ended, Random::new(shared.seed ^ number)).await;
+    let reset = link.run(&mut client, &mut server, ended, random).await;
     lock(&shared.links).remove(&number);
     if reset {
         // Both ends are to learn it by a reset, not by a polite end.
@@ -62,6 +65,12 @@ async fn open(client: &mut TcpStream, shared: &Shared) -> Option<(TcpStream, Str
     Some((server, name))
 }
 
+/// Whether a request that begins here joins a group, stays in it or is given its share.
+fn is_of_a_member(piece: &[u8]) -> bool {
+    const JOIN_HEARTBEAT_SYNC: [[u8; 2]; 3] = [[0, 11], [0, 12], [0, 14]];
+    piece.get(4..6).is_some_and(|key| JOIN_HEARTBEAT_SYNC.iter().any(|known| known == key))
+}
+
 /// The head of a Kafka client's first request, and its client id.
 async fn kafka_hello(client: &mut TcpStream) -> std::io::Result<(Vec<u8>, String)> {
     // Length, API key, API version, correlation id, and the length of the client id.
@@ -79,6 +88,10 @@ struct Link<'a> {
     shared: &'a Shared,
     name: &'a str,
     dialogue: Dialogue,
+    /// Whether a member of a group speaks to its coordinator.
+    member: AtomicBool,
+    /// Whether it is of the half that is disturbed when only half of all are.
+    chosen: bool,
 }
 
 impl Link<'_> {
@@ -185,6 +198,9 @@ impl Link<'_> {
             return Ok(false);
         }
         *carried += piece.len() as u64;
+        if direction == Direction::ToServer && self.shared.protocol == Protocol::Kafka && is_of_a_member(piece) {
+            self.member.store(true, Ordering::Relaxed);
+        }
         let mut thrown = false;
         for rule in orders.rules.iter().filter(|rule| self.name.starts_with(&rule.client)) {
             match rule.effect {
@@ -194,6 +210,10 @@ impl Link<'_> {
                     tokio::time::sleep(least + Duration::from_micros(random.below(span.max(1)))).await;
                 }
                 Effect::Drop(which) if which == direction => {
+                    rule.touch();
+                    thrown = true;
+                }
+                Effect::SilenceMembers if self.chosen && self.member.load(Ordering::Relaxed) => {
                     rule.touch();
                     thrown = true;
                 }

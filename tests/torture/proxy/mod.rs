@@ -51,6 +51,8 @@ pub enum Effect {
     Reset { per_mille: u64 },
     /// New connections are closed at once.
     Refuse,
+    /// On half of the connections that members of groups have to their coordinators, everything is thrown away.
+    SilenceMembers,
 }
 
 /// An effect on all connections of clients whose name begins so; every name begins with the empty one.

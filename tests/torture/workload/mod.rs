@@ -50,6 +50,8 @@ struct Shared {
     stop: AtomicBool,
     in_flight: AtomicUsize,
     acknowledged: AtomicU64,
+    /// Number of the next value of a burst.
+    bursts: AtomicI64,
     /// Position of the last acknowledged append.
     last: watch::Sender<String>,
     /// How far tables are behind, as last seen, and when clients wait for them.
@@ -68,6 +70,7 @@ impl Workload {
             stop: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             acknowledged: AtomicU64::new(0),
+            bursts: AtomicI64::new(1),
             last: watch::Sender::new(String::new()),
             lag: Arc::default(),
             most_lag: runs.lag,
@@ -100,6 +103,22 @@ impl Workload {
     /// Values acknowledged so far.
     pub fn acknowledged(&self) -> u64 {
         self.shared.acknowledged.load(Ordering::Relaxed)
+    }
+
+    /// Sends so many values of a client of which every other one is poisoned; whether all were acknowledged.
+    pub async fn burst(&self, count: usize) -> bool {
+        let Some(web) = self.shared.choose(&self.shared.ingest, 0) else { return false };
+        let first = self.shared.bursts.fetch_add(i64::try_from(count).expect("few"), Ordering::Relaxed);
+        let request = self.shared.request(&web, Kind::Append, values::POISONER, first, count).await;
+        let good = request.outcome == Outcome::Ok;
+        self.shared.history.request(request);
+        good
+    }
+
+    /// [`Self::acknowledged`], for those who outlive the clients.
+    pub fn counter(&self) -> impl Fn() -> u64 + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        move || shared.acknowledged.load(Ordering::Relaxed)
     }
 
     /// Ends the clients once each has its answer.
