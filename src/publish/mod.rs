@@ -2,8 +2,8 @@
 //!
 //! Downstream events leave in the order in which they were committed per source partition, over all versions of the
 //! projection, with ids that stay. Who reads committed records sees each once: records leave in transactions, together
-//! with markers of how far the outbox has left ([`in_transactions`]). Where the cluster cannot do that they leave at least
-//! once ([`one_by_one`]), which is said. One relay at a time (a session lock in Postgres) does this; the others stand by.
+//! with markers of how far the outbox has left (`in_transactions`). Where the cluster cannot do that they leave at least
+//! once (`one_by_one`), which is said. One relay at a time (a session lock in Postgres) does this; the others stand by.
 
 mod in_transactions;
 pub mod markers;
