@@ -82,6 +82,7 @@ pub mod domain;
 pub mod http;
 pub mod ingest;
 pub mod kafka;
+pub mod planted;
 pub mod projection;
 pub mod publish;
 pub mod schema;

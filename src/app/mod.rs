@@ -35,6 +35,7 @@ use crate::{
     },
     config::{self, Config, Sources},
     consume::{Handlers, handler::Handler},
+    planted,
     telemetry::logging,
 };
 
@@ -93,6 +94,7 @@ impl Application {
         }
         let config = configuration(&common, &command)?;
         logging::init(&config.log.format, &log_level(&config, &command));
+        planted::announce().map_err(anyhow::Error::msg)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")?;
         let result = runtime.block_on(self.dispatch(config, command));
         // Threads of librdkafka that do not end by themselves must not keep the process.

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     domain::Fingerprint,
+    planted::{self, Bug},
     store::{
         self,
         fence::Claim,
@@ -42,7 +43,8 @@ pub struct Repeats {
 impl Repeats {
     /// Asks what is known of the ids in a chunk from index `first` on, where the claim stands, and decides.
     pub async fn find(engine: &Engine, claim: &Claim, chunk: &Chunk, first: usize) -> Result<Self, store::Error> {
-        let Some(window) = engine.dedupe_window.filter(|_| chunk.has_fingerprints) else { return Ok(Self::default()) };
+        let asked = chunk.has_fingerprints && !planted::is(Bug::SeenSkipped);
+        let Some(window) = engine.dedupe_window.filter(|_| asked) else { return Ok(Self::default()) };
         let mut ids: Vec<&str> =
             chunk.records[first..].iter().filter_map(|record| identity(chunk, record)).map(|(id, _)| id).collect();
         ids.sort_unstable();

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     domain::{TopicPartition, literal},
+    planted::{self, Bug},
     store::parked::{Lane, SetAside},
 };
 
@@ -103,6 +104,7 @@ impl Drained<'_> {
             Outcome::Settled(rows) => (rows.last(), rows.len()),
             Outcome::SetBack { row, .. } => (Some(*row), 1),
         };
+        let last = last.filter(|_| !planted::is(Bug::ReleasedEarly));
         let (head, goes_on) = last.map_or((None, false), |row| (row.next, row.next_goes_on));
         Next { head, goes_on, gone }
     }

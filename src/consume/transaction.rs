@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     domain::{Fingerprint, HEADER_EVENT_ID, HEADER_FINGERPRINT, literal},
+    planted::{self, Bug},
     schema::encode::fingerprint,
     store::{
         self, CopyBuffer, Session,
@@ -140,7 +141,13 @@ pub async fn run(engine: &Engine, session: &mut Session, mut work: Work<'_>) -> 
     if !work.ids.is_empty() {
         seen::stage(session, work.ids.iter().map(|(id, entry)| (*id, *entry))).await?;
     }
-    let flush = flush_sql(engine, &work, outbox, &with_rows, &tables);
+    let mut flush = flush_sql(engine, &work, outbox, &with_rows, &tables);
+    if planted::is(Bug::OffsetApart)
+        && let Some((fence, rows)) = flush.split_once('\n')
+    {
+        session.run(rows).await?;
+        flush = format!("begin;\n{fence}\ncommit");
+    }
     session.run(&flush).await?;
     Ok(Committed { out_seq: work.claim.out_seq + outbox, refused: work.prepared.effects.refusals.len() })
 }
@@ -218,7 +225,8 @@ async fn stage_dead(session: &mut Session, work: &Work<'_>) -> Result<(), store:
 /// Stages emitted events, the mirrors of dead letters and verdicts; returns how many rows the outbox gets.
 async fn stage_outbox(engine: &Engine, session: &mut Session, work: &Work<'_>) -> Result<i64, Failure> {
     let mut rows = CopyBuffer::default();
-    let mut seq = work.claim.out_seq;
+    let first = if planted::is(Bug::SharedSequence) { planted::shared_number() } else { work.claim.out_seq };
+    let mut seq = first;
     // A handler may come back to a record after others; its events are numbered through all the same.
     let mut emitted_of: HashMap<i64, i32> = HashMap::new();
     for event in &work.prepared.effects.emitted {
@@ -257,7 +265,7 @@ async fn stage_outbox(engine: &Engine, session: &mut Session, work: &Work<'_>) -
         let id = verdict_id(engine, work.claim, decision.offset, seq);
         decision.stage(engine, &work.claim.at, (seq, id), &mut rows);
     }
-    let emitted = seq - work.claim.out_seq;
+    let emitted = seq - first;
     if emitted > 0 {
         session.run(OUTBOX_STAGE).await?;
         session.copy_in("copy pg_temp._outbox from stdin (format binary)", rows.finish()).await?;

@@ -31,6 +31,7 @@ use super::{
 };
 use crate::{
     kafka::subscription::{Ask, Command, Inbox},
+    planted::{self, Bug},
     store::{
         self, Class,
         fence::{Claim, Halt},
@@ -114,7 +115,9 @@ impl Worker {
                     warn!(consumer = %self.engine.projection, partition = %self.partition.at, error = %reason, "batch not applied; trying again");
                     metrics::BATCHES.with_label_values(&[self.engine.projection.as_str(), "transient_error"]).inc();
                     self.engine.sessions.drop_idle();
-                    self.drop_claim();
+                    if !planted::is(Bug::UnknownSentAgain) {
+                        self.drop_claim();
+                    }
                     self.partition.sleep(waits.next().unwrap_or(MAX_WAIT)).await;
                 }
                 Err(Broken::Halt(halt)) => self.halt(&halt).await,
@@ -198,13 +201,14 @@ impl Worker {
 
     pub(super) async fn apply(&mut self, chunk: &Chunk) -> Result<(), Broken> {
         let next = self.claim.as_ref().map_or(0, |c| c.next_offset);
-        if next < chunk.from {
+        if next < chunk.from && !planted::is(Bug::GapIgnored) {
             // Never step over an offset: read again from the fence.
             self.partition.buffer().refuse();
             return Err(Broken::Retry(format!("records from {next} to {} are missing from the batch", chunk.from)));
         }
         // Whatever Kafka delivered again is below the fence.
-        let first = chunk.records.partition_point(|r| r.offset < next);
+        let applied = |offset: i64| offset < next && !planted::is(Bug::RedeliveredApplied);
+        let first = chunk.records.partition_point(|r| applied(r.offset));
         let Some(claim) = &self.claim else { return Ok(()) };
         let found = Repeats::find(&self.engine, claim, chunk, first).await;
         let repeats = found.map_err(|error| self.broken(error))?;
@@ -260,7 +264,8 @@ impl Worker {
                 }
                 Err(Failure::Store(e)) if e.class() == Class::Record => {
                     metrics::BATCHES.with_label_values(&[self.engine.projection.as_str(), "record_error"]).inc();
-                    if range.len() > 1 {
+                    let blamed = planted::is(Bug::DeadLetterOnDeadlock) && e.sqlstate() == Some("40P01");
+                    if range.len() > 1 && !blamed {
                         // Bisect: each half is a transaction of its own that advances the fence.
                         let middle = range.start + range.len() / 2;
                         ranges.push(middle..range.end);
@@ -350,6 +355,7 @@ impl Worker {
         let started = Instant::now();
         let tally = division.tally(range.len(), heads.len());
         let mut work = Work::new(&claim, chunk, to, division.prepared);
+        work.from = if planted::is(Bug::GapIgnored) { claim.next_offset.max(chunk.from) } else { work.from };
         work.watched = self.guard.is_watching();
         work.decisions = division.decisions;
         work.dead = aside.letters();

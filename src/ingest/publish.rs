@@ -17,6 +17,7 @@ use crate::{
     domain::{HEADER_PRODUCER, HEADER_TRACEPARENT, HEADER_TRACESTATE, Position},
     http::{Problem, TraceContext, problem::INTERNAL},
     kafka::{Delivery, EncodedBatch, NotSent, PendingReceipt, Publisher, Receipt},
+    planted::{self, Bug},
     telemetry::metrics::ingest::{BODY_BYTES, DEPARTED_CLIENTS, UNFINISHED_RECORDS},
 };
 
@@ -95,6 +96,7 @@ impl Tally {
             let (outcome, partition, offset, reason) = match *delivery {
                 Delivery::Written { partition, offset } => (Outcome::Written, Some(partition), offset, None),
                 Delivery::NotWritten(reason) => (Outcome::NotWritten, None, None, Some(reason.as_str())),
+                Delivery::Unknown(_) if planted::is(Bug::UnknownAsWritten) => (Outcome::Written, None, None, None),
                 Delivery::Unknown(reason) => (Outcome::Unknown, None, None, Some(reason.as_str())),
             };
             self.count(outcome, reason, sent.has_client_ids);
@@ -116,13 +118,14 @@ impl Tally {
     /// Counts every record of `sent` as unknown: no answer came in time.
     fn add_unknown(&mut self, sent: &Sent, listing: Listing) {
         const REASON: &str = "no acknowledgement came in time";
+        let outcome = if planted::is(Bug::AnsweredEarly) { Outcome::Written } else { Outcome::Unknown };
         for at in 0..sent.places.len() {
-            self.count(Outcome::Unknown, Some(REASON), sent.has_client_ids);
+            self.count(outcome, Some(REASON), sent.has_client_ids);
             self.list(sent, at, listing, |index, line, event_id| RecordOutcome {
                 index,
                 line,
                 event_id,
-                outcome: Outcome::Unknown,
+                outcome,
                 partition: None,
                 offset: None,
                 reason: Some(REASON),
@@ -210,6 +213,7 @@ impl UnderWay {
     /// Waits for every acknowledgement, at most for `limit`, and adds what became of the records to `tally`.
     pub(super) async fn settle(mut self, limit: Duration, tally: &mut Tally, listing: Listing) {
         let Some(pending) = self.pending.as_mut() else { return };
+        let limit = if planted::is(Bug::AnsweredEarly) { Duration::from_millis(100) } else { limit };
         match tokio::time::timeout(limit, pending).await {
             Ok(receipt) => {
                 self.pending = None;

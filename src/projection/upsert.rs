@@ -11,7 +11,11 @@ use super::{
     plan::{PlanColumn, RESET_BIT, TablePlan},
     select::{Contribution, Deletes},
 };
-use crate::{domain::ident, spec::MergeRule};
+use crate::{
+    domain::ident,
+    planted::{self, Bug},
+    spec::MergeRule,
+};
 
 /// How the rows of one key are combined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -198,7 +202,8 @@ impl Writer<'_> {
         if self.deletes {
             items.push("bool_or(_live) as _kept".to_owned());
         }
-        format!("select {} from ({source}) r group by {key} order by {key}", items.join(", "))
+        let order = if planted::is(Bug::UnsortedUpserts) { "random()" } else { key };
+        format!("select {} from ({source}) r group by {key} order by {order}", items.join(", "))
     }
 
     /// The distinct questions "which row is the last (or first) to name these columns".

@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     kafka::{self, Failed, Health, Idle, OutgoingRecord, Publisher, Reader},
+    planted::{self, Bug},
     store::{
         self, PgConnection,
         outbox::{self, Bounds, Lane, Lanes, OutboxRow},
@@ -131,7 +132,9 @@ impl Relay<'_> {
                 producer =
                     send(producer, &[], &[markers::greeting(installation, &now)]).map_err(|failed| failed.error)?;
             }
-            markers.catch_up(&options)?;
+            if !planted::is(Bug::MarkersUnread) {
+                markers.catch_up(&options)?;
+            }
             Ok((producer, markers))
         };
         Ok(match off_thread(self.connection, open).await? {
@@ -226,6 +229,10 @@ impl Relay<'_> {
             self.markers.step(&lane.iter().map(|placed| &placed.row).collect::<Vec<_>>(), &mut step);
         }
         let (begun, records, lanes) = (Instant::now(), step.records(), Arc::new(lanes));
+        if planted::is(Bug::OutboxEmptiedFirst) {
+            let rows: Vec<&OutboxRow> = lanes.iter().flatten().map(|placed| &placed.row).collect();
+            store::bounded(outbox::remove(self.connection, &rows)).await?;
+        }
         let sent = lanes.clone();
         match off_thread(self.connection, move || send(producer, &sent, &records)).await? {
             Ok(producer) => self.producer = Some(producer),

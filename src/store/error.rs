@@ -2,6 +2,8 @@
 
 use sqlx::{migrate::MigrateError, postgres::PgDatabaseError};
 
+use crate::planted::{self, Bug};
+
 /// What to do about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
@@ -87,6 +89,7 @@ impl Error {
             // 21000: a row proposed twice, 54: a limit of Postgres such as a row too wide: the record's doing.
             "21000" => Class::Record,
             "25006" => Class::Transient,
+            "40P01" if planted::is(Bug::DeadLetterOnDeadlock) => Class::Record,
             _ => match &code[..2] {
                 "22" | "23" | "54" => Class::Record,
                 "42" | "3F" | "0A" | "2F" | "38" | "39" | "P0" => Class::Deploy,

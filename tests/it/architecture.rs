@@ -12,6 +12,7 @@ pub use source::{files, root};
 /// Modules from the ground up. A module may import what stands on a lower line, and within its own line only what
 /// [`WITHIN`] lists: so roles never import each other.
 const LAYERS: &[&[&str]] = &[
+    &["planted"],
     &["domain"],
     &["telemetry", "schema", "dev"],
     &["spec"],
@@ -214,6 +215,25 @@ fn files_are_short_and_say_what_they_own() {
         }
     }
     assert_none(&faults, "files");
+}
+
+#[test]
+fn every_planted_bug_has_its_place_and_nothing_ordinary_turns_it_on() {
+    let all = sources();
+    let planted = |s: &&Source| s.area() != "planted";
+    let placed = |bug: &millpond::planted::Bug| {
+        let site = format!("Bug::{bug:?}");
+        all.iter().filter(planted).any(|s| s.text.contains(&site))
+    };
+    let without: Vec<String> = millpond::planted::Bug::ALL
+        .iter()
+        .filter(|bug| !placed(bug))
+        .map(|bug| format!("src/planted.rs: `{bug:?}` is planted nowhere"))
+        .collect();
+    assert_none(&without, "planted bugs");
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let default = manifest.lines().find(|line| line.starts_with("default = ")).unwrap();
+    assert!(!default.contains("planted"), "an ordinary build carries no bugs: {default}");
 }
 
 #[test]

@@ -55,6 +55,8 @@ pub struct Arena {
     project: PathBuf,
     /// This program under the name that makes it the application; see `main`.
     application: PathBuf,
+    /// A planted bug.
+    bug: Option<String>,
     lives: usize,
 }
 
@@ -102,6 +104,7 @@ impl Arena {
             folder,
             project,
             application,
+            bug: bug.map(str::to_owned),
             lives: 0,
         };
         arena.prepare(bug).await?;
@@ -144,7 +147,9 @@ impl Arena {
         let (role, settings) = (self.slots[slot].role, self.slots[slot].settings);
         // Only the consuming side needs to know the handler.
         let program = if role == "consume" { &*self.application } else { Path::new(env!("CARGO_BIN_EXE_millpond")) };
-        let mut words = vec![program.as_os_str().to_owned()];
+        let mut words: Vec<OsString> =
+            crate::planted::wrapper(self.bug.as_deref())?.into_iter().map(OsString::from).collect();
+        words.push(program.as_os_str().to_owned());
         words.extend([role, "--listen", "127.0.0.1:0"].map(OsString::from));
         let own = [
             format!("project.dir={}", self.project.display()),

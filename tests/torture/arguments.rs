@@ -1,5 +1,7 @@
 //! What is asked for on the command line.
 
+use std::path::PathBuf;
+
 use anyhow::{Context as _, bail};
 
 /// What to do.
@@ -9,6 +11,8 @@ pub enum Order {
     Short,
     /// Runs of scenarios.
     Run(Runs),
+    /// Runs with planted bugs, each of which has to be found, and the folder to write to what was.
+    Planted(Runs, Option<PathBuf>),
     /// A few minutes for somebody who wants to see it.
     Demo,
     /// The sum of all runs so far.
@@ -62,6 +66,13 @@ impl Default for Runs {
     }
 }
 
+impl Runs {
+    /// What a bug needs to show itself, and no more: there are many.
+    pub fn planted() -> Self {
+        Self { seconds: 10, rate: crate::SHORT_RATE, lag: crate::SHORT_LAG, ..Self::default() }
+    }
+}
+
 pub const USAGE: &str = "make torture ARGS=\"…\"
   report                 the sum of all runs so far
   list                   all scenarios
@@ -73,14 +84,17 @@ pub const USAGE: &str = "make torture ARGS=\"…\"
   --scale 1              factor on the length of outages
   --rate 6000            events a second that clients offer
   --lag 20000            values that tables may be behind before clients wait for them
-  --plant a              a planted bug: a, b, c or ab; it has to be found
+  planted                every planted bug, each in the runs that are to find it, then the same runs without any
+  --plant m[,n|none]     these planted bugs alone; with --scenario in that, and it has to be found
+  --write DIR            with planted: writes the table to planted.md there
   --resume               leave out what the report has a run of
   --keep                 leave the folders of runs where they are";
 
 /// Reads the arguments; those of a test runner mean nothing here.
 pub fn read(mut words: impl Iterator<Item = String>) -> anyhow::Result<Order> {
     let mut runs = Runs::default();
-    let mut asked = false;
+    let (mut asked, mut planted, mut write) = (false, false, None);
+    let (mut seconds, mut rate, mut lag): (Option<u64>, Option<u64>, Option<i64>) = (None, None, None);
     while let Some(word) = words.next() {
         let mut value = || words.next().with_context(|| format!("{word} wants a value\n{USAGE}"));
         match word.as_str() {
@@ -91,11 +105,13 @@ pub fn read(mut words: impl Iterator<Item = String>) -> anyhow::Result<Order> {
             "short" => return Ok(Order::Short),
             "--scenario" => runs.scenarios = value()?.split(',').map(str::to_owned).collect(),
             "--seed" => runs.seeds = seeds(&value()?)?,
-            "--seconds" => runs.seconds = value()?.parse().context("--seconds wants a whole number")?,
+            "--seconds" => seconds = Some(value()?.parse().context("--seconds wants a whole number")?),
             "--scale" => runs.scale = value()?.parse().context("--scale wants a number")?,
-            "--rate" => runs.rate = value()?.parse().context("--rate wants a whole number")?,
-            "--lag" => runs.lag = value()?.parse().context("--lag wants a whole number")?,
+            "--rate" => rate = Some(value()?.parse().context("--rate wants a whole number")?),
+            "--lag" => lag = Some(value()?.parse().context("--lag wants a whole number")?),
+            "planted" => planted = true,
             "--plant" => runs.plant = Some(value()?),
+            "--write" => write = Some(PathBuf::from(value()?)),
             "--resume" => runs.resume = true,
             "--keep" => runs.keep = true,
             "--help" | "-h" => bail!("{USAGE}"),
@@ -104,7 +120,15 @@ pub fn read(mut words: impl Iterator<Item = String>) -> anyhow::Result<Order> {
         }
         asked = true;
     }
-    Ok(if asked { Order::Run(runs) } else { Order::Short })
+    planted |= runs.plant.is_some() && runs.scenarios.is_empty();
+    let usual = if planted { Runs::planted() } else { Runs::default() };
+    runs.seconds = seconds.unwrap_or(usual.seconds);
+    (runs.rate, runs.lag) = (rate.unwrap_or(usual.rate), lag.unwrap_or(usual.lag));
+    Ok(match (asked, planted) {
+        (true, true) => Order::Planted(runs, write),
+        (true, false) => Order::Run(runs),
+        (false, _) => Order::Short,
+    })
 }
 
 /// `7`, `7,9` or `7..12`, the last one included.

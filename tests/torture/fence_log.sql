@@ -13,15 +13,22 @@ create table rig.fence_log (
     state       text not null,
     from_offset bigint not null,
     to_offset   bigint not null,
+    by_owner    uuid,                       -- who asked for the step, as the text of the request says; null: not a batch
+    by_epoch    bigint,
     xid         xid8 not null default pg_current_xact_id(),
     at          timestamptz not null default clock_timestamp()
 );
 
 create function rig.log_fence() returns trigger language plpgsql as $$
+declare
+    -- Of advance_fence: projection, version, topic, partition, owner, epoch, …
+    asked text[] := string_to_array(substring(left(current_query(), 2000) from 'advance_fence\(([^)]*)'), ', ');
 begin
-    insert into rig.fence_log (projection, version, topic, partition, epoch, owner, state, from_offset, to_offset)
+    insert into rig.fence_log (projection, version, topic, partition, epoch, owner, state, from_offset, to_offset,
+                               by_owner, by_epoch)
     values (new.projection, new.version, new.topic, new.partition, new.epoch, new.owner, new.state,
-            case tg_op when 'INSERT' then 0 else old.next_offset end, new.next_offset);
+            case tg_op when 'INSERT' then 0 else old.next_offset end, new.next_offset,
+            trim(both '''' from asked[5])::uuid, asked[6]::bigint);
     return null;
 end $$;
 

@@ -93,6 +93,7 @@ fn order() -> anyhow::Result<bool> {
         }
         Order::Demo => runtime()?.block_on(demo::show()),
         Order::Short => short(),
+        Order::Planted(runs, write) => runtime()?.block_on(planted::hunt(&runs, write.as_deref())),
         Order::Run(runs) => {
             let reports = execute(&runs)?;
             println!();

@@ -66,7 +66,7 @@ pub async fn run(servers: &mut Servers, scenario: &str, seed: u64, runs: &Runs) 
     report.repeated_downstream = verdict.repeated_credits;
     report.log_records = log.appends.len() + log.money.len();
     report.took_s = begun.elapsed().as_secs_f64();
-    if report.violations.is_empty() && !runs.keep {
+    if (report.violations.is_empty() || runs.plant.is_some()) && !runs.keep {
         arena.remove(servers).await?;
     } else {
         report.folder = Some(keep(servers, &arena)?.display().to_string());
@@ -175,6 +175,7 @@ async fn missing(servers: &Servers, arena: &Arena) -> anyhow::Result<Vec<String>
         ("appends", &arena.topics.appends),
         ("chains", &arena.topics.appends),
         ("accounts", &arena.topics.transfers),
+        ("amounts", &arena.topics.transfers),
         ("credits", &arena.topics.credits),
     ] {
         for (partition, end) in &ends[topic] {
@@ -238,6 +239,9 @@ fn health(arena: &Arena, seen: &Seen, actual: &Actual) -> Option<Violation> {
     for log in arena.slots.iter().flat_map(|slot| &slot.logs) {
         let text = std::fs::read_to_string(log).unwrap_or_default();
         witness.extend(text.lines().filter(|line| line.contains("panicked at")).map(|line| name_line(log, line)));
+    }
+    if actual.deadlocks > 0 {
+        witness.push(format!("sessions of Millpond waited for each other in a circle, {} times", actual.deadlocks));
     }
     let fat = seen.memory.iter().filter(|(_, kib)| **kib > MEMORY_BUDGET_KIB);
     witness.extend(fat.map(|(name, kib)| format!("{name} took {} MiB", kib / 1024)));

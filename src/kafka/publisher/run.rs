@@ -33,6 +33,7 @@ use crate::{
         Error, Options,
         client::{self, MESSAGE_TIMEOUT},
     },
+    planted::{self, Bug},
     telemetry::metrics::kafka as metrics,
 };
 
@@ -227,7 +228,8 @@ impl ClientContext for Context {
     fn stats_raw(&self, json: &[u8]) {
         let Ok(statistics) = serde_json::from_slice::<Statistics>(json) else { return };
         metrics::QUEUED_RECORDS.set(statistics.msg_cnt);
-        if statistics.eos.is_some_and(|eos| eos.idemp_state == "Assigned") {
+        let has_id = statistics.eos.is_some_and(|eos| eos.idemp_state == "Assigned");
+        if has_id || planted::is(Bug::AcksOne) {
             self.0.has_producer_id.store(true, Ordering::Relaxed);
         }
     }
@@ -278,6 +280,9 @@ pub(super) fn create(options: &Options, state: &Arc<State>) -> Result<BaseProduc
     let mut config = options.producer()?;
     // Statistics are how librdkafka tells that the producer has its id.
     config.set("statistics.interval.ms", "500");
+    if planted::is(Bug::AcksOne) {
+        config.set("enable.idempotence", "false").set("acks", "1");
+    }
     client::create(&config, Context(state.clone()), "producer")
 }
 

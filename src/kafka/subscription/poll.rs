@@ -30,7 +30,10 @@ use super::{
     Ask, Assigned, Assignee, Command, Flow, Incoming,
     inbox::Inbox,
 };
-use crate::domain::TopicPartition;
+use crate::{
+    domain::TopicPartition,
+    planted::{self, Bug},
+};
 
 /// What Postgres and RFC 3339 can both say, in milliseconds: a producer may have put anything into its timestamps.
 const YEAR_1: i64 = -62_135_596_800_000;
@@ -169,7 +172,9 @@ impl<A: Assignee> Context<A> {
             // Without a claim the place to start at is unknown, and whatever comes from here is thrown away. But it has to
             // be a number: librdkafka looks up an end or a beginning in its own time, also once more half a second after
             // a seek, and then goes on from there, over everything between.
-            list.add_partition_offset(&at.topic, at.partition, Offset::Offset(start.unwrap_or(0)))?;
+            let trusted = planted::is(Bug::KafkaOffsetTrusted);
+            let from = if trusted { Offset::Stored } else { Offset::Offset(start.unwrap_or(0)) };
+            list.add_partition_offset(&at.topic, at.partition, from)?;
             if start.is_none() {
                 waiting.add_partition(&at.topic, at.partition);
             }

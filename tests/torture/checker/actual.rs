@@ -15,6 +15,8 @@ pub struct Step {
     pub owner: Option<uuid::Uuid>,
     pub from: i64,
     pub to: i64,
+    /// Owner and epoch that whoever asked for it believed in; none for what is no batch.
+    pub by: Option<(uuid::Uuid, i64)>,
 }
 
 /// All that the checks look at in Postgres.
@@ -27,13 +29,15 @@ pub struct Actual {
     pub outbox: i64,
     /// Sessions that are open in a transaction, with what they are.
     pub stuck: Vec<String>,
+    /// Deadlocks that no scenario has brought about.
+    pub deadlocks: i64,
 }
 
 impl Actual {
     pub async fn read(connection: &mut PgConnection) -> anyhow::Result<Self> {
         connection.execute("begin isolation level repeatable read read only").await?;
         let mut actual = Self { tables: tables(connection).await?, ..Self::default() };
-        let steps = "select projection, topic, partition, epoch, owner, from_offset, to_offset
+        let steps = "select projection, topic, partition, epoch, owner, from_offset, to_offset, by_owner, by_epoch
                        from rig.fence_log order by id";
         actual.steps = sqlx::query(steps).fetch_all(&mut *connection).await?.iter().map(step).collect();
         actual.outbox = sqlx::query_scalar("select count(*) from millpond.outbox").fetch_one(&mut *connection).await?;
@@ -43,6 +47,8 @@ impl Actual {
                       where datname = current_database() and pid <> pg_backend_pid() and state like 'idle in %'
                         and xact_start < now() - interval '10 s'";
         actual.stuck = sqlx::query_scalar(stuck).fetch_all(&mut *connection).await?;
+        let deadlocks = "select deadlocks from pg_stat_database where datname = current_database()";
+        actual.deadlocks = sqlx::query_scalar(deadlocks).fetch_one(&mut *connection).await?;
         connection.execute("commit").await?;
         Ok(actual)
     }
@@ -74,6 +80,9 @@ async fn tables(connection: &mut PgConnection) -> anyhow::Result<Tables> {
         let value = CreditRow { amount: row.try_get(2)?, times: row.try_get(3)? };
         tables.credits.insert((row.try_get(0)?, row.try_get(1)?), value);
     }
+    for row in connection.fetch_all("select amount, times::int8 from live.amounts").await? {
+        tables.amounts.insert(row.try_get(0)?, row.try_get(1)?);
+    }
     let place = |row: &PgRow| -> anyhow::Result<(i32, i64)> { Ok((row.try_get(0)?, row.try_get(1)?)) };
     let dead = r#"select partition, "offset" from millpond.dead_letters where projection = 'appends'"#;
     tables.dead_letters = connection.fetch_all(dead).await?.iter().map(place).collect::<Result<_, _>>()?;
@@ -91,5 +100,6 @@ fn step(row: &PgRow) -> Step {
         owner: row.get(4),
         from: row.get(5),
         to: row.get(6),
+        by: row.get::<Option<uuid::Uuid>, _>(7).zip(row.get(8)),
     }
 }

@@ -53,6 +53,8 @@ pub struct Tables {
     pub chains: BTreeMap<String, ChainRow>,
     pub accounts: BTreeMap<String, AccountRow>,
     pub credits: BTreeMap<(String, String), CreditRow>,
+    /// How often each amount was moved.
+    pub amounts: BTreeMap<i64, i64>,
     /// Partition and offset of what `appends` cannot apply.
     pub dead_letters: BTreeSet<(i32, i64)>,
     /// Partition and offset of what `accounts` refuses.
@@ -118,6 +120,7 @@ impl Model {
     fn fold_money(&mut self, log: &Log) {
         for placed in &log.money {
             let value = &placed.value;
+            *self.tables.amounts.entry(value.amount).or_default() += 1;
             let account = self.tables.accounts.entry(value.account.clone()).or_default();
             match &value.target {
                 None => account.deposited += value.amount,

@@ -13,6 +13,7 @@ pub fn compare(expected: &Tables, actual: &Tables, violations: &mut Vec<Violatio
     rows("table chains", &expected.chains, &actual.chains, violations);
     rows("table accounts", &expected.accounts, &actual.accounts, violations);
     rows("table credits", &expected.credits, &actual.credits, violations);
+    rows("table amounts", &expected.amounts, &actual.amounts, violations);
     places("refusals", &expected.refusals, &actual.refusals, violations);
 }
 
@@ -73,12 +74,18 @@ pub fn tiling(case: &Case<'_>, violations: &mut Vec<Violation>) {
             if taken || (step.to > step.from && step.owner.is_none()) {
                 finding.add(|| format!("{fence:?} of {owner:?} in epoch {epoch} was moved: {step:?}"));
             }
+            if let Some(by) = step.by.filter(|(owner, epoch)| Some(*owner) != step.owner || *epoch != step.epoch) {
+                finding.add(|| format!("{fence:?} was moved by {by:?}, who had lost it: {step:?}"));
+            }
             (at, epoch, owner) = (step.to, step.epoch, step.owner);
         }
     }
-    for (projection, records) in [("appends", &ends(&case.log.appends)), ("chains", &ends(&case.log.appends))]
-        .into_iter()
-        .chain([("accounts", &ends(&case.log.money)), ("credits", &ends(&case.log.credits))])
+    for (projection, records) in
+        [("appends", &ends(&case.log.appends)), ("chains", &ends(&case.log.appends))].into_iter().chain([
+            ("accounts", &ends(&case.log.money)),
+            ("amounts", &ends(&case.log.money)),
+            ("credits", &ends(&case.log.credits)),
+        ])
     {
         for (partition, end) in records {
             let steps = fences.iter().find(|((name, _, at), _)| *name == projection && at == partition);

@@ -52,6 +52,9 @@ const WRONG: &[Wrong] = &[
         let mut row = world.actual.tables.chains.first_entry().expect("rows");
         row.get_mut().chain.replace_range(..1, "x");
     }),
+    ("shared_row_counted_twice", 5, |world| {
+        *world.actual.tables.amounts.first_entry().expect("rows").get_mut() += 1;
+    }),
     ("row_out_of_nothing", 5, |world| {
         let row = world.actual.tables.accounts.first_key_value().expect("rows").1.clone();
         world.actual.tables.accounts.insert("nobody".into(), row);
@@ -72,6 +75,9 @@ const WRONG: &[Wrong] = &[
     }),
     ("epoch_gone_back", 9, |world| world.actual.steps[3].epoch = 0),
     ("fence_moved_by_another_owner", 9, |world| world.actual.steps[3].owner = Some(Uuid::from_u128(99))),
+    ("fence_moved_by_a_message_of_an_earlier_owner", 9, |world| {
+        world.actual.steps[3].by = Some((Uuid::from_u128(99), 1));
+    }),
     ("fence_behind_the_log", 9, |world| drop(world.actual.steps.pop())),
     ("event_never_published", 10, |world| drop(world.log.credits.pop())),
     ("event_under_two_ids", 10, |world| {
@@ -179,16 +185,17 @@ fn requests() -> Vec<Request> {
 fn steps(log: &Log) -> Vec<Step> {
     let mut steps = Vec::new();
     let ends = |projection| match projection {
-        "accounts" => super::tables::ends(&log.money),
+        "accounts" | "amounts" => super::tables::ends(&log.money),
         "credits" => super::tables::ends(&log.credits),
         _ => super::tables::ends(&log.appends),
     };
-    for projection in ["appends", "chains", "accounts", "credits"] {
+    for projection in ["appends", "chains", "accounts", "amounts", "credits"] {
         for (partition, end) in ends(projection) {
             let mut step = |epoch: u128, from, to| {
                 let owner = (epoch > 0).then(|| Uuid::from_u128(epoch));
                 let (projection, topic, epoch) = (projection.to_owned(), TOPIC.to_owned(), epoch as i64);
-                steps.push(Step { projection, topic, partition, epoch, owner, from, to });
+                let by = owner.filter(|_| to > from).map(|owner| (owner, epoch));
+                steps.push(Step { projection, topic, partition, epoch, owner, from, to, by });
             };
             step(0, 0, 0);
             step(1, 0, 0);

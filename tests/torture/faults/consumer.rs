@@ -9,13 +9,13 @@ use super::{Fault, Field, SHOWS_WITHIN};
 use crate::proxy::{Action, Pattern, Trap};
 
 /// Whose connections apply batches and claim fences.
-const APPLYING: &str = "millpond consume";
+pub(super) const APPLYING: &str = "millpond consume";
 /// What raises an epoch.
 const CLAIM: &str = "set epoch = epoch + 1";
 /// What a batch's one message begins with.
-const FLUSH: &str = "millpond.advance_fence(";
+pub(super) const FLUSH: &str = "millpond.advance_fence(";
 /// How long a trap waits for its message; under load it comes at once.
-const SPRINGS_WITHIN: Duration = Duration::from_secs(20);
+pub(super) const SPRINGS_WITHIN: Duration = Duration::from_secs(20);
 
 /// Points of the protocol at which a consumer can die, with the message at which it is there.
 const POINTS: [(&str, Option<Pattern>); 8] = [
@@ -115,16 +115,16 @@ async fn open_transactions(field: &Field<'_>) -> i64 {
 }
 
 /// A flush on its way: which fence it moves, and from where.
-struct Flush {
-    projection: String,
-    topic: String,
-    partition: i32,
-    from: i64,
+pub(super) struct Flush {
+    pub projection: String,
+    pub topic: String,
+    pub partition: i32,
+    pub from: i64,
 }
 
 impl Flush {
     /// Reads the arguments of `advance_fence(projection, version, topic, partition, owner, epoch, from, …)`.
-    fn read(statement: &str) -> Option<Self> {
+    pub fn read(statement: &str) -> Option<Self> {
         let (_, arguments) = statement.split_once(FLUSH)?;
         let words: Vec<&str> = arguments.split(',').map(|word| word.trim().trim_matches('\'')).take(7).collect();
         let [projection, _, topic, partition, _, _, from] = words[..] else { return None };

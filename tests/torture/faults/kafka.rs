@@ -36,7 +36,7 @@ pub(super) async fn leaders_of(field: &Field<'_>, topic: &str) -> anyhow::Result
 }
 
 /// A broker that leads, and the partitions that it leads.
-async fn a_leader(field: &mut Field<'_>) -> anyhow::Result<(i32, Vec<i32>)> {
+pub(super) async fn a_leader(field: &mut Field<'_>) -> anyhow::Result<(i32, Vec<i32>)> {
     let leaders = leaders(field).await?;
     let leading: Vec<i32> = leaders.values().copied().filter(|leader| *leader > 0).collect();
     let node = *field.random.pick(&leading);

@@ -8,6 +8,7 @@ mod abuse;
 mod consumer;
 mod group;
 mod kafka;
+mod narrow;
 mod outbox;
 mod postgres;
 
@@ -75,6 +76,14 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("C5", "consumers come and go all the time"),
     scenario("C7", "bursts of values of which half make a projection fail"),
     scenario("O1", "kill -9 of the relay between Kafka's acknowledgement and the outbox"),
+    scenario(
+        "C13",
+        "a consumer is frozen inside a transaction; its last message arrives between a claim and its first batch",
+    ),
+    scenario("K16", "both followers are frozen, then their leader dies"),
+    scenario("P13", "rows that partitions share are held by a stranger"),
+    scenario("O3", "kill -9 of the relay at any moment"),
+    scenario("I8", "kill -9 of an ingest node while nothing reaches Kafka"),
     scenario("I1", "idle connections, slow heads, slow bodies"),
     scenario("I2", "requests that are too large, lie about their length, or mean two things (and I5)"),
     scenario("I6", "SIGTERM or kill -9 of an ingest node under load"),
@@ -149,6 +158,11 @@ pub async fn inject(scenario: &str, field: &mut Field<'_>) -> anyhow::Result<Fau
         "I2" => abuse::malformed_requests(field).await,
         "I6" => consumer::ingest_gone(field).await,
         "O1" => outbox::relay_killed(field).await,
+        "C13" => narrow::message_before_the_first(field).await,
+        "K16" => narrow::leader_alone(field).await,
+        "P13" => narrow::shared_rows_held(field).await,
+        "O3" => narrow::relay_killed_anywhere(field).await,
+        "I8" => narrow::ingest_gone_unheard(field).await,
         other => bail!("there is no scenario {other}; `make torture ARGS=list` names them"),
     }
 }

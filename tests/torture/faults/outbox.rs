@@ -24,7 +24,7 @@ pub async fn relay_killed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     Ok(field.end(injected, observed, recovery))
 }
 
-async fn pending(field: &Field<'_>) -> i64 {
+pub(super) async fn pending(field: &Field<'_>) -> i64 {
     let Ok(mut connection) = field.arena.connect().await else { return 0 };
     sqlx::query_scalar("select count(*) from millpond.outbox").fetch_one(&mut connection).await.unwrap_or(0)
 }

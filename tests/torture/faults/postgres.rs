@@ -12,6 +12,8 @@ use crate::proxy::{Action, Direction, Effect, Pattern, Trap};
 /// Whose connections apply batches.
 const APPLYING: &str = "millpond consume";
 const FLUSH: &str = "millpond.advance_fence(";
+/// Deadlocks that a stranger has brought about are not Millpond's: check 13 finds the others.
+const FORGET_DEADLOCKS: &str = "select pg_stat_reset()";
 
 /// P1: the whole server dies, or one backend, which takes all others with it.
 pub async fn killed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
@@ -171,7 +173,7 @@ pub async fn slow(field: &mut Field<'_>) -> anyhow::Result<Fault> {
 }
 
 /// Most sessions that were seen to wait for a lock while time went by.
-async fn waiting_for_locks(field: &Field<'_>, during: Duration) -> i64 {
+pub(super) async fn waiting_for_locks(field: &Field<'_>, during: Duration) -> i64 {
     let sql = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
     let (begun, mut most) = (std::time::Instant::now(), 0);
     while begun.elapsed() < during {
@@ -237,6 +239,7 @@ pub async fn deadlocked(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
     let after: i64 = sqlx::query_scalar(deadlocks).fetch_one(&mut connection).await?;
+    sqlx::raw_sql(FORGET_DEADLOCKS).execute(&mut connection).await?;
     let recovery = field.recovery(injected.at).await;
     let count = after - before;
     let observed = (count > 0 || victims > 0).then(|| format!("{count} deadlocks, in {victims} the stranger lost"));
@@ -262,6 +265,9 @@ pub async fn maintained(field: &mut Field<'_>) -> anyhow::Result<Fault> {
         }
     }
     let took = begun.elapsed();
+    // Counted with a delay of a second at most.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    sqlx::raw_sql(FORGET_DEADLOCKS).execute(&mut connection).await?;
     let recovery = field.recovery(injected.at).await;
     Ok(field.end(injected, Some(format!("done in {took:.1?}, {again} statements tried again")), recovery))
 }

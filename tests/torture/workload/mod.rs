@@ -30,8 +30,10 @@ const READERS: u64 = 3;
 const READER_PERIOD: Duration = Duration::from_millis(120);
 /// After an answer that was no 202.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// Shorter than what the server takes to give up, so that clients see timeouts of their own, too.
+/// Shorter than what the server takes to give up, so that clients see timeouts of their own, too; every other client waits
+/// for what the server says when it does.
 const DEADLINE: Duration = Duration::from_secs(10);
+const PATIENT_DEADLINE: Duration = Duration::from_secs(25);
 
 /// Where processes of a role are to be reached.
 pub type Addresses = Vec<watch::Receiver<Option<Web>>>;
@@ -52,6 +54,8 @@ struct Shared {
     acknowledged: AtomicU64,
     /// Number of the next value of a burst.
     bursts: AtomicI64,
+    /// Number of the first value of the first client's request that is out, or was last.
+    recent: AtomicI64,
     /// Position of the last acknowledged append.
     last: watch::Sender<String>,
     /// How far tables are behind, as last seen, and when clients wait for them.
@@ -71,6 +75,7 @@ impl Workload {
             in_flight: AtomicUsize::new(0),
             acknowledged: AtomicU64::new(0),
             bursts: AtomicI64::new(1),
+            recent: AtomicI64::new(1),
             last: watch::Sender::new(String::new()),
             lag: Arc::default(),
             most_lag: runs.lag,
@@ -151,6 +156,9 @@ impl Shared {
                 continue;
             }
             let Some(web) = self.choose(&self.ingest, client.unsigned_abs() as usize) else { continue };
+            if client == 0 {
+                self.recent.store(first, Ordering::Relaxed);
+            }
             let request = self.request(&web, kind, client, first, count).await;
             first += i64::try_from(request.count).expect("few");
             let good = request.outcome == Outcome::Ok;
@@ -173,7 +181,8 @@ impl Shared {
         let invoked = self.history.now();
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         let post = web.try_post(path, &[("content-type", "application/x-ndjson")], &body);
-        let answer = tokio::time::timeout(DEADLINE, post).await;
+        let deadline = if client % 2 == 0 { DEADLINE } else { PATIENT_DEADLINE };
+        let answer = tokio::time::timeout(deadline, post).await;
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
         let completed = self.history.now();
         let (outcome, others, said, position) = match answer {
@@ -211,7 +220,7 @@ impl Shared {
             ticks.tick().await;
             let wanted = self.last.borrow().clone();
             let Some(web) = self.choose(&self.serve, 0).filter(|_| !wanted.is_empty()) else { continue };
-            let key = values::key(random.below(values::KEYS));
+            let key = self.key_to_read(&mut random);
             let (path, invoked) = (format!("/v1/views/chains?key=eq.{key}"), self.history.now());
             let headers = [("millpond-min-position", wanted.as_str()), ("prefer", "wait=5")];
             let begun = Instant::now();
@@ -224,6 +233,15 @@ impl Shared {
             // A server that is away is not asked in a busy loop.
             tokio::time::sleep_until(begun + READER_PERIOD / 2).await;
         }
+    }
+
+    /// Every other key is one whose list is just being appended to: there, rows and position are most easily apart.
+    fn key_to_read(&self, random: &mut Random) -> String {
+        if random.below(2) == 0 {
+            return values::key(random.below(values::KEYS));
+        }
+        let place = random.below(APPENDS as u64).cast_signed();
+        values::append(self.seed, 0, self.recent.load(Ordering::Relaxed) + place).key
     }
 
     fn unread(&self, key: String, wanted: &str, invoked: u64) -> Read {
