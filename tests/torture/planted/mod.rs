@@ -15,9 +15,8 @@ use sqlx::PgConnection;
 use self::bugs::{BUGS, NONE, Planted};
 use self::table::{Found, Row};
 use crate::arguments::Runs;
+use crate::campaign::Campaign;
 use crate::report::Report;
-use crate::run;
-use crate::servers::Servers;
 
 /// Plants what of a bug is in the database.
 pub async fn plant(connection: &mut PgConnection, bug: &str) -> anyhow::Result<()> {
@@ -43,19 +42,19 @@ pub async fn hunt(runs: &Runs, write: Option<&Path>) -> anyhow::Result<bool> {
         None => all(),
         Some(names) => names.split(',').map(bugs::find).collect::<Result<_, _>>()?,
     };
-    let folder = crate::harness::own_folder("torture");
-    let mut servers = Servers::start(&folder, 1).await?;
+    let mut campaign = Campaign::default();
     let mut rows = Vec::new();
     for bug in &wanted {
         eprintln!("planted {}: {}", bug.name, bug.what());
         let row = if bug.name == NONE.name {
-            control(&mut servers, runs, &wanted).await
+            control(&mut campaign, runs, &wanted).await
         } else {
-            look_for(&mut servers, runs, bug).await
+            look_for(&mut campaign, runs, bug).await
         };
         println!("{}", row.line());
         rows.push(row);
     }
+    campaign.end();
     let text = table::text(&rows);
     println!("\n{text}");
     if let Some(folder) = write {
@@ -68,10 +67,10 @@ pub async fn hunt(runs: &Runs, write: Option<&Path>) -> anyhow::Result<bool> {
 }
 
 /// Runs what a bug is looked for in until it is found.
-async fn look_for(servers: &mut Servers, runs: &Runs, bug: &Planted) -> Row {
+async fn look_for(campaign: &mut Campaign, runs: &Runs, bug: &Planted) -> Row {
     let (begun, mut row) = (Instant::now(), Row::new(bug.name, bug.what()));
     for (scenario, seed) in bug.runs() {
-        let Some(report) = one(servers, runs, bug, scenario, seed, &mut row).await else { continue };
+        let Some(report) = one(campaign, runs, bug, scenario, seed, &mut row).await else { continue };
         let found = report.violations.iter().find(|violation| bug.by.contains(&violation.check));
         if let Some(violation) = found {
             row.found = Some(Found::new(scenario, seed, begun.elapsed(), violation));
@@ -85,7 +84,7 @@ async fn look_for(servers: &mut Servers, runs: &Runs, bug: &Planted) -> Row {
 }
 
 /// Every run in which any of these bugs is looked for, or any at all, with none.
-async fn control(servers: &mut Servers, runs: &Runs, wanted: &[&Planted]) -> Row {
+async fn control(campaign: &mut Campaign, runs: &Runs, wanted: &[&Planted]) -> Row {
     let mut all: Vec<(&str, u64)> = wanted.iter().flat_map(|bug| bug.runs()).collect();
     if all.is_empty() {
         all = BUGS.iter().flat_map(Planted::runs).collect();
@@ -94,7 +93,7 @@ async fn control(servers: &mut Servers, runs: &Runs, wanted: &[&Planted]) -> Row
     all.dedup();
     let (begun, mut row) = (Instant::now(), Row::new(NONE.name, NONE.what()));
     for (scenario, seed) in all {
-        let Some(report) = one(servers, runs, &NONE, scenario, seed, &mut row).await else { continue };
+        let Some(report) = one(campaign, runs, &NONE, scenario, seed, &mut row).await else { continue };
         if let (None, Some(violation)) = (&row.found, report.violations.first()) {
             row.found = Some(Found::new(scenario, seed, begun.elapsed(), violation));
         }
@@ -104,7 +103,7 @@ async fn control(servers: &mut Servers, runs: &Runs, wanted: &[&Planted]) -> Row
 
 /// One run; none when it came to no end, which tells nothing.
 async fn one(
-    servers: &mut Servers,
+    campaign: &mut Campaign,
     runs: &Runs,
     bug: &Planted,
     scenario: &str,
@@ -113,19 +112,12 @@ async fn one(
 ) -> Option<Report> {
     eprintln!("{scenario} with seed {seed}, planted {}", bug.name);
     let runs = Runs { plant: Some(bug.name.to_owned()), ..runs.clone() };
-    match run::run(servers, scenario, seed, &runs).await {
-        Ok(report) => {
-            row.runs += 1;
-            report.print();
-            Some(report)
-        }
-        Err(error) => {
-            eprintln!("  the run came to no end: {error:#}");
-            row.errors.push(format!("{scenario} with seed {seed}: {error:#}"));
-            if let Err(error) = servers.heal() {
-                eprintln!("  servers do not heal: {error:#}");
-            }
-            None
-        }
+    let report = campaign.run(&runs, scenario, seed).await;
+    report.print();
+    if let Some(error) = &report.error {
+        row.errors.push(format!("{scenario} with seed {seed}: {error}"));
+        return None;
     }
+    row.runs += 1;
+    Some(report)
 }
