@@ -115,6 +115,7 @@ pub async fn end(
     let case = Case { seed, requests: &requests, reads: &reads, log: &log, actual: &actual, bank: &seen.bank };
     let mut verdict = checker::judge(&case);
     verdict.violations.extend(liveness(faults, settled));
+    verdict.violations.extend(faults::judged(faults));
     verdict.violations.extend(health(arena, &seen, &actual));
     arena.close();
     Ok(Judged { verdict, requests, reads, log, actual, seen })
