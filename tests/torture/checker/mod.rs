@@ -72,6 +72,8 @@ pub struct Case<'a> {
     pub actual: &'a Actual,
     /// What was seen of the bank while the run went on.
     pub bank: &'a [String],
+    /// Whether Postgres itself went back in time: what had left by then leaves again.
+    pub went_back: bool,
 }
 
 /// What was found, and what there was to find it in.

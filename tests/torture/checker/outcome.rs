@@ -24,8 +24,9 @@ pub fn bank(case: &Case<'_>, violations: &mut Vec<Violation>) {
     finding.end(violations);
 }
 
-/// Check 10: every event that has to leave has left, no other has, an id stands for one event, and first occurrences are
-/// in the order of their source. How many were repeated is the result.
+/// Check 10: every event that has to leave has left, no other has, an id stands for one event, first occurrences are in the
+/// order of their source, and nothing was committed to Kafka twice, unless Postgres forgot that it had left. How many were
+/// repeated is the result.
 pub fn outbox(case: &Case<'_>, model: &Model, violations: &mut Vec<Violation>) -> usize {
     let mut finding = Finding::new(10, "downstream events");
     if case.actual.outbox > 0 {
@@ -43,6 +44,9 @@ pub fn outbox(case: &Case<'_>, model: &Model, violations: &mut Vec<Violation>) -
         let at = format!("{}@{}", placed.partition, placed.offset);
         if let Some(known) = first.get(placed.event_id.as_str()) {
             repeated += 1;
+            if !case.went_back {
+                finding.add(|| format!("event {} was committed again at {at}: {credit:?}", placed.event_id));
+            }
             if *known != credit {
                 finding.add(|| format!("event {} is {known:?}, and at {at} {credit:?}", placed.event_id));
             }

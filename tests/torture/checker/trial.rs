@@ -20,6 +20,7 @@ struct World {
     log: Log,
     actual: Actual,
     bank: Vec<String>,
+    went_back: bool,
 }
 
 /// What is wrong, how, and the check that has to find it.
@@ -79,6 +80,16 @@ const WRONG: &[Wrong] = &[
         again.event_id = "another".into();
         world.log.credits.push(again);
     }),
+    ("event_committed_twice", 10, |world| {
+        let again = repeat_an_event(world);
+        world.log.credits.push(again);
+    }),
+    ("event_repeated_as_another_after_postgres_went_back", 10, |world| {
+        world.went_back = true;
+        let mut again = repeat_an_event(world);
+        again.value.amount += 1;
+        world.log.credits.push(again);
+    }),
     ("events_of_a_source_exchanged", 10, |world| {
         let first = world.log.credits[0].clone();
         let second = world.log.credits[1].clone();
@@ -97,6 +108,13 @@ pub fn run() -> Vec<(String, Option<String>)> {
     let found = checks(&world());
     let wrong = (!found.is_empty()).then(|| format!("a world in which all is right is condemned by {found:?}"));
     results.push(("judge_of_a_world_without_fault_finds_nothing".to_owned(), wrong));
+    let mut forgetful = world();
+    forgetful.went_back = true;
+    let again = repeat_an_event(&mut forgetful);
+    forgetful.log.credits.push(again);
+    let found = checks(&forgetful);
+    let wrong = (!found.is_empty()).then(|| format!("it is condemned by {found:?}"));
+    results.push(("judge_of_an_event_repeated_after_postgres_went_back_finds_nothing".to_owned(), wrong));
     for (name, check, spoil) in WRONG {
         let mut world = world();
         spoil(&mut world);
@@ -109,8 +127,9 @@ pub fn run() -> Vec<(String, Option<String>)> {
 }
 
 fn checks(world: &World) -> Vec<u8> {
-    let World { requests, reads, log, actual, bank } = world;
-    let verdict = judge(&Case { seed: SEED, requests, reads, log, actual, bank });
+    let World { requests, reads, log, actual, bank, went_back } = world;
+    let case = Case { seed: SEED, requests, reads, log, actual, bank, went_back: *went_back };
+    let verdict = judge(&case);
     verdict.violations.iter().map(|violation| violation.check).collect()
 }
 
@@ -155,7 +174,7 @@ fn world() -> World {
     }];
     let steps = steps(&log);
     let actual = Actual { tables: model.tables, steps, ..Actual::default() };
-    World { requests: requests(), reads, log, actual, bank: Vec::new() }
+    World { requests: requests(), reads, log, actual, bank: Vec::new(), went_back: false }
 }
 
 fn requests() -> Vec<Request> {
@@ -200,6 +219,17 @@ fn steps(log: &Log) -> Vec<Step> {
         }
     }
     steps
+}
+
+/// An event once more, at the end of its topic; tables and fences know of it, so that only its repetition is wrong.
+fn repeat_an_event(world: &mut World) -> Placed<Credit> {
+    let mut again = world.log.credits[0].clone();
+    again.offset = super::tables::ends(&world.log.credits)[&again.partition];
+    let row = (again.value.account.clone(), again.value.transfer_id.clone());
+    world.actual.tables.credits.get_mut(&row).expect("a row of the event").times += 1;
+    let last = world.actual.steps.iter().rfind(|step| step.projection == "credits").expect("steps").clone();
+    world.actual.steps.push(Step { from: last.to, to: last.to + 1, ..last });
+    again
 }
 
 /// Places in the log of two values of one key.
