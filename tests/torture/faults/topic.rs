@@ -179,8 +179,9 @@ pub(super) async fn write(producer: &FutureProducer, topic: &str, at: i32, paylo
 /// The id of the first schema of notes.
 fn schema_id(side: &Side) -> anyhow::Result<u32> {
     let list = side.succeeds(&["schema", "list"])?;
-    let found = list.lines().find_map(|line| line.strip_prefix("side.Note v1: id ")?.parse().ok());
-    found.with_context(|| format!("there is no side.Note v1 in {list}"))
+    let version = format!("{}.Note v1", side.name);
+    let found = list.lines().find_map(|line| line.strip_prefix(&version)?.strip_prefix(": id ")?.parse().ok());
+    found.with_context(|| format!("there is no {version} in {list}"))
 }
 
 pub(super) fn admin(side: &Side) -> anyhow::Result<AdminClient<DefaultClientContext>> {

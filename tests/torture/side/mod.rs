@@ -26,6 +26,10 @@ use crate::servers::Servers;
 
 /// How the project calls its topics.
 const TOPIC_PREFIX: &str = "side.";
+/// How its schemas are called, and where the first version of one is. The registry is that of all runs: under a name of its own
+/// a version is new each time.
+const NAMESPACE: &str = "\"namespace\": \"side\"";
+const SCHEMA: &str = "schemas/Note/v1.avsc";
 /// How often something is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -34,8 +38,9 @@ pub struct Side {
     pub topic: String,
     pub brokers: String,
     pub writer: Writer,
+    /// Of its database and its schemas.
+    pub name: String,
     database: String,
-    database_name: String,
     folder: Arc<Folder>,
     pub project: PathBuf,
     processes: BTreeMap<String, Process>,
@@ -63,12 +68,13 @@ impl Side {
             brokers: servers.brokers(),
             writer: Writer::start(),
             database: servers.database_url(&unique, servers.direct.port())?,
-            database_name: unique,
+            name: unique,
             folder,
             project,
             processes: BTreeMap::new(),
             logs: Vec::new(),
         };
+        side.write(SCHEMA, &std::fs::read_to_string(side.project.join(SCHEMA))?)?;
         side.succeeds(&["schema", "push"])?;
         side.start("ingest", "ingest")?;
         side.start("consume", "consume")?;
@@ -106,8 +112,9 @@ impl Side {
 
     /// Writes a file of the project.
     pub fn write(&self, path: &str, text: &str) -> anyhow::Result<()> {
-        let path = self.project.join(path);
-        Ok(std::fs::write(path, text.replace("TOPIC", &self.topic))?)
+        let namespace = format!("\"namespace\": \"{}\"", self.name);
+        let text = text.replace("TOPIC", &self.topic).replace(NAMESPACE, &namespace);
+        Ok(std::fs::write(self.project.join(path), text)?)
     }
 
     fn settings(&self) -> Vec<String> {
@@ -217,7 +224,7 @@ impl Side {
             tokio::task::block_in_place(|| drop(process));
         }
         let mut connection = PgConnection::connect(&servers.postgres.url()).await?;
-        let drop = format!("drop database {} with (force)", self.database_name);
+        let drop = format!("drop database {} with (force)", self.name);
         connection.execute(AssertSqlSafe(drop)).await?;
         let options = millpond::kafka::Options { brokers: self.brokers.clone(), ..Default::default() };
         // A topic that is gone already is as good.
