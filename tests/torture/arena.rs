@@ -77,7 +77,7 @@ const SLOTS: [(&str, &str, &[&str]); 6] = [
     ("consume-1", "consume", CONSUME),
     ("consume-2", "consume", CONSUME),
     ("serve-1", "serve", &[]),
-    ("publish-1", "publish", &[]),
+    ("publish-1", "publish", &["kafka.client_id=millpond-relay"]),
 ];
 
 impl Arena {
@@ -88,7 +88,7 @@ impl Arena {
         let folder = Arc::new(Folder::open(&path)?);
         let project = path.join("project");
         let topic = |what: &str| format!("{unique}.{what}.v1");
-        copy_project(&crate::source().join("project"), &project, &format!("{unique}."))?;
+        copy_project(&crate::source().join("project"), &project, TOPIC_PREFIX, &format!("{unique}."))?;
         let application = path.join("millpond");
         std::os::unix::fs::symlink(std::env::current_exe()?, &application)?;
         servers.create_database(&unique).await?;
@@ -282,16 +282,16 @@ async fn remove_topics(brokers: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Copies the project, with the topics of this run in it.
-fn copy_project(from: &Path, to: &Path, prefix: &str) -> anyhow::Result<()> {
+/// Copies a project; topics whose names begin with `prefix` begin with `own` then.
+pub fn copy_project(from: &Path, to: &Path, prefix: &str, own: &str) -> anyhow::Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         let to = to.join(entry.file_name());
         if entry.file_type()?.is_dir() {
-            copy_project(&entry.path(), &to, prefix)?;
+            copy_project(&entry.path(), &to, prefix, own)?;
         } else if to.extension().is_none_or(|extension| extension != "avsc") {
-            fs::write(to, fs::read_to_string(entry.path())?.replace(TOPIC_PREFIX, prefix))?;
+            fs::write(to, fs::read_to_string(entry.path())?.replace(prefix, own))?;
         } else {
             fs::copy(entry.path(), to)?;
         }

@@ -144,6 +144,7 @@ pub async fn end(
         Case { seed, requests: &requests, reads: &reads, log: &log, actual: &actual, bank: &seen.bank, went_back };
     let mut verdict = checker::judge(&case);
     verdict.violations.extend(liveness(faults, settled));
+    verdict.violations.extend(faults::judged(faults));
     verdict.violations.extend(health(arena, &seen, &actual));
     parts.end("judge");
     arena.close();

@@ -216,7 +216,7 @@ pub async fn links_disturbed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
 }
 
 /// What clients were told instead of 202 since then.
-fn unacknowledged_since(field: &Field<'_>, since: u64) -> Option<String> {
+pub(super) fn unacknowledged_since(field: &Field<'_>, since: u64) -> Option<String> {
     let (fail, info) = field.history.look(|requests| {
         let late = requests.iter().filter(|request| request.completed > since);
         late.fold((0, 0), |(fail, info), request| match request.outcome {

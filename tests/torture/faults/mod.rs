@@ -6,11 +6,15 @@
 
 mod abuse;
 mod consumer;
+mod disk;
 mod group;
 mod kafka;
 mod narrow;
 mod outbox;
 mod postgres;
+mod schema;
+mod tail;
+mod topic;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -21,8 +25,11 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row as _};
 
 use crate::arena::Arena;
+use crate::checker::Violation;
 use crate::random::Random;
 use crate::servers::Servers;
+use crate::side::Side;
+use crate::side::judge::Excused;
 use crate::watch::{Pids, acknowledged};
 use crate::workload::Workload;
 use crate::workload::history::History;
@@ -57,10 +64,14 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("K5", "kill -9 of the active controller"),
     scenario("K6", "rolling restart of all brokers"),
     scenario("K7", "kill -9 of all brokers at once"),
+    scenario("K8", "power loss at a leader: kill -9, the tail of its segments cut, first to be back"),
+    scenario("K8b", "power loss at all brokers: acknowledged records are gone, and who applied them has to notice"),
     scenario("K9", "clients' links to brokers: latency, resets, half-open, one direction lost"),
     scenario("K10", "consumers cannot reach their groups' coordinators, though they fetch"),
     scenario("K11", "kill -9 of a group's coordinator while its partitions are given to others"),
     scenario("K12", "offsets of a group set back, set forward, or deleted with it"),
+    scenario("K13", "a topic is made anew, is cut ahead of its consumer, or is given more partitions"),
+    scenario("K14", "the disks of two or three brokers are full"),
     scenario("P1", "kill -9 of Postgres, or of one of its backends"),
     scenario("P2", "the connection is lost around a COMMIT: request lost, answer lost"),
     scenario("P3", "Postgres is restarted, or stays away"),
@@ -78,6 +89,7 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("C4", "a consumer is frozen between assignment and claim, which arrives late"),
     scenario("C5", "consumers come and go all the time"),
     scenario("C7", "bursts of values of which half make a projection fail"),
+    scenario("C9", "schemas change in the midst: a new version, one that does not fit, an unknown id, no registry"),
     scenario("O1", "kill -9 of the relay between Kafka's acknowledgement and the outbox"),
     scenario(
         "C13",
@@ -87,6 +99,7 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("P13", "rows that partitions share are held by a stranger"),
     scenario("O3", "kill -9 of the relay at any moment"),
     scenario("I8", "kill -9 of an ingest node while nothing reaches Kafka"),
+    scenario("O2", "Kafka is away for the relay alone"),
     scenario("I1", "idle connections, slow heads, slow bodies"),
     scenario("I2", "requests that are too large, lie about their length, or mean two things (and I5)"),
     scenario("I6", "SIGTERM or kill -9 of an ingest node under load"),
@@ -106,6 +119,19 @@ pub struct Fault {
     pub recovery_ms: Option<u64>,
     /// Seconds since the run began until which it was in force or being recovered from.
     pub until: f64,
+    /// What was not as it has to be, of a fault that has a judge of its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wrong: Vec<String>,
+}
+
+/// What faults with a judge of their own have found.
+pub fn judged(faults: &[Fault]) -> Option<Violation> {
+    let witness: Vec<String> = faults
+        .iter()
+        .flat_map(|fault| fault.wrong.iter().map(move |wrong| format!("{}: {wrong}", fault.what)))
+        .collect();
+    let count = witness.len();
+    (count > 0).then(|| Violation { check: 15, name: "what the fault itself demands".into(), count, witness })
 }
 
 /// Where faults are injected.
@@ -136,10 +162,14 @@ pub async fn inject(scenario: &str, field: &mut Field<'_>) -> anyhow::Result<Fau
         "K5" => kafka::controller_killed(field).await,
         "K6" => kafka::rolled(field).await,
         "K7" => kafka::all_killed(field).await,
+        "K8" => tail::lost_by_leader(field).await,
+        "K8b" => tail::lost_by_all(field).await,
         "K9" => kafka::links_disturbed(field).await,
         "K10" => group::coordinator_cut(field).await,
         "K11" => group::coordinator_killed(field).await,
         "K12" => group::offsets_changed(field).await,
+        "K13" => topic::changed(field).await,
+        "K14" => disk::full(field).await,
         "P1" => postgres::killed(field).await,
         "P2" => postgres::commit_lost(field).await,
         "P3" => postgres::restarted(field).await,
@@ -157,6 +187,7 @@ pub async fn inject(scenario: &str, field: &mut Field<'_>) -> anyhow::Result<Fau
         "C4" => consumer::late_claim(field).await,
         "C5" => consumer::storm(field).await,
         "C7" => consumer::poisoned(field).await,
+        "C9" => schema::changed(field).await,
         "I1" => abuse::slow_clients(field).await,
         "I2" => abuse::malformed_requests(field).await,
         "I6" => consumer::ingest_gone(field).await,
@@ -166,6 +197,7 @@ pub async fn inject(scenario: &str, field: &mut Field<'_>) -> anyhow::Result<Fau
         "P13" => narrow::shared_rows_held(field).await,
         "O3" => narrow::relay_killed_anywhere(field).await,
         "I8" => narrow::ingest_gone_unheard(field).await,
+        "O2" => outbox::relay_cut_off(field).await,
         other => bail!("there is no scenario {other}; `make torture ARGS=list` names them"),
     }
 }
@@ -189,7 +221,15 @@ impl Field<'_> {
     fn end(&self, injected: Injected, observed: Option<String>, recovery: Option<Duration>) -> Fault {
         let Injected { what, at, in_flight } = injected;
         let recovery_ms = recovery.map(|recovery| u64::try_from(recovery.as_millis()).unwrap_or(u64::MAX));
-        Fault { what, at: seconds(at), in_flight, observed, recovery_ms, until: seconds(self.history.now()) }
+        Fault {
+            what,
+            at: seconds(at),
+            in_flight,
+            observed,
+            recovery_ms,
+            until: seconds(self.history.now()),
+            wrong: Vec::new(),
+        }
     }
 
     /// Waits until everything works again; how long that took from `since`, or nothing when it took too long.
@@ -231,6 +271,45 @@ impl Field<'_> {
     fn outage(&mut self, least: u64, most: u64) -> Duration {
         let milliseconds = self.random.between(least * 1000, most * 1000);
         Duration::from_secs_f64(milliseconds as f64 / 1000.0 * self.scale)
+    }
+
+    /// A small Millpond beside the one under load, at work: its client was acknowledged so many notes, and they are applied.
+    async fn side(&self) -> anyhow::Result<Side> {
+        let side = Side::open(self.servers, self.arena.folder()).await?;
+        ensure!(side.writer.more(300, RECOVERS_WITHIN).await, "the small Millpond takes nothing");
+        let ends = side.ends().await?;
+        ensure!(
+            side.reaches(&ends, RECOVERS_WITHIN).await,
+            "the small Millpond applies nothing: {:?}",
+            side.fences().await
+        );
+        Ok(side)
+    }
+
+    /// Lets the client of the small Millpond end, waits until everything is applied, judges, and removes it all.
+    async fn leave(&self, side: Side, excused: &Excused) -> anyhow::Result<Vec<String>> {
+        self.leave_with(side, excused, 0).await
+    }
+
+    /// [`Self::leave`] where so many dead letters have to be there.
+    async fn leave_with(&self, mut side: Side, excused: &Excused, dead: i64) -> anyhow::Result<Vec<String>> {
+        let mut wrong = Vec::new();
+        if !side.writer.more(100, RECOVERS_WITHIN).await {
+            wrong.push("the small Millpond takes nothing any more".to_owned());
+        }
+        side.writer.stop().await;
+        let ends = side.ends().await?;
+        if side.reaches(&ends, RECOVERS_WITHIN).await {
+            wrong.extend(side.judge(excused).await?);
+        } else {
+            wrong.push(format!("the small Millpond does not come to rest at {ends:?}: {:?}", side.fences().await?));
+        }
+        let found = side.number("select count(*) from millpond.dead_letters").await?;
+        if found != dead {
+            wrong.push(format!("the small Millpond has {found} dead letters, and has to have {dead}"));
+        }
+        side.close(self.servers).await?;
+        Ok(wrong)
     }
 
     /// Starts the process of a slot, and tells the watch.
