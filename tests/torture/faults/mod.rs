@@ -10,6 +10,7 @@ mod group;
 mod kafka;
 mod outbox;
 mod postgres;
+mod repeats;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -74,6 +75,7 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("C4", "a consumer is frozen between assignment and claim, which arrives late"),
     scenario("C5", "consumers come and go all the time"),
     scenario("C7", "bursts of values of which half make a projection fail"),
+    scenario("C11", "ten times the same ids over two ingest nodes, while nodes and consumers die"),
     scenario("O1", "kill -9 of the relay between Kafka's acknowledgement and the outbox"),
     scenario("I1", "idle connections, slow heads, slow bodies"),
     scenario("I2", "requests that are too large, lie about their length, or mean two things (and I5)"),
@@ -145,6 +147,7 @@ pub async fn inject(scenario: &str, field: &mut Field<'_>) -> anyhow::Result<Fau
         "C4" => consumer::late_claim(field).await,
         "C5" => consumer::storm(field).await,
         "C7" => consumer::poisoned(field).await,
+        "C11" => repeats::storm(field).await,
         "I1" => abuse::slow_clients(field).await,
         "I2" => abuse::malformed_requests(field).await,
         "I6" => consumer::ingest_gone(field).await,
