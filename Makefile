@@ -15,7 +15,7 @@ test: bootstrap ## run all tests (ARGS="name of a test")
 	cargo test $(ARGS)
 
 torture: bootstrap ## break everything around Millpond and judge what is left (ARGS="--scenario K1 --seed 7", ARGS=report)
-	cargo test --test torture -- $(or $(ARGS),--seed 1)
+	cargo test --profile torture --test torture -- $(or $(ARGS),--seed 1)
 
 crash-demo: bootstrap ## watch Millpond lose three processes and Postgres under load, and nothing else; two to three minutes
 	cargo test --quiet --test torture -- demo

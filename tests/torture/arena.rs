@@ -2,11 +2,16 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use millpond::dev::Folder;
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tokio::sync::watch;
 
@@ -112,9 +117,8 @@ impl Arena {
             lives: 0,
         };
         arena.prepare(bug).await?;
-        for slot in 0..arena.slots.len() {
-            arena.start(servers, slot)?;
-        }
+        let all: Vec<usize> = (0..arena.slots.len()).collect();
+        arena.start_all(servers, &all)?;
         Ok(arena)
     }
 
@@ -153,6 +157,39 @@ impl Arena {
 
     /// Starts the process of a slot and waits until it listens; a fault may keep it from being ready.
     pub fn start(&mut self, servers: &Servers, slot: usize) -> anyhow::Result<()> {
+        self.start_all(servers, &[slot])
+    }
+
+    /// [`Self::start`] of several at once.
+    fn start_all(&mut self, servers: &Servers, slots: &[usize]) -> anyhow::Result<()> {
+        let mut starting = Vec::new();
+        for slot in slots {
+            self.lives += 1;
+            let name = format!("{}.{}", self.slots[*slot].name, self.lives);
+            starting.push((*slot, name, self.command(servers, *slot)?));
+        }
+        let folder = &self.folder;
+        let started: Vec<(usize, String, Process)> = tokio::task::block_in_place(|| {
+            std::thread::scope(|scope| {
+                let start = |(slot, name, words): (usize, String, Vec<OsString>)| {
+                    scope.spawn(move || (slot, name.clone(), Process::start_program(folder, &name, words, false)))
+                };
+                let starting: Vec<_> = starting.into_iter().map(start).collect();
+                let all = starting.into_iter().map(|one| one.join().unwrap_or_else(|panic| resume_unwind(panic)));
+                all.collect()
+            })
+        });
+        for (slot, name, process) in started {
+            let slot = &mut self.slots[slot];
+            slot.logs.push(self.folder.path().join(format!("{name}.log")));
+            slot.web.send_replace(Some(process.web.clone()));
+            slot.process = Some(process);
+        }
+        Ok(())
+    }
+
+    /// What to run for a slot: program and arguments.
+    fn command(&self, servers: &Servers, slot: usize) -> anyhow::Result<Vec<OsString>> {
         let url = servers.database_url(&self.database_name, self.slots[slot].postgres.port())?;
         let (role, settings) = (self.slots[slot].role, self.slots[slot].settings);
         // Only the consuming side needs to know the handler.
@@ -168,14 +205,7 @@ impl Arena {
         for setting in own.into_iter().chain(settings.iter().map(|setting| (*setting).to_owned())) {
             words.extend(["--set".into(), setting.into()]);
         }
-        self.lives += 1;
-        let name = format!("{}.{}", self.slots[slot].name, self.lives);
-        let process = tokio::task::block_in_place(|| Process::start_program(&self.folder, &name, words, false));
-        let slot = &mut self.slots[slot];
-        slot.logs.push(self.folder.path().join(format!("{name}.log")));
-        slot.web.send_replace(Some(process.web.clone()));
-        slot.process = Some(process);
-        Ok(())
+        Ok(words)
     }
 
     /// Kills the process of a slot, and makes sure that its connections are as dead as it is.
@@ -206,14 +236,15 @@ impl Arena {
 
     /// Ends every disturbance of processes: those that are missing are started.
     pub fn heal(&mut self, servers: &Servers) -> anyhow::Result<()> {
-        for slot in 0..self.slots.len() {
-            self.slots[slot].postgres.heal();
-            match &self.slots[slot].process {
+        let mut missing = Vec::new();
+        for (number, slot) in self.slots.iter().enumerate() {
+            slot.postgres.heal();
+            match &slot.process {
                 Some(process) if process.runs() => process.cont(),
-                _ => self.start(servers, slot)?,
+                _ => missing.push(number),
             }
         }
-        Ok(())
+        self.start_all(servers, &missing)
     }
 
     /// Ends all processes in good order.
@@ -230,14 +261,33 @@ impl Arena {
         }
     }
 
-    /// Removes the database and the folder.
+    /// Removes topics, database and folder, that of a run that was kept aside.
     pub async fn remove(self, servers: &Servers) -> anyhow::Result<()> {
+        remove_topics(&self.brokers).await?;
         let mut connection = PgConnection::connect(&servers.postgres.url()).await?;
         let drop = format!("drop database {} with (force)", self.database_name);
         connection.execute(AssertSqlSafe(drop)).await?;
-        fs::remove_dir_all(self.folder.path())?;
+        if self.folder.path().exists() {
+            fs::remove_dir_all(self.folder.path())?;
+        }
         Ok(())
     }
+}
+
+/// Deletes all topics but Kafka's own and the registry's, which is the same for every run: brokers are not to grow heavier
+/// from run to run, and dead letters, markers and verdicts of one are nothing to the next.
+async fn remove_topics(brokers: &str) -> anyhow::Result<()> {
+    let within = Duration::from_secs(20);
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", brokers).set("client.id", "rig").create()?;
+    let metadata = tokio::task::block_in_place(|| admin.inner().fetch_metadata(None, within))?;
+    let names = metadata.topics().iter().map(|topic| topic.name()).filter(|name| !name.starts_with('_'));
+    let names: Vec<&str> = names.collect();
+    let options = AdminOptions::new().operation_timeout(Some(within));
+    for result in admin.delete_topics(&names, &options).await? {
+        result.map_err(|(topic, code)| anyhow::anyhow!("topic {topic} was not deleted: {code}"))?;
+    }
+    Ok(())
 }
 
 /// Copies the project, with the topics of this run in it.

@@ -14,7 +14,8 @@ use crate::arguments::Runs;
 use crate::faults::{Fault, Field};
 use crate::proxy::{Action, Pattern, Trap};
 use crate::random::Random;
-use crate::run::{self, Judged, Load};
+use crate::report::grouped;
+use crate::run::{self, Judged, Load, Parts};
 use crate::servers::Servers;
 use crate::watch::{Pids, Watch};
 use crate::workload::Workload;
@@ -60,7 +61,8 @@ pub async fn show() -> anyhow::Result<bool> {
         acts(&mut field, &screen).await?
     };
     screen.say("the clients stop; what is in the log is applied to its end, and judged");
-    let judged = run::end(&mut servers, &mut arena, Load { workload, watch, history }, seed, &faults, false).await?;
+    let load = Load { workload, watch, history };
+    let judged = run::end(&mut servers, &mut arena, load, seed, &faults, false, &mut Parts::begin()).await?;
     drop(screen);
     table(&judged, &arena);
     println!("\nrecovery, from the fault until every partition had taken a write and every table showed it:");
@@ -259,17 +261,4 @@ fn table(judged: &Judged, arena: &Arena) {
 
 fn count(number: usize) -> String {
     grouped(number as u64)
-}
-
-/// A number with a comma before every third digit.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }

@@ -10,6 +10,7 @@
 
 mod arena;
 mod arguments;
+mod campaign;
 mod checker;
 mod demo;
 mod faults;
@@ -25,6 +26,7 @@ mod random;
 mod report;
 mod run;
 mod servers;
+mod summary;
 mod values;
 mod watch;
 #[path = "../it/cluster/web.rs"]
@@ -39,10 +41,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
-
 use self::arguments::{Order, Runs};
-use self::servers::Servers;
+use self::report::Report;
 use self::web::Web;
 
 /// Far more than a process takes to start, on a machine that does much else.
@@ -86,40 +86,45 @@ fn order() -> anyhow::Result<bool> {
             }
             Ok(true)
         }
-        Order::Report => {
-            let reports = report::read()?;
-            report::sum(&reports);
-            Ok(reports.iter().all(|report| report.violations.is_empty()))
+        Order::Report(write) => {
+            let lines = summary::lines()?;
+            summary::print(&lines);
+            if let Some(folder) = write {
+                summary::write(&folder, &lines)?;
+                println!("\nwritten to {}", folder.display());
+            }
+            Ok(summary::holds(&lines))
         }
         Order::Demo => runtime()?.block_on(demo::show()),
         Order::Short => short(),
         Order::Run(runs) => {
-            let reports = execute(&runs)?;
+            let reports = runtime()?.block_on(campaign::execute(&runs))?;
             println!();
             if let Some(bug) = &runs.plant {
                 let found = reports.iter().filter(|report| !report.violations.is_empty()).count();
                 println!("planted bug {bug}: found in {found} of {} runs", reports.len());
                 return Ok(found > 0);
             }
-            report::sum(&reports);
-            Ok(reports.iter().all(|report| report.violations.is_empty()))
+            summary::print(&reports.iter().map(summary::Line::from).collect::<Vec<_>>());
+            Ok(reports.iter().all(Report::holds))
         }
     }
 }
 
 /// The short form, in the words of a test runner.
 fn short() -> anyhow::Result<bool> {
-    let mut results = checker::trial::run();
+    let mut results = trials();
     let scenarios = SHORT.map(str::to_owned).to_vec();
     println!("\nrunning {} tests", results.len() + scenarios.len());
     let begun = Instant::now();
-    let reports =
-        execute(&Runs { scenarios, seconds: SHORT_SECONDS, rate: SHORT_RATE, lag: SHORT_LAG, ..Runs::default() })?;
+    let runs = Runs { scenarios, seconds: SHORT_SECONDS, rate: SHORT_RATE, lag: SHORT_LAG, ..Runs::default() };
+    let reports = runtime()?.block_on(campaign::execute(&runs))?;
     results.extend(reports.iter().map(|report| {
         let unseen = (report.observed() == 0).then(|| "no fault was observed".to_owned());
         let violated =
             (!report.violations.is_empty()).then(|| format!("{} checks do not hold", report.violations.len()));
-        (format!("{}_seed_{}", report.scenario.to_lowercase(), report.seed), violated.or(unseen))
+        let wrong = report.error.clone().or(violated).or(unseen);
+        (format!("{}_seed_{}", report.scenario.to_lowercase(), report.seed), wrong)
     }));
     for (name, wrong) in &results {
         match wrong {
@@ -137,9 +142,16 @@ fn short() -> anyhow::Result<bool> {
     Ok(failed == 0)
 }
 
+/// What the rig decides by itself, tried on what is made up: the judge, and what is counted.
+fn trials() -> Vec<(String, Option<String>)> {
+    let mut results = checker::trial::run();
+    results.extend(summary::trial());
+    results
+}
+
 /// The judge on trial alone.
 fn trial() -> bool {
-    let results = checker::trial::run();
+    let results = trials();
     for (name, wrong) in &results {
         println!("{name}: {}", wrong.as_deref().unwrap_or("ok"));
     }
@@ -148,36 +160,4 @@ fn trial() -> bool {
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build()
-}
-
-/// Runs every scenario with every seed on the same servers.
-fn execute(runs: &Runs) -> anyhow::Result<Vec<report::Report>> {
-    let known = |name: &str| faults::SCENARIOS.iter().any(|scenario| scenario.name == name);
-    if let Some(stray) = runs.scenarios.iter().find(|name| !known(name)) {
-        anyhow::bail!("there is no scenario {stray}; `make torture ARGS=list` names them");
-    }
-    let all = || faults::SCENARIOS.iter().map(|scenario| scenario.name.to_owned()).collect();
-    let scenarios: Vec<String> = if runs.scenarios.is_empty() { all() } else { runs.scenarios.clone() };
-    let done = if runs.resume { report::read()? } else { Vec::new() };
-    runtime()?.block_on(async {
-        let folder = harness::own_folder("torture");
-        let mut servers = Servers::start(&folder, runs.seeds.first().copied().unwrap_or_default()).await?;
-        let mut reports = Vec::new();
-        for seed in &runs.seeds {
-            for scenario in &scenarios {
-                if done.iter().any(|report| report.scenario == *scenario && report.seed == *seed) {
-                    continue;
-                }
-                eprintln!("{scenario} with seed {seed}");
-                let report = run::run(&mut servers, scenario, *seed, runs).await?;
-                report.print();
-                if runs.plant.is_none() {
-                    report::append(&report)?;
-                }
-                reports.push(report);
-            }
-        }
-        ensure!(!reports.is_empty() || runs.resume, "nothing was run");
-        Ok(reports)
-    })
 }

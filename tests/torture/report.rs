@@ -1,11 +1,14 @@
-//! What runs have found: a line of JSON each, appended to one file, and their sum.
+//! What a run has found: printed, and appended as a line of JSON to one file.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::checker::Violation;
@@ -17,9 +20,13 @@ use crate::faults::Fault;
 pub struct Report {
     pub scenario: String,
     pub seed: u64,
+    /// Milliseconds since 1970 when it began; scenario, seed and this tell a run from all others.
+    pub begun: u64,
     pub seconds: u64,
     pub scale: f64,
     pub commit: String,
+    /// Why it came to no end. Nothing was judged then: it tells nothing of Millpond.
+    pub error: Option<String>,
     /// The bug that was planted; such a run is to find something, and is in no sum.
     pub planted: Option<String>,
     /// Values by what their clients were told.
@@ -53,11 +60,15 @@ pub struct Report {
     pub greatest_lag: i64,
     /// Most resident memory of each process.
     pub memory_mib: BTreeMap<String, u64>,
+    /// Resident memory of each broker as the run ended: it must not grow from run to run.
+    pub brokers_mib: Vec<u64>,
     /// Seconds of processor time of each process, over all its lives, and of the rig.
     pub cpu_s: BTreeMap<String, f64>,
     pub faults: Vec<Fault>,
     pub violations: Vec<Violation>,
     pub took_s: f64,
+    /// Of these seconds, those of each part in turn.
+    pub parts: Vec<(String, f64)>,
     /// Where history and logs are, when they were kept.
     pub folder: Option<String>,
 }
@@ -73,32 +84,52 @@ fn path() -> anyhow::Result<PathBuf> {
     Ok(folder()?.join("report.jsonl"))
 }
 
+/// Appends a report, in one write: who is killed meanwhile leaves a whole line or none.
 pub fn append(report: &Report) -> anyhow::Result<()> {
-    let path = path()?;
-    let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
-    writeln!(file, "{}", serde_json::to_string(report)?)?;
+    let mut line = serde_json::to_vec(report)?;
+    line.push(b'\n');
+    OpenOptions::new().create(true).append(true).open(path()?)?.write_all(&line)?;
     Ok(())
 }
 
 pub fn read() -> anyhow::Result<Vec<Report>> {
-    let text = match fs::read_to_string(path()?) {
+    read_lines(&path()?)
+}
+
+/// What a file of JSON lines holds; nothing when there is none.
+pub fn read_lines<T: DeserializeOwned>(path: &Path) -> anyhow::Result<Vec<T>> {
+    let text = match fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error.into()),
     };
-    text.lines().map(|line| serde_json::from_str(line).context("a line of the report")).collect()
+    let parse = |(number, line): (usize, &str)| {
+        serde_json::from_str(line).with_context(|| format!("line {number} of {} is no run", path.display()))
+    };
+    (1..).zip(text.lines()).map(parse).collect()
 }
 
-/// What is checked out, and whether it was changed.
+/// What was checked out when this program was started, and whether it was changed. Later is too late: it goes on for hours.
 pub fn commit() -> String {
-    let git = |args: &[&str]| {
-        let output =
-            std::process::Command::new("git").args(args).current_dir(env!("CARGO_MANIFEST_DIR")).output().ok()?;
-        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
-    };
-    let head = git(&["rev-parse", "--short", "HEAD"]).unwrap_or_else(|| "unknown".into());
-    let changed = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|text| !text.is_empty());
-    if changed { format!("{head}+") } else { head }
+    static COMMIT: LazyLock<String> = LazyLock::new(|| {
+        let git = |args: &[&str]| {
+            let output =
+                std::process::Command::new("git").args(args).current_dir(env!("CARGO_MANIFEST_DIR")).output().ok()?;
+            output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        };
+        let head = git(&["rev-parse", "--short=9", "HEAD"]).unwrap_or_else(|| "unknown".into());
+        // Reports are written into the repository; they change nothing of what runs.
+        let status = ["status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs"];
+        let changed = git(&status).is_some_and(|text| !text.is_empty());
+        if changed { format!("{head}+") } else { head }
+    });
+    COMMIT.clone()
+}
+
+/// Milliseconds since 1970.
+pub fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A fault in a line.
@@ -110,6 +141,11 @@ pub fn line(fault: &Fault) -> String {
 }
 
 impl Report {
+    /// Whether it came to an end and found nothing.
+    pub fn holds(&self) -> bool {
+        self.error.is_none() && self.violations.is_empty()
+    }
+
     pub fn observed(&self) -> usize {
         self.faults.iter().filter(|fault| fault.observed.is_some()).count()
     }
@@ -119,6 +155,12 @@ impl Report {
             "scenario {} seed {} ({} s, scale {}, {})",
             self.scenario, self.seed, self.seconds, self.scale, self.commit
         );
+        if let Some(error) = &self.error {
+            println!("  ERROR      {error}");
+            println!("  nothing was judged   ({:.0} s)", self.took_s);
+            self.print_folder();
+            return;
+        }
         println!(
             "  values     {} acknowledged ({:.0}/s), {} refused, {} unknown; {} while faults were in force",
             self.acknowledged, self.per_second, self.failed, self.unknown, self.acknowledged_under_faults
@@ -137,15 +179,17 @@ impl Report {
             self.repeats, self.conflicts, self.decisions, self.verdicts
         );
         println!("  faults     {} injected, {} observed", self.faults.len(), self.observed());
-        let (p50, p99) = percentiles(recoveries(std::slice::from_ref(self)));
+        let (p50, p99) = percentiles(self.faults.iter().filter_map(|fault| fault.recovery_ms).collect());
         println!(
             "  service    available {:.1} %, recovery p50 {p50} p99 {p99}, greatest lag {} values",
             self.availability, self.greatest_lag
         );
         let memory: Vec<String> = self.memory_mib.iter().map(|(name, mib)| format!("{name} {mib}")).collect();
-        println!("  memory     {} MiB", memory.join(", "));
+        println!("  memory     {} MiB; brokers {:?} MiB", memory.join(", "), self.brokers_mib);
         let cpu: Vec<String> = self.cpu_s.iter().map(|(name, seconds)| format!("{name} {seconds:.1}")).collect();
         println!("  processor  {} s", cpu.join(", "));
+        let parts: Vec<String> = self.parts.iter().map(|(name, seconds)| format!("{name} {seconds:.1}")).collect();
+        println!("  time       {} s", parts.join(", "));
         if self.violations.is_empty() {
             println!("  violations 0   ({:.0} s)", self.took_s);
         }
@@ -155,17 +199,18 @@ impl Report {
                 println!("             {witness}");
             }
         }
+        self.print_folder();
+    }
+
+    fn print_folder(&self) {
         if let Some(folder) = &self.folder {
             println!("  kept       {folder}");
         }
     }
 }
 
-fn recoveries(reports: &[Report]) -> Vec<u64> {
-    reports.iter().flat_map(|report| &report.faults).filter_map(|fault| fault.recovery_ms).collect()
-}
-
-fn percentiles(mut of: Vec<u64>) -> (String, String) {
+/// The median and the 99th percentile of milliseconds, in seconds.
+pub fn percentiles(mut of: Vec<u64>) -> (String, String) {
     of.sort_unstable();
     let at = |percent: usize| {
         let index = (of.len() * percent).div_ceil(100).saturating_sub(1);
@@ -174,36 +219,15 @@ fn percentiles(mut of: Vec<u64>) -> (String, String) {
     (at(50), at(99))
 }
 
-/// Prints the sum of runs.
-pub fn sum(reports: &[Report]) {
-    println!(
-        "| scenario | runs | seeds | acknowledged | under faults | faults observed | recovery p50 | p99 | violations |"
-    );
-    println!("|---|---|---|---|---|---|---|---|---|");
-    let mut by_name: BTreeMap<&str, Vec<Report>> = BTreeMap::new();
-    for report in reports {
-        by_name.entry(&report.scenario).or_default().push(report.clone());
+/// A number with a comma before every third digit.
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
     }
-    for (name, reports) in &by_name {
-        row(name, reports);
-    }
-    row("**all**", reports);
-}
-
-fn row(name: &str, reports: &[Report]) {
-    let sum = |of: fn(&Report) -> usize| reports.iter().map(of).sum::<usize>();
-    let mut seeds: Vec<u64> = reports.iter().map(|report| report.seed).collect();
-    seeds.sort_unstable();
-    seeds.dedup();
-    let (p50, p99) = percentiles(recoveries(reports));
-    println!(
-        "| {name} | {} | {} | {} | {} | {} of {} | {p50} | {p99} | {} |",
-        reports.len(),
-        seeds.len(),
-        sum(|report| report.acknowledged),
-        sum(|report| report.acknowledged_under_faults),
-        sum(Report::observed),
-        sum(|report| report.faults.len()),
-        sum(|report| report.violations.len()),
-    );
+    text
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use sqlx::Row as _;
+use sqlx::{PgConnection, Row as _};
 
 use crate::arena::Arena;
 use crate::arguments::Runs;
@@ -34,8 +34,9 @@ const MEMORY_BUDGET_KIB: u64 = 400 * 1024;
 
 /// Runs a scenario with a seed.
 pub async fn run(servers: &mut Servers, scenario: &str, seed: u64, runs: &Runs) -> anyhow::Result<Report> {
-    let begun = Instant::now();
+    let (begun, mut parts) = (Instant::now(), Parts::begin());
     let mut arena = Arena::open(servers, &scenario.to_lowercase(), seed, runs.plant.as_deref()).await?;
+    parts.end("start");
     let history = Arc::new(History::create(&arena.folder().join("history.jsonl"))?);
     let pids = Pids::default();
     let addresses = |role| arena.of_role(role).into_iter().map(|slot| arena.slots[slot].web.subscribe()).collect();
@@ -58,8 +59,10 @@ pub async fn run(servers: &mut Servers, scenario: &str, seed: u64, runs: &Runs) 
         field.note_pids();
         disturb(scenario, &mut field, until).await?
     };
+    parts.end("load and faults");
     let load = Load { workload, watch, history };
-    let judged = end(servers, &mut arena, load, seed, &faults, faults::GO_BACK.contains(&scenario)).await?;
+    let went_back = faults::GO_BACK.contains(&scenario);
+    let judged = end(servers, &mut arena, load, seed, &faults, went_back, &mut parts).await?;
     let Judged { verdict, requests, reads, log, seen, decisions, .. } = judged;
     let mut report = account(scenario, seed, runs, &requests, &reads, &faults, &seen);
     report.violations = verdict.violations;
@@ -68,13 +71,34 @@ pub async fn run(servers: &mut Servers, scenario: &str, seed: u64, runs: &Runs) 
     report.log_records = log.appends.len() + log.money.len() + log.lanes.len();
     (report.repeats, report.conflicts) = (verdict.repeats, verdict.conflicts);
     (report.decisions, report.verdicts) = (decisions, verdict.verdicts);
-    report.took_s = begun.elapsed().as_secs_f64();
-    if report.violations.is_empty() && !runs.keep {
-        arena.remove(servers).await?;
-    } else {
+    report.brokers_mib = servers.broker_memory();
+    if !report.violations.is_empty() || runs.keep {
         report.folder = Some(keep(servers, &arena)?.display().to_string());
     }
+    arena.remove(servers).await?;
+    parts.end("remove");
+    report.parts = parts.ended;
+    report.took_s = begun.elapsed().as_secs_f64();
     Ok(report)
+}
+
+/// How long each part of a run takes.
+pub struct Parts {
+    last: Instant,
+    ended: Vec<(String, f64)>,
+}
+
+impl Parts {
+    pub fn begin() -> Self {
+        Self { last: Instant::now(), ended: Vec::new() }
+    }
+
+    /// Ends a part; the next one begins.
+    fn end(&mut self, name: &str) {
+        let seconds = (self.last.elapsed().as_secs_f64() * 10.0).round() / 10.0;
+        self.ended.push((name.to_owned(), seconds));
+        self.last = Instant::now();
+    }
 }
 
 /// Clients, and those who look on.
@@ -104,12 +128,15 @@ pub async fn end(
     seed: u64,
     faults: &[Fault],
     went_back: bool,
+    parts: &mut Parts,
 ) -> anyhow::Result<Judged> {
     servers.heal()?;
     arena.heal(servers)?;
     let operator = load.workload.finish().await;
+    parts.end("heal");
     let settled = settle(servers, arena).await?;
     operator.end().await;
+    parts.end("settle");
     let mut seen = load.watch.seen();
     drop(load.watch);
     if went_back {
@@ -119,6 +146,7 @@ pub async fn end(
     let (requests, reads) = load.history.take();
     let log = read_log(servers, arena).await?;
     let actual = Actual::read(&mut arena.connect().await?).await?;
+    parts.end("read");
     let case = Case {
         seed,
         requests: &requests,
@@ -133,7 +161,9 @@ pub async fn end(
     let mut verdict = checker::judge(&case);
     verdict.violations.extend(liveness(faults, settled));
     verdict.violations.extend(health(arena, &seen, &actual));
+    parts.end("judge");
     arena.close();
+    parts.end("stop");
     Ok(Judged { verdict, requests, reads, log, actual, seen, decisions: decisions.len() })
 }
 
@@ -159,8 +189,17 @@ async fn disturb(scenario: &str, field: &mut Field<'_>, until: Instant) -> anyho
 async fn settle(servers: &Servers, arena: &Arena) -> anyhow::Result<bool> {
     let deadline = Instant::now() + SETTLES_WITHIN;
     let (mut last, mut moved) = (Vec::new(), Instant::now());
+    let ends = checker::log::Ends::open(&servers.brokers())?;
+    let mut connection = arena.connect().await?;
     loop {
-        let missing = missing(servers, arena).await?;
+        let missing = match missing(&ends, &mut connection, arena).await {
+            Ok(missing) => missing,
+            // What was healed may need a moment more.
+            Err(error) => {
+                connection = arena.connect().await?;
+                vec![format!("it cannot be told: {error:#}")]
+            }
+        };
         if missing.is_empty() {
             return Ok(true);
         }
@@ -176,17 +215,18 @@ async fn settle(servers: &Servers, arena: &Arena) -> anyhow::Result<bool> {
 }
 
 /// What is not applied yet.
-async fn missing(servers: &Servers, arena: &Arena) -> anyhow::Result<Vec<String>> {
-    let (brokers, topics) = (servers.brokers(), arena.topics.clone());
-    let ends = tokio::task::spawn_blocking(move || -> anyhow::Result<BTreeMap<String, BTreeMap<i32, i64>>> {
-        let all = [topics.appends, topics.transfers, topics.credits, topics.lanes];
-        all.into_iter().map(|topic| Ok((topic.clone(), checker::log::ends(&brokers, &topic)?))).collect()
-    })
-    .await??;
-    let mut connection = arena.connect().await?;
+async fn missing(
+    ends: &checker::log::Ends,
+    connection: &mut PgConnection,
+    arena: &Arena,
+) -> anyhow::Result<Vec<String>> {
+    let ends = tokio::task::block_in_place(|| -> anyhow::Result<BTreeMap<&str, BTreeMap<i32, i64>>> {
+        let all = [&arena.topics.appends, &arena.topics.transfers, &arena.topics.credits, &arena.topics.lanes];
+        all.into_iter().map(|topic| Ok((topic.as_str(), ends.of(topic)?))).collect()
+    })?;
     let sql = "select projection, topic, partition, next_offset, state, coalesce(halt_reason, '') from millpond.fences
                 order by 1, 2, 3";
-    let rows = sqlx::query(sql).fetch_all(&mut connection).await?;
+    let rows = sqlx::query(sql).fetch_all(&mut *connection).await?;
     let mut missing = Vec::new();
     for (projection, topic) in [
         ("appends", &arena.topics.appends),
@@ -195,7 +235,7 @@ async fn missing(servers: &Servers, arena: &Arena) -> anyhow::Result<Vec<String>
         ("credits", &arena.topics.credits),
         ("lanes", &arena.topics.lanes),
     ] {
-        for (partition, end) in &ends[topic] {
+        for (partition, end) in &ends[topic.as_str()] {
             let fence = rows.iter().find(|row| {
                 row.get::<&str, _>(0) == projection
                     && row.get::<&str, _>(1) == topic
@@ -209,12 +249,11 @@ async fn missing(servers: &Servers, arena: &Arena) -> anyhow::Result<Vec<String>
             }
         }
     }
-    let outbox: i64 = sqlx::query_scalar("select count(*) from millpond.outbox").fetch_one(&mut connection).await?;
+    let outbox: i64 = sqlx::query_scalar("select count(*) from millpond.outbox").fetch_one(&mut *connection).await?;
     if outbox > 0 {
         missing.push(format!("{outbox} rows are in the outbox"));
     }
-    let parked: i64 =
-        sqlx::query_scalar("select count(*) from millpond.parked_keys").fetch_one(&mut connection).await?;
+    let parked: i64 = sqlx::query_scalar("select count(*) from millpond.parked_keys").fetch_one(connection).await?;
     if parked > 0 {
         missing.push(format!("{parked} keys are parked"));
     }
@@ -230,14 +269,7 @@ async fn read_log(servers: &Servers, arena: &Arena) -> anyhow::Result<Log> {
 pub fn keep(servers: &Servers, arena: &Arena) -> anyhow::Result<PathBuf> {
     let kept = crate::report::folder()?.join(arena.folder().file_name().context("a folder has a name")?);
     std::fs::rename(arena.folder(), &kept)?;
-    for entry in std::fs::read_dir(servers.folder())?.flatten() {
-        for server in ["kafka", "postgres"] {
-            let log = entry.path().join(server).join("server.log");
-            if log.is_file() {
-                std::fs::copy(log, kept.join(format!("{}.server.log", entry.file_name().to_string_lossy())))?;
-            }
-        }
-    }
+    servers.copy_logs(&kept)?;
     Ok(kept)
 }
 

@@ -1,5 +1,6 @@
 //! The servers of all runs of one call: three Kafka nodes behind a proxy each, and a Postgres.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +27,8 @@ pub struct Servers {
     pub direct: Proxy,
     /// The standby's way to the primary.
     pub replication: Proxy,
-    standby: Option<PostgresServer>,
+    postgres_folder: Arc<Folder>,
+    standby: Option<(PostgresServer, Arc<Folder>)>,
     /// Standbys made so far: each has a folder of its own.
     standbys: usize,
     folder: PathBuf,
@@ -39,14 +41,24 @@ impl Servers {
             nodes.push(Proxy::listen(Protocol::Kafka, seed ^ node as u64).await?);
         }
         let advertised: Vec<u16> = nodes.iter().map(Proxy::port).collect();
-        let (kafka, postgres) = tokio::task::block_in_place(|| start_both(folder, &advertised))?;
+        let postgres_folder = Arc::new(Folder::open(&folder.join("postgres"))?);
+        let (kafka, postgres) = tokio::task::block_in_place(|| start_both(folder, &postgres_folder, &advertised))?;
         for (proxy, port) in nodes.iter().zip(kafka.ports()) {
             proxy.forward_to(port);
         }
         let direct = Proxy::listen(Protocol::Postgres, seed).await?;
         let replication = Proxy::listen(Protocol::Postgres, seed).await?;
-        let folder = folder.to_owned();
-        let servers = Self { kafka, nodes, postgres, direct, replication, standby: None, standbys: 0, folder };
+        let servers = Self {
+            kafka,
+            nodes,
+            postgres,
+            direct,
+            replication,
+            postgres_folder,
+            standby: None,
+            standbys: 0,
+            folder: folder.to_owned(),
+        };
         servers.direct.forward_to(servers.postgres_port()?);
         servers.replication.forward_to(servers.postgres_port()?);
         Ok(servers)
@@ -62,7 +74,7 @@ impl Servers {
             let standby = tokio::task::block_in_place(|| {
                 PostgresServer::start_standby(&folder, &primary, &options, &Progress::lines())
             })?;
-            self.standby = Some(standby);
+            self.standby = Some((standby, folder));
         }
         Ok(())
     }
@@ -70,11 +82,13 @@ impl Servers {
     /// Kills the primary and lets the standby take its place; the rig's own way leads there from now on. What the standby
     /// had not received is lost.
     pub async fn fail_over(&mut self) -> anyhow::Result<()> {
-        let standby = self.standby.take().context("there is a standby")?;
+        let (standby, folder) = self.standby.take().context("there is a standby")?;
         tokio::task::block_in_place(|| self.postgres.kill_9())?;
         // What the primary had sent is still on its way, and is not to arrive.
         self.replication.cut("");
-        self.postgres = standby;
+        let dead = std::mem::replace(&mut self.postgres, standby);
+        let its_folder = std::mem::replace(&mut self.postgres_folder, folder);
+        self.discard(dead, &its_folder)?;
         self.direct.cut("");
         self.direct.forward_to(self.postgres_port()?);
         let mut connection = PgConnection::connect(&self.postgres.url()).await?;
@@ -86,8 +100,82 @@ impl Servers {
         Ok(())
     }
 
+    /// Deletes what a server that is gone for good has left, but for its log.
+    fn discard(&self, server: PostgresServer, folder: &Folder) -> anyhow::Result<()> {
+        tokio::task::block_in_place(|| {
+            drop(server);
+            let name = folder.path().file_name().context("a folder has a name")?.to_string_lossy().into_owned();
+            fs::copy(folder.path().join("postgres/server.log"), self.folder.join(format!("{name}.server.log")))?;
+            Ok(PostgresServer::delete_data(folder)?)
+        })
+    }
+
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Copies the logs of all servers so far into a folder.
+    pub fn copy_logs(&self, to: &Path) -> anyhow::Result<()> {
+        for entry in fs::read_dir(&self.folder)?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let inside = ["kafka", "postgres"].map(|server| entry.path().join(server).join("server.log"));
+            if let Some(log) = inside.iter().find(|log| log.is_file()) {
+                fs::copy(log, to.join(format!("{name}.server.log")))?;
+            } else if name.ends_with(".log") {
+                fs::copy(entry.path(), to.join(name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Resident memory of each broker, in MiB.
+    pub fn broker_memory(&mut self) -> Vec<u64> {
+        let pids = self.kafka.nodes().iter().map(|node| node.pid());
+        pids.map(|pid| crate::watch::resident(pid).unwrap_or_default() / 1024).collect()
+    }
+
+    /// An error when a server has died and nobody has started it again.
+    pub fn check(&mut self) -> anyhow::Result<()> {
+        for node in self.kafka.nodes() {
+            node.check()?;
+        }
+        Ok(self.postgres.check()?)
+    }
+
+    /// Moves the folders of all runs on these servers, with the servers' logs, to where what was kept is; to where that of
+    /// the last one is.
+    pub fn keep_all(&self) -> anyhow::Result<PathBuf> {
+        let mut last = None;
+        for run in fs::read_dir(self.folder.join("runs"))?.flatten() {
+            let kept = crate::report::folder()?.join(run.file_name());
+            fs::rename(run.path(), &kept)?;
+            self.copy_logs(&kept)?;
+            last = Some(kept);
+        }
+        last.context("there is no run to keep")
+    }
+
+    /// Ends all servers as a crash would, for nothing of theirs is wanted any more, and deletes their data.
+    pub fn remove(mut self) {
+        tokio::task::block_in_place(|| {
+            // What cannot be ended or deleted is, by the next rig that starts.
+            for node in self.kafka.nodes() {
+                let _ = node.kill_9();
+            }
+            let _ = self.postgres.kill_9();
+            let _ = self.drop_standby();
+            let (folder, postgres) = (self.folder.clone(), Arc::clone(&self.postgres_folder));
+            drop(self);
+            let _ = PostgresServer::delete_data(&postgres);
+            let _ = fs::remove_dir_all(folder);
+        });
+    }
+
+    /// Ends a standby that nobody made the primary: it would take its share of the machine from what comes next.
+    fn drop_standby(&mut self) -> anyhow::Result<()> {
+        let Some((mut standby, folder)) = self.standby.take() else { return Ok(()) };
+        standby.kill_9()?;
+        self.discard(standby, &folder)
     }
 
     /// Bootstrap servers for those who are to be disturbed.
@@ -118,7 +206,7 @@ impl Servers {
 
     /// Ends every disturbance: all nodes and Postgres run, and nothing is held up on the way.
     pub fn heal(&mut self) -> anyhow::Result<()> {
-        for proxy in &self.nodes {
+        for proxy in self.nodes.iter().chain([&self.direct, &self.replication]) {
             proxy.heal();
         }
         tokio::task::block_in_place(|| {
@@ -133,12 +221,16 @@ impl Servers {
             if self.postgres.check().is_err() {
                 self.postgres.restart()?;
             }
-            anyhow::Ok(())
+            self.drop_standby()
         })
     }
 }
 
-fn start_both(folder: &Path, advertised: &[u16]) -> anyhow::Result<(KafkaCluster, PostgresServer)> {
+fn start_both(
+    folder: &Path,
+    postgres_folder: &Arc<Folder>,
+    advertised: &[u16],
+) -> anyhow::Result<(KafkaCluster, PostgresServer)> {
     let settings = [
         // A node that was killed is missed after so long.
         ("broker.session.timeout.ms", "6000"),
@@ -151,6 +243,8 @@ fn start_both(folder: &Path, advertised: &[u16]) -> anyhow::Result<(KafkaCluster
         ("num.network.threads", "1"),
         ("num.io.threads", "2"),
         ("num.partitions", "3"),
+        // Topics of a run are deleted after it, and are to be gone before the next has many of its own.
+        ("log.segment.delete.delay.ms", "5000"),
     ];
     let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
     let options = kafka::Options {
@@ -163,9 +257,8 @@ fn start_both(folder: &Path, advertised: &[u16]) -> anyhow::Result<(KafkaCluster
     let progress = Progress::lines();
     std::thread::scope(|scope| {
         let postgres = scope.spawn(|| {
-            let folder = Arc::new(Folder::open(&folder.join("postgres"))?);
             let options = postgres::Options { port: POSTGRES_PORT + apart(), ..postgres::Options::default() };
-            PostgresServer::start(&folder, &options, &progress)
+            PostgresServer::start(postgres_folder, &options, &progress)
         });
         let kafka = KafkaCluster::start(folder, &options, advertised, &progress);
         let postgres: Result<_, dev::Error> = postgres.join().expect("starting returns its errors");

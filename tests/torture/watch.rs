@@ -146,7 +146,7 @@ async fn parked(connection: &mut PgConnection) -> sqlx::Result<Vec<String>> {
 }
 
 /// Resident memory in KiB.
-fn resident(pid: i32) -> Option<u64> {
+pub fn resident(pid: i32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
     line.split_ascii_whitespace().nth(1)?.parse().ok()

@@ -221,6 +221,8 @@ fn consumer(brokers: &str) -> anyhow::Result<BaseConsumer> {
         .set("enable.partition.eof", "true")
         .set("auto.offset.reset", "error")
         .set("check.crcs", "true")
+        // The end of a partition is told when a fetch comes back empty.
+        .set("fetch.wait.max.ms", "50")
         .create()?;
     Ok(consumer)
 }
@@ -232,12 +234,25 @@ fn topic_exists(brokers: &str, topic: &str) -> anyhow::Result<bool> {
 
 /// The ends of a topic's partitions.
 pub fn ends(brokers: &str, topic: &str) -> anyhow::Result<BTreeMap<i32, i64>> {
-    let consumer = consumer(brokers)?;
-    let limit = Duration::from_secs(10);
-    let metadata = consumer.fetch_metadata(Some(topic), limit)?;
-    let found = metadata.topics().first().with_context(|| format!("no topic {topic}"))?;
-    let end = |id| anyhow::Ok((id, consumer.fetch_watermarks(topic, id, limit)?.1));
-    found.partitions().iter().map(|partition| end(partition.id())).collect()
+    Ends::open(brokers)?.of(topic)
+}
+
+/// Looks at the ends of topics again and again, with one client.
+pub struct Ends(BaseConsumer);
+
+impl Ends {
+    pub fn open(brokers: &str) -> anyhow::Result<Self> {
+        Ok(Self(consumer(brokers)?))
+    }
+
+    /// The ends of a topic's partitions.
+    pub fn of(&self, topic: &str) -> anyhow::Result<BTreeMap<i32, i64>> {
+        let limit = Duration::from_secs(10);
+        let metadata = self.0.fetch_metadata(Some(topic), limit)?;
+        let found = metadata.topics().first().with_context(|| format!("no topic {topic}"))?;
+        let end = |id| anyhow::Ok((id, self.0.fetch_watermarks(topic, id, limit)?.1));
+        found.partitions().iter().map(|partition| end(partition.id())).collect()
+    }
 }
 
 /// Hands every committed record of a topic to `take`.

@@ -80,7 +80,8 @@ pub struct Case<'a> {
     /// What was seen of the bank while the run went on, and of records that were applied before what they wait for.
     pub bank: &'a [String],
     pub parked: &'a [String],
-    /// Whether Postgres went back in time: what was decided and told before then may have been decided anew.
+    /// Whether Postgres itself went back in time: what had left by then leaves again, and what was decided may have been
+    /// decided anew.
     pub went_back: bool,
 }
 

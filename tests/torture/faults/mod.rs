@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
 use serde::{Deserialize, Serialize};
-use sqlx::Row as _;
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row as _};
 
 use crate::arena::Arena;
 use crate::random::Random;
@@ -30,6 +31,8 @@ use crate::workload::history::History;
 const SHOWS_WITHIN: Duration = Duration::from_secs(30);
 /// How long everything may take to work again. Not a measurement: that is in the report.
 const RECOVERS_WITHIN: Duration = Duration::from_secs(90);
+/// How often it is looked whether something has happened.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// A scenario: faults of one kind, again and again.
 pub struct Scenario {
@@ -181,47 +184,33 @@ impl Field<'_> {
     /// Waits until everything works again; how long that took from `since`, or nothing when it took too long.
     pub async fn recovery(&self, since: u64) -> Option<Duration> {
         let all = async {
-            let mut wanted = BTreeMap::new();
+            let (mut wanted, mut look) = (BTreeMap::new(), Look::at(self.arena));
             loop {
                 if wanted.len() < 6 {
                     wanted = acknowledged(self.history, since);
-                } else if self.shows(&wanted).await.unwrap_or(false) {
+                } else if look.shows(&wanted).await.unwrap_or(false) {
                     return Duration::from_nanos(self.history.now() - since);
                 }
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                tokio::time::sleep(LOOK_EVERY).await;
             }
         };
         tokio::time::timeout(RECOVERS_WITHIN, all).await.ok()
     }
 
-    /// Whether the tables show everything below these offsets.
-    async fn shows(&self, wanted: &BTreeMap<i32, i64>) -> anyhow::Result<bool> {
-        let sql = "select projection, partition, next_offset from millpond.fences
-                    where projection in ('appends', 'chains')";
-        let mut connection = self.arena.connect().await?;
-        let rows = sqlx::query(sql).fetch_all(&mut connection).await?;
-        let there = |(partition, end): (&i32, &i64)| {
-            let fences = rows.iter().filter(|row| row.get::<i32, _>(1) == *partition);
-            fences.filter(|row| row.get::<i64, _>(2) >= *end).count() == 2
-        };
-        Ok(wanted.iter().all(there))
-    }
-
     /// The sum of all epochs: it grows with every claim.
     async fn epochs(&self) -> Option<i64> {
-        let mut connection = self.arena.connect().await.ok()?;
-        let sql = "select coalesce(sum(epoch), 0)::int8 from millpond.fences";
-        sqlx::query_scalar(sql).fetch_one(&mut connection).await.ok()
+        Look::at(self.arena).epochs().await
     }
 
     /// Waits until fences have been claimed anew; how many times.
     async fn claimed_since(&self, before: i64) -> Option<String> {
         let claimed = async {
+            let mut look = Look::at(self.arena);
             loop {
-                if let Some(now) = self.epochs().await.filter(|now| *now > before) {
+                if let Some(now) = look.epochs().await.filter(|now| *now > before) {
                     return format!("{} claims", now - before);
                 }
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                tokio::time::sleep(LOOK_EVERY).await;
             }
         };
         tokio::time::timeout(SHOWS_WITHIN, claimed).await.ok()
@@ -252,6 +241,46 @@ impl Field<'_> {
         let slots = self.arena.of_role(role);
         ensure!(!slots.is_empty(), "nobody has the role {role}");
         Ok(*self.random.pick(&slots))
+    }
+}
+
+/// Looks at fences again and again, on one connection as long as it lasts: logging in costs the machine more than looking.
+struct Look<'a> {
+    arena: &'a Arena,
+    connection: Option<PgConnection>,
+}
+
+impl<'a> Look<'a> {
+    fn at(arena: &'a Arena) -> Self {
+        Self { arena, connection: None }
+    }
+
+    /// Whether the tables show everything below these offsets; nothing while Postgres is away.
+    async fn shows(&mut self, wanted: &BTreeMap<i32, i64>) -> Option<bool> {
+        let sql = "select projection, partition, next_offset from millpond.fences
+                    where projection in ('appends', 'chains')";
+        let rows = self.rows(sql).await?;
+        let there = |(partition, end): (&i32, &i64)| {
+            let fences = rows.iter().filter(|row| row.get::<i32, _>(1) == *partition);
+            fences.filter(|row| row.get::<i64, _>(2) >= *end).count() == 2
+        };
+        Some(wanted.iter().all(there))
+    }
+
+    async fn epochs(&mut self) -> Option<i64> {
+        let rows = self.rows("select coalesce(sum(epoch), 0)::int8 from millpond.fences").await?;
+        rows.first()?.try_get(0).ok()
+    }
+
+    async fn rows(&mut self, sql: &'static str) -> Option<Vec<PgRow>> {
+        if self.connection.is_none() {
+            self.connection = self.arena.connect().await.ok();
+        }
+        let rows = sqlx::query(sql).fetch_all(self.connection.as_mut()?).await.ok();
+        if rows.is_none() {
+            self.connection = None;
+        }
+        rows
     }
 }
 

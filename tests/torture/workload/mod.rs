@@ -211,7 +211,9 @@ impl Shared {
     async fn client(self: Arc<Self>, writer: Writer) {
         let Writer { kind, client, most, period } = writer;
         let mut ticks = tokio::time::interval(period);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // What could not be sent during an outage is sent after it, as fast as answers come: no longer than a request may
+        // take, for while nobody is there and while clients wait for the tables time goes by unused.
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
         let mut random = Random::new(hash(self.seed, kind as u64, client.unsigned_abs().into()));
         let (mut first, mut sent) = (1, Sent::default());
         while !self.stopped() {
