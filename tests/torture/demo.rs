@@ -246,7 +246,7 @@ fn table(judged: &Judged, arena: &Arena) {
         ("repeats with a second effect", vec![12], format!("{} repeats", count(verdict.repeats))),
         (
             "records that passed what they wait for, decisions lost or made up",
-            vec![15, 16],
+            vec![16, 17],
             format!("{} decisions", count(judged.decisions)),
         ),
         ("processes that panicked, hung or never recovered", vec![13, 14], format!("{} processes", arena.slots.len())),

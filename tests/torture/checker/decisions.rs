@@ -6,9 +6,9 @@ use super::model::{CONFLICT, REFUSED, WAITS};
 use super::{Case, Finding, Model, Violation};
 use crate::workload::history::{Choice, Decision, Outcome};
 
-/// Check 15: nothing of a parked key is applied before what it waits for, and in the end no key is parked.
+/// Check 16: nothing of a parked key is applied before what it waits for, and in the end no key is parked.
 pub fn parked(case: &Case<'_>, violations: &mut Vec<Violation>) {
-    let mut finding = Finding::new(15, "parked keys");
+    let mut finding = Finding::new(16, "parked keys");
     for seen in case.parked {
         finding.add(|| seen.clone());
     }
@@ -18,10 +18,10 @@ pub fn parked(case: &Case<'_>, violations: &mut Vec<Violation>) {
     finding.end(violations);
 }
 
-/// Check 16: what the table has of verdicts the topic has, and nothing else; each is about a record that was set aside, and is
+/// Check 17: what the table has of verdicts the topic has, and nothing else; each is about a record that was set aside, and is
 /// the decision of an operator, the last one that was acknowledged; and what was decided so that it can be done is done.
 pub fn verdicts(case: &Case<'_>, model: &Model, violations: &mut Vec<Violation>) {
-    let mut finding = Finding::new(16, "verdicts");
+    let mut finding = Finding::new(17, "verdicts");
     let (table, topic) = (&case.actual.verdicts, &case.log.verdicts);
     for (place, decided) in table {
         match topic.get(place) {

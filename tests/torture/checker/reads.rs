@@ -10,11 +10,11 @@ use crate::workload::history::{Read, View};
 const DEAD_LETTERED: &str = "MP6010";
 const PARKED: &str = "MP6020";
 
-/// Checks 6, 7 and 15: a read shows what its position says, all of it and nothing else, and never less than was asked for; of a
+/// Checks 6, 7 and 16: a read shows what its position says, all of it and nothing else, and never less than was asked for; of a
 /// lane, which may have to wait, what came before and no gap. What was asked for is told when it was set aside, and only then.
 pub fn judge(case: &Case<'_>, model: &Model, violations: &mut Vec<Violation>) -> usize {
     let (mut prefix, mut early) = (Finding::new(6, "read is no prefix"), Finding::new(7, "read is too early"));
-    let mut told = Finding::new(15, "what reads are told of records set aside");
+    let mut told = Finding::new(16, "what reads are told of records set aside");
     let aside = Aside::of(case, model);
     let mut judged = 0;
     for read in case.reads {

@@ -137,31 +137,31 @@ const WRONG: &[Wrong] = &[
         world.decided_otherwise(|decided| decided.value.as_mut().expect("an edit").n += 1);
     }),
     ("discard_of_what_was_edited", 5, |world| world.decided_otherwise(|decided| decided.what = "discard".into())),
-    ("record_applied_before_what_it_waits_for", 15, |world| world.parked.push("lane-00 has applied 7".into())),
-    ("key_left_parked", 15, |world| world.actual.parked.push("lane-00".into())),
+    ("record_applied_before_what_it_waits_for", 16, |world| world.parked.push("lane-00 has applied 7".into())),
+    ("key_left_parked", 16, |world| world.actual.parked.push("lane-00".into())),
     ("read_of_a_lane_with_what_waits", 6, |world| world.reads[1].length += 400),
-    ("read_that_is_not_told_of_a_dead_letter", 15, |world| world.reads[0].wanted = world.reads[3].wanted.clone()),
-    ("read_that_is_told_of_a_dead_letter_where_none_is", 15, |world| world.reads[3].wanted = format!("{TOPIC}/0@1")),
-    ("read_that_is_told_to_wait_for_nothing", 15, |world| world.reads[2].wanted = format!("{TOPIC}/0@1")),
-    ("verdict_that_is_not_in_the_topic", 16, |world| drop(world.log.verdicts.pop_last())),
-    ("verdict_in_the_topic_alone", 16, |world| drop(world.actual.verdicts.pop_last())),
-    ("verdict_that_is_another_one_in_the_topic", 16, |world| {
+    ("read_that_is_not_told_of_a_dead_letter", 16, |world| world.reads[0].wanted = world.reads[3].wanted.clone()),
+    ("read_that_is_told_of_a_dead_letter_where_none_is", 16, |world| world.reads[3].wanted = format!("{TOPIC}/0@1")),
+    ("read_that_is_told_to_wait_for_nothing", 16, |world| world.reads[2].wanted = format!("{TOPIC}/0@1")),
+    ("verdict_that_is_not_in_the_topic", 17, |world| drop(world.log.verdicts.pop_last())),
+    ("verdict_in_the_topic_alone", 17, |world| drop(world.actual.verdicts.pop_last())),
+    ("verdict_that_is_another_one_in_the_topic", 17, |world| {
         world.log.verdicts.first_entry().expect("verdicts").get_mut().by = "op-0".into();
     }),
-    ("verdict_of_nobody", 16, |world| world.decision().by = "op-x".into()),
-    ("verdict_of_a_refused_decision", 16, |world| world.decision().outcome = Outcome::Fail),
-    ("verdict_that_is_not_what_was_decided", 16, |world| world.decision().what = Choice::Discard),
-    ("verdict_of_a_decision_that_was_made_anew", 16, |world| {
+    ("verdict_of_nobody", 17, |world| world.decision().by = "op-x".into()),
+    ("verdict_of_a_refused_decision", 17, |world| world.decision().outcome = Outcome::Fail),
+    ("verdict_that_is_not_what_was_decided", 17, |world| world.decision().what = Choice::Discard),
+    ("verdict_of_a_decision_that_was_made_anew", 17, |world| {
         let mut anew = world.decision().clone();
         (anew.by, anew.invoked) = ("op-y".into(), anew.completed + 1);
         world.decisions.push(anew);
     }),
-    ("decision_that_nothing_came_of", 16, |world| {
+    ("decision_that_nothing_came_of", 17, |world| {
         let mut other = world.decision().clone();
         other.record = Some((0, VALUES * 2));
         world.decisions.push(other);
     }),
-    ("verdict_about_a_healthy_record", 16, |world| {
+    ("verdict_about_a_healthy_record", 17, |world| {
         let decided =
             Decided { what: "discard".into(), ..world.log.verdicts.values().next().expect("verdicts").clone() };
         for verdicts in [&mut world.log.verdicts, &mut world.actual.verdicts] {
