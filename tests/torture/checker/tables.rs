@@ -11,6 +11,7 @@ use super::{Case, Finding, Violation};
 pub fn compare(expected: &Tables, actual: &Tables, violations: &mut Vec<Violation>) {
     rows("table appends", &expected.appends, &actual.appends, violations);
     rows("table chains", &expected.chains, &actual.chains, violations);
+    rows("table lanes", &expected.lanes, &actual.lanes, violations);
     rows("table accounts", &expected.accounts, &actual.accounts, violations);
     rows("table credits", &expected.credits, &actual.credits, violations);
     rows("table amounts", &expected.amounts, &actual.amounts, violations);
@@ -85,6 +86,7 @@ pub fn tiling(case: &Case<'_>, violations: &mut Vec<Violation>) {
             ("accounts", &ends(&case.log.money)),
             ("amounts", &ends(&case.log.money)),
             ("credits", &ends(&case.log.credits)),
+            ("lanes", &ends(&case.log.lanes)),
         ])
     {
         for (partition, end) in records {

@@ -12,6 +12,7 @@ mod kafka;
 mod narrow;
 mod outbox;
 mod postgres;
+mod repeats;
 mod schema;
 mod tail;
 mod topic;
@@ -90,6 +91,7 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("C5", "consumers come and go all the time"),
     scenario("C7", "bursts of values of which half make a projection fail"),
     scenario("C9", "schemas change in the midst: a new version, one that does not fit, an unknown id, no registry"),
+    scenario("C11", "ten times the same ids over two ingest nodes, while nodes and consumers die"),
     scenario("O1", "kill -9 of the relay between Kafka's acknowledgement and the outbox"),
     scenario(
         "C13",
@@ -188,6 +190,7 @@ pub async fn inject(scenario: &str, field: &mut Field<'_>) -> anyhow::Result<Fau
         "C5" => consumer::storm(field).await,
         "C7" => consumer::poisoned(field).await,
         "C9" => schema::changed(field).await,
+        "C11" => repeats::storm(field).await,
         "I1" => abuse::slow_clients(field).await,
         "I2" => abuse::malformed_requests(field).await,
         "I6" => consumer::ingest_gone(field).await,
