@@ -97,11 +97,17 @@ pub async fn two_killed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let outage = field.outage(8, 12);
     let injected = field.begin(format!("kill -9 of brokers {first} and {second} for {outage:?}")).await?;
     kill(field, &[first, second])?;
+    // What was on its way is answered.
+    tokio::time::sleep(outage / 4).await;
+    let before = field.workload.acknowledged();
     wait_until(field, injected.at, outage).await;
+    let silent = field.workload.acknowledged() == before;
     let refused = unacknowledged_since(field, injected.at);
     restart(field, &[first, second])?;
     let recovery = field.recovery(injected.at).await;
-    Ok(field.end(injected, refused, recovery))
+    // Requests may wait for all of it and be answered after it: then nobody has been told anything.
+    let waited = silent.then(|| format!("nothing was acknowledged for {:?}", outage - outage / 4));
+    Ok(field.end(injected, refused.or(waited), recovery))
 }
 
 /// K4: a leader is frozen for longer than it takes to be replaced, and thaws.
