@@ -54,7 +54,7 @@ impl Default for Runs {
             scenarios: Vec::new(),
             seeds,
             // All scenarios with one seed take some forty minutes so.
-            seconds: 40,
+            seconds: 25,
             scale: 1.0,
             // What the profile of `make torture` applies on two cores; clients of a slower build wait for the tables.
             rate: 6000,
@@ -81,7 +81,7 @@ pub const USAGE: &str = "make torture ARGS=\"…\"
   demo                   two to three minutes to look at; `make crash-demo`
   --scenario K1[,C1…]    these (default: all)
   --seed 7[,8…|..12]     these seeds (default: 1)
-  --seconds 40           how long each is under load
+  --seconds 25           how long each is under load
   --scale 1              factor on the length of outages
   --rate 6000            events a second that clients offer
   --lag 20000            values that tables may be behind before clients wait for them

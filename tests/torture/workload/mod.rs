@@ -24,9 +24,11 @@ use crate::random::{Random, hash};
 use crate::values;
 use crate::web::Web;
 
-/// Clients that append, and values in one of their requests.
+/// Clients that append. Together they send so many requests a second, of as many values as the rate wants, or of so many at
+/// most and more requests: what a request costs the machine is not to be what limits a run.
 const APPENDERS: i32 = 8;
-const APPENDS: usize = 150;
+const APPENDS_A_SECOND: u64 = 20;
+const MOST_APPENDS: u64 = 400;
 /// Clients that move money, and commands in one of their requests.
 const TELLERS: i32 = 2;
 const COMMANDS: usize = 20;
@@ -78,6 +80,8 @@ struct Shared {
     /// How far tables are behind, as last seen, and when clients wait for them.
     lag: Arc<AtomicI64>,
     most_lag: i64,
+    /// Values in a request of a client that appends.
+    appends: usize,
 }
 
 /// One client that writes.
@@ -101,6 +105,7 @@ impl Workload {
         desk: Desk,
     ) -> Self {
         let operator = Operator::start(seed, desk, Arc::clone(&history));
+        let appends = usize::try_from((runs.rate / APPENDS_A_SECOND).clamp(1, MOST_APPENDS)).expect("few");
         let shared = Arc::new(Shared {
             seed,
             history,
@@ -116,11 +121,12 @@ impl Workload {
             last_of_lanes: watch::Sender::new(String::new()),
             lag: Arc::default(),
             most_lag: runs.lag,
+            appends,
         });
         let mut clients = JoinSet::new();
         let per_client = runs.rate.max(1) / u64::from(APPENDERS.unsigned_abs());
-        let period = Duration::from_secs_f64(APPENDS as f64 / per_client.max(1) as f64);
-        let appender = |client| Writer { kind: Kind::Append, client, most: APPENDS, period };
+        let period = Duration::from_secs_f64(appends as f64 / per_client.max(1) as f64);
+        let appender = |client| Writer { kind: Kind::Append, client, most: appends, period };
         let teller = |client| Writer { kind: Kind::Money, client: 100 + client, most: COMMANDS, period: TELLER_PERIOD };
         let porter = |client| Writer { kind: Kind::Lane, client: 200 + client, most: PUTS, period: PORTER_PERIOD };
         let writers = (0..APPENDERS).map(appender).chain((0..TELLERS).map(teller)).chain((0..PORTERS).map(porter));

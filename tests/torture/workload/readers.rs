@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::history::{Read, View};
-use super::{APPENDS, DEADLINE, Shared};
+use super::{DEADLINE, Shared};
 use crate::harness::Answer;
 use crate::random::Random;
 use crate::values;
@@ -65,7 +65,7 @@ impl Shared {
         if random.below(2) == 0 {
             return values::key(random.below(values::KEYS));
         }
-        let place = random.below(APPENDS as u64).cast_signed();
+        let place = random.below(self.appends as u64).cast_signed();
         values::append(self.seed, 0, self.recent.load(Ordering::Relaxed) + place).key
     }
 
