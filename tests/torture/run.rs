@@ -190,10 +190,10 @@ async fn disturb(scenario: &str, field: &mut Field<'_>, until: Instant) -> anyho
 async fn settle(servers: &Servers, arena: &Arena) -> anyhow::Result<bool> {
     let deadline = Instant::now() + SETTLES_WITHIN;
     let (mut last, mut moved) = (Vec::new(), Instant::now());
-    let ends = checker::log::Ends::open(&servers.brokers())?;
+    let reader = checker::log::Reader::open(&servers.brokers())?;
     let mut connection = arena.connect().await?;
     loop {
-        let missing = match missing(&ends, &mut connection, arena).await {
+        let missing = match missing(&reader, &mut connection, arena).await {
             Ok(missing) => missing,
             // What was healed may need a moment more.
             Err(error) => {
@@ -217,13 +217,13 @@ async fn settle(servers: &Servers, arena: &Arena) -> anyhow::Result<bool> {
 
 /// What is not applied yet.
 async fn missing(
-    ends: &checker::log::Ends,
+    reader: &checker::log::Reader,
     connection: &mut PgConnection,
     arena: &Arena,
 ) -> anyhow::Result<Vec<String>> {
     let ends = tokio::task::block_in_place(|| -> anyhow::Result<BTreeMap<&str, BTreeMap<i32, i64>>> {
         let all = [&arena.topics.appends, &arena.topics.transfers, &arena.topics.credits, &arena.topics.lanes];
-        all.into_iter().map(|topic| Ok((topic.as_str(), ends.of(topic)?))).collect()
+        all.into_iter().map(|topic| Ok((topic.as_str(), reader.ends(topic)?))).collect()
     })?;
     let sql = "select projection, topic, partition, next_offset, state, coalesce(halt_reason, '') from millpond.fences
                 order by 1, 2, 3";

@@ -93,37 +93,37 @@ pub struct Log {
 impl Log {
     /// Reads all topics of a run to their ends.
     pub fn read(brokers: &str, topics: &Topics) -> anyhow::Result<Self> {
-        let mut log = Self::default();
-        read_topic(brokers, &topics.appends, |at| {
+        let (mut log, reader) = (Self::default(), Reader::open(brokers)?);
+        reader.read(&topics.appends, |at| {
             log.appends.push(at.place(decode_append)?);
             Ok(())
         })?;
         // The one topic with two types: which it is, the schema's id says.
-        let ids = schema_ids(brokers)?;
-        read_topic(brokers, &topics.transfers, |at| {
+        let ids = schema_ids(&reader)?;
+        reader.read(&topics.transfers, |at| {
             let deposit = ids.get(&schema_id(at.payload)?).is_some_and(|name| name.ends_with("Deposit"));
             log.money.push(at.place(|avro| decode_money(avro, deposit))?);
             Ok(())
         })?;
-        read_topic(brokers, &topics.credits, |at| {
+        reader.read(&topics.credits, |at| {
             log.credits.push(at.place(decode_credit)?);
             Ok(())
         })?;
-        read_topic(brokers, &topics.lanes, |at| {
+        reader.read(&topics.lanes, |at| {
             log.lanes.push(at.place(decode_append)?);
             Ok(())
         })?;
         let own = [&topics.appends, &topics.transfers, &topics.credits, &topics.lanes];
         for consumer in CONSUMERS {
             let dead = format!("{consumer}.dlq");
-            if topic_exists(brokers, &dead)? {
-                read_topic(brokers, &dead, |at| {
+            if reader.exists(&dead)? {
+                reader.read(&dead, |at| {
                     log.dead.extend(Some(at.dead(consumer)?).filter(|dead| own.contains(&&dead.value.topic)));
                     Ok(())
                 })?;
             }
         }
-        read_topic(brokers, VERDICTS, |at| {
+        reader.read(VERDICTS, |at| {
             log.verdicts.extend(at.verdict(&own)?);
             Ok(())
         })?;
@@ -137,7 +137,7 @@ pub const NO_SCHEMA: u32 = 1_000_000;
 /// All notes of a topic that can be read.
 pub fn notes(brokers: &str, topic: &str) -> anyhow::Result<Vec<Placed<Note>>> {
     let mut notes = Vec::new();
-    read_topic(brokers, topic, |at| {
+    Reader::open(brokers)?.read(topic, |at| {
         if schema_id(at.payload)? < NO_SCHEMA {
             notes.push(at.place(decode_note)?);
         }
@@ -222,9 +222,9 @@ fn schema_id(payload: &[u8]) -> anyhow::Result<u32> {
 }
 
 /// Names of records by the id of their schema, from the topic of the registry.
-fn schema_ids(brokers: &str) -> anyhow::Result<BTreeMap<u32, String>> {
+fn schema_ids(reader: &Reader) -> anyhow::Result<BTreeMap<u32, String>> {
     let mut ids = BTreeMap::new();
-    read_topic(brokers, "_schemas", |at| {
+    reader.read("_schemas", |at| {
         let Ok(value) = serde_json::from_slice::<serde_json::Value>(at.payload) else { return Ok(()) };
         if let (Some(id), Some(subject)) = (value["id"].as_u64(), value["subject"].as_str()) {
             ids.insert(u32::try_from(id)?, subject.to_owned());
@@ -250,60 +250,62 @@ fn consumer(brokers: &str) -> anyhow::Result<BaseConsumer> {
     Ok(consumer)
 }
 
-fn topic_exists(brokers: &str, topic: &str) -> anyhow::Result<bool> {
-    let metadata = consumer(brokers)?.fetch_metadata(None, WITHIN)?;
-    Ok(metadata.topics().iter().any(|found| found.name() == topic))
-}
-
 /// The ends of a topic's partitions.
 pub fn ends(brokers: &str, topic: &str) -> anyhow::Result<BTreeMap<i32, i64>> {
-    Ends::open(brokers)?.of(topic)
+    Reader::open(brokers)?.ends(topic)
 }
 
-/// Looks at the ends of topics again and again, with one client.
-pub struct Ends(BaseConsumer);
+/// One client for all that is read, for to make one and to end it takes longer than to read a topic.
+pub struct Reader(BaseConsumer);
 
-impl Ends {
+impl Reader {
     pub fn open(brokers: &str) -> anyhow::Result<Self> {
         Ok(Self(consumer(brokers)?))
     }
 
     /// The ends of a topic's partitions.
-    pub fn of(&self, topic: &str) -> anyhow::Result<BTreeMap<i32, i64>> {
+    pub fn ends(&self, topic: &str) -> anyhow::Result<BTreeMap<i32, i64>> {
         let limit = Duration::from_secs(10);
         let metadata = self.0.fetch_metadata(Some(topic), limit)?;
         let found = metadata.topics().first().with_context(|| format!("no topic {topic}"))?;
         let end = |id| anyhow::Ok((id, self.0.fetch_watermarks(topic, id, limit)?.1));
         found.partitions().iter().map(|partition| end(partition.id())).collect()
     }
-}
 
-/// Hands every committed record of a topic to `take`.
-fn read_topic(brokers: &str, topic: &str, mut take: impl FnMut(&Raw<'_>) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let consumer = consumer(brokers)?;
-    let mut list = TopicPartitionList::new();
-    let mut open = ends(brokers, topic)?;
-    for partition in open.keys() {
-        list.add_partition_offset(topic, *partition, Offset::Beginning)?;
+    fn exists(&self, topic: &str) -> anyhow::Result<bool> {
+        let metadata = self.0.fetch_metadata(None, WITHIN)?;
+        Ok(metadata.topics().iter().any(|found| found.name() == topic))
     }
-    consumer.assign(&list)?;
-    let deadline = Instant::now() + WITHIN;
-    while !open.is_empty() {
-        ensure!(Instant::now() < deadline, "{topic} could not be read to its end within {WITHIN:?}");
-        match consumer.poll(Duration::from_millis(200)) {
-            None => {}
-            Some(Err(KafkaError::PartitionEOF(partition))) => drop(open.remove(&partition)),
-            // A broker that is away for a moment.
-            Some(Err(KafkaError::MessageConsumption(_))) => {}
-            Some(Err(error)) => return Err(error).with_context(|| format!("cannot read {topic}")),
-            Some(Ok(message)) => {
-                let payload = message.payload().unwrap_or_default();
-                let (partition, offset) = (message.partition(), message.offset());
-                take(&Raw { partition, offset, payload, message: &message })?;
+
+    /// Hands every committed record of a topic to `take`.
+    fn read(&self, topic: &str, mut take: impl FnMut(&Raw<'_>) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        let mut list = TopicPartitionList::new();
+        let mut open = self.ends(topic)?;
+        for partition in open.keys() {
+            list.add_partition_offset(topic, *partition, Offset::Beginning)?;
+        }
+        self.0.assign(&list)?;
+        let deadline = Instant::now() + WITHIN;
+        while !open.is_empty() {
+            ensure!(Instant::now() < deadline, "{topic} could not be read to its end within {WITHIN:?}");
+            match self.0.poll(Duration::from_millis(200)) {
+                None => {}
+                Some(Err(KafkaError::PartitionEOF(partition))) => drop(open.remove(&partition)),
+                // A broker that is away for a moment.
+                Some(Err(KafkaError::MessageConsumption(_))) => {}
+                Some(Err(error)) => return Err(error).with_context(|| format!("cannot read {topic}")),
+                Some(Ok(message)) => {
+                    ensure!(message.topic() == topic, "{topic} was asked for, and {} came", message.topic());
+                    let payload = message.payload().unwrap_or_default();
+                    let (partition, offset) = (message.partition(), message.offset());
+                    take(&Raw { partition, offset, payload, message: &message })?;
+                }
             }
         }
+        // What comes late of this topic is not to be taken for something of the next.
+        self.0.unassign()?;
+        Ok(())
     }
-    Ok(())
 }
 
 /// What is left of an Avro value.
