@@ -62,6 +62,9 @@ impl Drop for Watch {
 
 async fn watch(database: String, history: Arc<History>, pids: Pids, seen: Arc<Mutex<Seen>>, lag: Arc<AtomicI64>) {
     let mut connection: Option<PgConnection> = None;
+    let rig = ("rig".to_owned(), std::process::id().cast_signed());
+    // The rig outlives a run.
+    let before = processor_time(rig.1).unwrap_or_default();
     for round in 0_u64.. {
         tokio::time::sleep(PERIOD).await;
         if connection.is_none() {
@@ -78,12 +81,11 @@ async fn watch(database: String, history: Arc<History>, pids: Pids, seen: Arc<Mu
         let looked = look.await.ok().flatten();
         let acknowledged: i64 = acknowledged(&history, 0).values().sum();
         let running = pids.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let rig = ("rig".to_owned(), std::process::id().cast_signed());
         let cpu: Vec<((String, i32), f64)> = running
             .iter()
             .map(|(name, pid)| (name.clone(), *pid))
-            .chain([rig])
             .filter_map(|of| Some((of.clone(), processor_time(of.1)?)))
+            .chain(processor_time(rig.1).map(|now| (rig.clone(), now - before)))
             .collect();
         let memory: Vec<(String, u64)> =
             running.into_iter().filter_map(|(name, pid)| Some((name, resident(pid)?))).collect();
