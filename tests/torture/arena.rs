@@ -19,6 +19,7 @@ use crate::process::Process;
 use crate::proxy::{Protocol, Proxy};
 use crate::servers::Servers;
 use crate::web::Web;
+use crate::workload::operator::Desk;
 
 /// What the rig has in the database: every step of every fence, written in the transaction that makes it.
 const FENCE_LOG: &str = include_str!("fence_log.sql");
@@ -46,6 +47,7 @@ pub struct Topics {
     pub appends: String,
     pub transfers: String,
     pub credits: String,
+    pub lanes: String,
 }
 
 /// One run's Millpond.
@@ -102,7 +104,12 @@ impl Arena {
         }
         let mut arena = Self {
             slots,
-            topics: Topics { appends: topic("appends"), transfers: topic("transfers"), credits: topic("credits") },
+            topics: Topics {
+                appends: topic("appends"),
+                transfers: topic("transfers"),
+                credits: topic("credits"),
+                lanes: topic("lanes"),
+            },
             brokers: servers.brokers(),
             database: servers.database_url(&unique, servers.direct.port())?,
             database_name: unique,
@@ -120,6 +127,12 @@ impl Arena {
 
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// What the operator needs.
+    pub fn desk(&self) -> Desk {
+        let (project, brokers, database) = (self.project.clone(), self.brokers.clone(), self.database.clone());
+        Desk { project, brokers, database }
     }
 
     /// Topics, schemas, the platform's tables, and the rig's own log of fences.

@@ -40,7 +40,8 @@ pub async fn run(servers: &mut Servers, scenario: &str, seed: u64, runs: &Runs) 
     let history = Arc::new(History::create(&arena.folder().join("history.jsonl"))?);
     let pids = Pids::default();
     let addresses = |role| arena.of_role(role).into_iter().map(|slot| arena.slots[slot].web.subscribe()).collect();
-    let workload = Workload::start(seed, runs, Arc::clone(&history), addresses("ingest"), addresses("serve"));
+    let workload =
+        Workload::start(seed, runs, Arc::clone(&history), addresses("ingest"), addresses("serve"), arena.desk());
     let watch = Watch::start(arena.database.clone(), Arc::clone(&history), Arc::clone(&pids), workload.lag());
     let until = Instant::now() + Duration::from_secs(runs.seconds);
 
@@ -62,12 +63,14 @@ pub async fn run(servers: &mut Servers, scenario: &str, seed: u64, runs: &Runs) 
     let load = Load { workload, watch, history };
     let went_back = faults::GO_BACK.contains(&scenario);
     let judged = end(servers, &mut arena, load, seed, &faults, went_back, &mut parts).await?;
-    let Judged { verdict, requests, reads, log, seen, .. } = judged;
+    let Judged { verdict, requests, reads, log, seen, decisions, .. } = judged;
     let mut report = account(scenario, seed, runs, &requests, &reads, &faults, &seen);
     report.violations = verdict.violations;
     report.reads = verdict.reads_judged;
     report.repeated_downstream = verdict.repeated_credits;
-    report.log_records = log.appends.len() + log.money.len();
+    report.log_records = log.appends.len() + log.money.len() + log.lanes.len();
+    (report.repeats, report.conflicts) = (verdict.repeats, verdict.conflicts);
+    (report.decisions, report.verdicts) = (decisions, verdict.verdicts);
     report.brokers_mib = servers.broker_memory();
     if (!report.violations.is_empty() && runs.plant.is_none()) || runs.keep {
         report.folder = Some(keep(servers, &arena)?.display().to_string());
@@ -113,6 +116,8 @@ pub struct Judged {
     pub log: Log,
     pub actual: Actual,
     pub seen: Seen,
+    /// How many decisions the operator has made.
+    pub decisions: usize,
 }
 
 /// Ends all disturbance and the load, waits for everything to come to rest, ends all processes, and judges.
@@ -127,28 +132,39 @@ pub async fn end(
 ) -> anyhow::Result<Judged> {
     servers.heal()?;
     arena.heal(servers)?;
-    load.workload.finish().await;
+    let operator = load.workload.finish().await;
     parts.end("heal");
     let settled = settle(servers, arena).await?;
+    operator.end().await;
     parts.end("settle");
     let mut seen = load.watch.seen();
     drop(load.watch);
     if went_back {
         seen.bank.clear();
     }
+    let decisions = load.history.decisions();
     let (requests, reads) = load.history.take();
     let log = read_log(servers, arena).await?;
     let actual = Actual::read(&mut arena.connect().await?).await?;
     parts.end("read");
-    let case =
-        Case { seed, requests: &requests, reads: &reads, log: &log, actual: &actual, bank: &seen.bank, went_back };
+    let case = Case {
+        seed,
+        requests: &requests,
+        reads: &reads,
+        log: &log,
+        actual: &actual,
+        decisions: &decisions,
+        bank: &seen.bank,
+        parked: &seen.parked,
+        went_back,
+    };
     let mut verdict = checker::judge(&case);
     verdict.violations.extend(liveness(faults, settled));
     verdict.violations.extend(health(arena, &seen, &actual));
     parts.end("judge");
     arena.close();
     parts.end("stop");
-    Ok(Judged { verdict, requests, reads, log, actual, seen })
+    Ok(Judged { verdict, requests, reads, log, actual, seen, decisions: decisions.len() })
 }
 
 /// Injects faults until the time is over; at least one whose effect was seen, as far as a few tries lead to one.
@@ -205,7 +221,7 @@ async fn missing(
     arena: &Arena,
 ) -> anyhow::Result<Vec<String>> {
     let ends = tokio::task::block_in_place(|| -> anyhow::Result<BTreeMap<&str, BTreeMap<i32, i64>>> {
-        let all = [&arena.topics.appends, &arena.topics.transfers, &arena.topics.credits];
+        let all = [&arena.topics.appends, &arena.topics.transfers, &arena.topics.credits, &arena.topics.lanes];
         all.into_iter().map(|topic| Ok((topic.as_str(), ends.of(topic)?))).collect()
     })?;
     let sql = "select projection, topic, partition, next_offset, state, coalesce(halt_reason, '') from millpond.fences
@@ -218,6 +234,7 @@ async fn missing(
         ("accounts", &arena.topics.transfers),
         ("amounts", &arena.topics.transfers),
         ("credits", &arena.topics.credits),
+        ("lanes", &arena.topics.lanes),
     ] {
         for (partition, end) in &ends[topic.as_str()] {
             let fence = rows.iter().find(|row| {
@@ -233,9 +250,13 @@ async fn missing(
             }
         }
     }
-    let outbox: i64 = sqlx::query_scalar("select count(*) from millpond.outbox").fetch_one(connection).await?;
+    let outbox: i64 = sqlx::query_scalar("select count(*) from millpond.outbox").fetch_one(&mut *connection).await?;
     if outbox > 0 {
         missing.push(format!("{outbox} rows are in the outbox"));
+    }
+    let parked: i64 = sqlx::query_scalar("select count(*) from millpond.parked_keys").fetch_one(connection).await?;
+    if parked > 0 {
+        missing.push(format!("{parked} keys are parked"));
     }
     Ok(missing)
 }

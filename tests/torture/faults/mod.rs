@@ -11,6 +11,7 @@ mod kafka;
 mod narrow;
 mod outbox;
 mod postgres;
+mod repeats;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -78,6 +79,7 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("C4", "a consumer is frozen between assignment and claim, which arrives late"),
     scenario("C5", "consumers come and go all the time"),
     scenario("C7", "bursts of values of which half make a projection fail"),
+    scenario("C11", "ten times the same ids over two ingest nodes, while nodes and consumers die"),
     scenario("O1", "kill -9 of the relay between Kafka's acknowledgement and the outbox"),
     scenario(
         "C13",
@@ -157,6 +159,7 @@ pub async fn inject(scenario: &str, field: &mut Field<'_>) -> anyhow::Result<Fau
         "C4" => consumer::late_claim(field).await,
         "C5" => consumer::storm(field).await,
         "C7" => consumer::poisoned(field).await,
+        "C11" => repeats::storm(field).await,
         "I1" => abuse::slow_clients(field).await,
         "I2" => abuse::malformed_requests(field).await,
         "I6" => consumer::ingest_gone(field).await,
