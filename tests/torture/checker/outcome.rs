@@ -118,11 +118,13 @@ fn adds_up(case: &Case<'_>, model: &Model, finding: &mut Finding) {
     let appended: i64 = tables.appends.values().map(|row| row.times).sum();
     let chained: i64 = tables.chains.values().map(|row| row.length).sum();
     let queued: i64 = tables.lanes.values().map(|(row, _)| row.length).sum();
+    let moved: i64 = tables.amounts.values().sum();
     let credited: i64 = tables.credits.values().map(|row| row.times).sum();
     for (consumer, applied, records) in [
         ("appends", appended, case.log.appends.len()),
         ("chains", chained, case.log.appends.len()),
         ("lanes", queued, case.log.lanes.len()),
+        ("amounts", moved, case.log.money.len()),
         ("credits", credited, case.log.credits.len()),
     ] {
         let aside = tables.dead_letters.keys().filter(|(of, ..)| of == consumer).count();
