@@ -50,7 +50,6 @@ bugs! {
     RedeliveredApplied = "redelivered", "what was kept over a claim is applied again, though the fence has passed it";
     UnknownAsWritten = "partly", "records of a bulk whose fate is unknown are answered as written";
     PositionAhead = "ahead", "a read's position is read after its rows";
-    ReadUncommitted = "uncommitted", "consumers read records of transactions that were aborted";
     OutboxEmptiedFirst = "outbox-first", "rows leave the outbox before their transaction is committed";
     MarkersUnread = "markers", "a relay that starts does not read what has left already";
     ReleasedEarly = "park-early", "a parked key is released before its last record";

@@ -18,7 +18,6 @@ use rdkafka::{
 };
 
 use super::Error;
-use crate::planted::{self, Bug};
 
 /// After this a record that no broker acknowledged is given up as *unknown*. Longer than a leader's election
 /// (some seconds), shorter than people wait for an answer over HTTP. librdkafka's default is 5 minutes.
@@ -231,8 +230,6 @@ impl Options {
     /// A member of a consumer group; see `subscription` for what it does.
     pub(super) fn member(&self, group: &str) -> Result<ClientConfig, Error> {
         let mut config = self.base()?;
-        let committed = !planted::is(Bug::ReadUncommitted);
-        let isolation = if committed { Isolation::Committed } else { Isolation::Uncommitted };
         config
             .set("group.id", group)
             .set("partition.assignment.strategy", "cooperative-sticky")
@@ -240,7 +237,7 @@ impl Options {
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "error")
-            .set("isolation.level", isolation.as_str())
+            .set("isolation.level", "read_committed")
             // The poll thread never waits longer than about 10 s; five minutes would only hide a fault.
             .set("max.poll.interval.ms", "60000")
             // Prefetch is memory: for each partition a batch, or 4 MiB, and what one fetch brings on top.

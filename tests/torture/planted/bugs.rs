@@ -87,7 +87,9 @@ pub const BUGS: &[Planted] = &[
     of_binary(Bug::RedeliveredApplied, &[("P2", &[3, 7, 11])], &[5]),
     of_binary(Bug::UnknownAsWritten, &[("K3", &[1, 2, 3])], &[1]),
     of_binary(Bug::PositionAhead, &[("P6", &[1, 3, 6])], &[6]),
-    of_binary(Bug::ReadUncommitted, &[("O3", &[1, 2, 3])], &[5]),
+    of_binary(Bug::SeenSkipped, &[("C11", &[1, 2])], &[5, 11, 12]),
+    of_binary(Bug::MarkersUnread, &[("O1", &[1, 2])], &[10]),
+    of_binary(Bug::ReleasedEarly, &[("C7", &[1, 2])], &[5, 11, 16, 17]),
     of_binary(Bug::OutboxEmptiedFirst, &[("O3", &[1, 2, 3])], &[8, 10]),
 ];
 
