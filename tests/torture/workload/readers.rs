@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::history::{Read, View};
-use super::{APPENDS, DEADLINE, Shared};
+use super::{DEADLINE, Shared};
 use crate::harness::Answer;
 use crate::random::Random;
 use crate::values;
@@ -24,15 +24,6 @@ impl Shared {
             let view = if reader == READERS { View::Lanes } else { View::Chains };
             clients.spawn(Arc::clone(&self).reader(view, Random::new(self.seed ^ (reader << 40))));
         }
-    }
-
-    /// Every other key is one whose list is just being appended to: there, rows and position are most easily apart.
-    fn key_to_read(&self, random: &mut Random) -> String {
-        if random.below(2) == 0 {
-            return values::key(random.below(values::KEYS));
-        }
-        let place = random.below(APPENDS as u64).cast_signed();
-        values::append(self.seed, 0, self.recent.load(Ordering::Relaxed) + place).key
     }
 
     async fn reader(self: Arc<Self>, view: View, mut random: Random) {
