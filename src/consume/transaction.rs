@@ -1,9 +1,13 @@
-//! One batch, one transaction: stage, then fence, rows, dead letters, outbox and commit in a single flush.
+//! One batch, one transaction: stage, then fence, rows, dead letters, outbox and commit in a single flush. Before it, what a
+//! handler decides.
 //!
 //! Rows are staged before the fence row is touched, so that its lock is never held while the server waits for us:
 //! from the compare-and-set to COMMIT there is one message and one answer.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -15,7 +19,9 @@ use super::{
     engine::Engine,
     guard::Attempt,
     handler::{self, HandlerError, State},
+    overdue::Overdue,
     parked::RETRY,
+    partition::Partition,
     prepare::{Fault, Prepared},
     verdict::Decision,
 };
@@ -99,18 +105,20 @@ pub struct Committed {
     pub refused: usize,
 }
 
-/// Runs the transaction to its commit.
-pub async fn run(engine: &Engine, session: &mut Session, mut work: Work<'_>) -> Result<Committed, Failure> {
-    let handler = engine.handler.as_ref().filter(|_| !work.prepared.records.is_empty());
-    let attempt = work.watched.then_some(Attempt { engine, claim: work.claim });
-    if let (Some(attempt), None) = (attempt, handler) {
-        attempt.end().await?;
-    }
-    session.run("begin").await?;
-    if let Some(handler) = handler {
-        let schema = &engine.schema;
-        let mut state = State { session, schema, attempt };
-        let records = std::mem::take(&mut work.prepared.records);
+/// Has a handler decide what a batch does, before its transaction: however long that takes, no lock is held meanwhile, and
+/// Postgres does not end the session of a transaction that stands still. What it has read is of no use once the fence has
+/// moved; then the transaction fails.
+pub async fn decide(
+    engine: &Arc<Engine>,
+    partition: &Arc<Partition>,
+    session: &Session,
+    work: &mut Work<'_>,
+) -> Result<(), Failure> {
+    let attempt = work.watched.then_some(Attempt { engine: engine.as_ref(), claim: work.claim });
+    let records = std::mem::take(&mut work.prepared.records);
+    if let Some(handler) = engine.handler.as_ref().filter(|_| !records.is_empty()) {
+        let mut state = State { session, schema: &engine.schema, attempt };
+        let _watched = Overdue::watch(engine, partition, &records);
         handler.apply(&records, &mut state, &mut work.prepared.effects).await.map_err(|e| match e {
             HandlerError::Store(e) => Failure::Store(e),
             HandlerError::Reject { offset, reason } => {
@@ -121,10 +129,16 @@ pub async fn run(engine: &Engine, session: &mut Session, mut work: Work<'_>) -> 
             }
         })?;
         work.prepared.effects.check(&engine.compiled)?;
-        if let Some(attempt) = attempt {
-            attempt.end().await?;
-        }
     }
+    if let Some(attempt) = attempt {
+        attempt.end().await?;
+    }
+    Ok(())
+}
+
+/// Runs the transaction to its commit, with what [`decide`] left in `work`.
+pub async fn run(engine: &Engine, session: &mut Session, mut work: Work<'_>) -> Result<Committed, Failure> {
+    session.run("begin").await?;
     let mut with_rows = BTreeSet::new();
     for (index, rows) in std::mem::take(&mut work.prepared.relations).into_iter().enumerate() {
         if rows.rows() > 0 {

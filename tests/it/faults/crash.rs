@@ -1,7 +1,7 @@
 //! The crash guard: a record that ends the process is set aside after three attempts; one around which the process is killed
 //! is not.
 
-use std::{collections::HashMap, ffi::OsString, path::PathBuf, process::ExitCode};
+use std::{collections::HashMap, ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
 
 use millpond::handler::{Effects, Handler, HandlerError, Record, State, async_trait};
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,10 @@ use crate::harness::eventually_async;
 const ARGUMENTS: &str = "MILLPOND_TEST_ARGUMENTS";
 /// An amount that ends the process which meets it.
 const DEADLY: i64 = 666;
+/// An amount that takes the handler longer than Postgres lets a transaction stand still (8 s), and than it may take to answer
+/// (25 s).
+pub const TIRESOME: i64 = 777;
+const TAKES: Duration = Duration::from_secs(27);
 const PAYMENTS: i64 = 40;
 
 #[derive(Serialize, Deserialize)]
@@ -48,8 +52,10 @@ impl Handler for Sums {
         let mut sums: HashMap<String, Sum> = state.load("deadly", "account", &accounts).await?;
         for record in records {
             let Paid { account, amount } = record.decode()?;
-            if amount == DEADLY {
-                std::process::abort();
+            match amount {
+                DEADLY => std::process::abort(),
+                TIRESOME => tokio::time::sleep(TAKES).await,
+                _ => {}
             }
             let sum = sums.entry(account.clone()).or_insert(Sum { account, total: 0 });
             sum.total += amount;
@@ -59,9 +65,9 @@ impl Handler for Sums {
     }
 }
 
-/// The other process of the tests below.
+/// The other process of the tests below, and of those in `handlers`.
 #[test]
-#[ignore = "a process of the two tests below, which run it by default"]
+#[ignore = "a process of other tests, which run it by default"]
 fn consumer_process() {
     let Ok(arguments) = std::env::var(ARGUMENTS) else { return };
     let arguments: Vec<OsString> =
@@ -69,7 +75,7 @@ fn consumer_process() {
     assert_eq!(millpond::Application::new().handler("deadly", Sums).main_from(arguments), ExitCode::SUCCESS);
 }
 
-fn deadly(dir: PathBuf, unique: &str) -> Project {
+pub fn deadly(dir: PathBuf, unique: &str) -> Project {
     let project = Project::shop(dir, unique, 1);
     let manifest = "topics = [\"TOPIC\"]\ntypes = [\"Paid\"]\nhandler = \"rust\"\n[tables.deadly]\nkey = [\"account\"]\n\
                     [tables.deadly.columns]\naccount = \"text\"\ntotal = \"int8\"\n";
@@ -77,7 +83,7 @@ fn deadly(dir: PathBuf, unique: &str) -> Project {
     project
 }
 
-fn consume(cluster: &Cluster) -> Process {
+pub fn consume(cluster: &Cluster) -> Process {
     let own = std::env::current_exe().unwrap().into_os_string();
     let program =
         [own, "--exact".into(), "faults::crash::consumer_process".into(), "--ignored".into(), "--nocapture".into()];
@@ -95,7 +101,7 @@ async fn pay(cluster: &Cluster, deadly: Option<i64>) -> i64 {
     (0..PAYMENTS).filter(|n| Some(*n) != deadly).sum()
 }
 
-async fn total_is(cluster: &Cluster, total: i64) {
+pub async fn total_is(cluster: &Cluster, total: i64) {
     let sum = "select coalesce(sum(total), 0)::int8 from live.deadly";
     eventually_async(SOON, async || cluster.number(sum).await == Some(total)).await;
 }
