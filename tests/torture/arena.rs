@@ -19,6 +19,8 @@ use crate::web::Web;
 const FENCE_LOG: &str = include_str!("fence_log.sql");
 /// How the project calls its topics; a run has topics of its own.
 const TOPIC_PREFIX: &str = "torture.";
+/// How many partitions the project gives to the appends; a scenario may want more.
+pub const PARTITIONS: usize = 6;
 
 /// A role that runs as one process, or is to.
 pub struct Slot {
@@ -47,6 +49,8 @@ pub struct Topics {
 pub struct Arena {
     pub slots: Vec<Slot>,
     pub topics: Topics,
+    /// Partitions of the appends.
+    pub partitions: usize,
     pub brokers: String,
     /// URL of the database, past every proxy.
     pub database: String,
@@ -75,13 +79,23 @@ const SLOTS: [(&str, &str, &[&str]); 6] = [
 
 impl Arena {
     /// Makes project, topics, schemas and database, and starts every process.
-    pub async fn open(servers: &Servers, name: &str, seed: u64, bug: Option<&str>) -> anyhow::Result<Self> {
+    pub async fn open(
+        servers: &Servers,
+        name: &str,
+        seed: u64,
+        partitions: usize,
+        bug: Option<&str>,
+    ) -> anyhow::Result<Self> {
         let unique = crate::harness::unique(name);
         let path = servers.folder().join("runs").join(&unique);
         let folder = Arc::new(Folder::open(&path)?);
         let project = path.join("project");
         let topic = |what: &str| format!("{unique}.{what}.v1");
-        copy_project(&crate::source().join("project"), &project, &format!("{unique}."))?;
+        let replaced = [
+            (TOPIC_PREFIX.to_owned(), format!("{unique}.")),
+            (format!("partitions = {PARTITIONS}"), format!("partitions = {partitions}")),
+        ];
+        copy_project(&crate::source().join("project"), &project, &replaced)?;
         let application = path.join("millpond");
         std::os::unix::fs::symlink(std::env::current_exe()?, &application)?;
         servers.create_database(&unique).await?;
@@ -96,6 +110,7 @@ impl Arena {
         let mut arena = Self {
             slots,
             topics: Topics { appends: topic("appends"), transfers: topic("transfers"), credits: topic("credits") },
+            partitions,
             brokers: servers.brokers(),
             database: servers.database_url(&unique, servers.direct.port())?,
             database_name: unique,
@@ -157,12 +172,40 @@ impl Arena {
         }
         self.lives += 1;
         let name = format!("{}.{}", self.slots[slot].name, self.lives);
-        let process = tokio::task::block_in_place(|| Process::start_program(&self.folder, &name, words, false));
+        let started = tokio::task::block_in_place(|| Process::try_start_program(&self.folder, &name, words, false));
+        let process = started.map_err(anyhow::Error::msg)?;
         let slot = &mut self.slots[slot];
         slot.logs.push(self.folder.path().join(format!("{name}.log")));
         slot.web.send_replace(Some(process.web.clone()));
         slot.process = Some(process);
         Ok(())
+    }
+
+    /// Starts another process of a role, in a slot of its own: `workload` knows nothing of it.
+    pub async fn add(
+        &mut self,
+        servers: &Servers,
+        name: &str,
+        role: &'static str,
+        settings: &'static [&'static str],
+    ) -> anyhow::Result<usize> {
+        let postgres = Proxy::listen(Protocol::Postgres, 0).await?;
+        postgres.forward_to(servers.postgres_port()?);
+        let (name, web) = (name.to_owned(), watch::Sender::new(None));
+        self.slots.push(Slot { name, role, settings, process: None, postgres, web, logs: Vec::new() });
+        let slot = self.slots.len() - 1;
+        self.start(servers, slot)?;
+        Ok(slot)
+    }
+
+    /// Starts the process of a slot anew if it has ended by itself; whether it had.
+    pub fn revive(&mut self, servers: &Servers, slot: usize) -> anyhow::Result<bool> {
+        let ended = self.slots[slot].process.as_mut().is_none_or(Process::has_ended);
+        if ended {
+            self.kill_9(slot);
+            self.start(servers, slot)?;
+        }
+        Ok(ended)
     }
 
     /// Kills the process of a slot, and makes sure that its connections are as dead as it is.
@@ -228,15 +271,16 @@ impl Arena {
 }
 
 /// Copies the project, with the topics of this run in it.
-fn copy_project(from: &Path, to: &Path, prefix: &str) -> anyhow::Result<()> {
+fn copy_project(from: &Path, to: &Path, replaced: &[(String, String)]) -> anyhow::Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         let to = to.join(entry.file_name());
         if entry.file_type()?.is_dir() {
-            copy_project(&entry.path(), &to, prefix)?;
+            copy_project(&entry.path(), &to, replaced)?;
         } else if to.extension().is_none_or(|extension| extension != "avsc") {
-            fs::write(to, fs::read_to_string(entry.path())?.replace(TOPIC_PREFIX, prefix))?;
+            let text = fs::read_to_string(entry.path())?;
+            fs::write(to, replaced.iter().fold(text, |text, (from, to)| text.replace(from, to)))?;
         } else {
             fs::copy(entry.path(), to)?;
         }

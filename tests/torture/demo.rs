@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::arena::Arena;
+use crate::arena::{Arena, PARTITIONS};
 use crate::arguments::Runs;
 use crate::faults::{Fault, Field};
 use crate::proxy::{Action, Pattern, Trap};
@@ -42,7 +42,7 @@ pub async fn show() -> anyhow::Result<bool> {
     let seed = u64::from(std::process::id());
     let runs = Runs { rate: RATE, lag: BEHIND, ..Runs::default() };
     let mut servers = Servers::start(&crate::harness::own_folder("crash-demo"), seed).await?;
-    let mut arena = Arena::open(&servers, "demo", seed, None).await?;
+    let mut arena = Arena::open(&servers, "demo", seed, PARTITIONS, None).await?;
     println!("servers and processes are up after {} s\n", begun.elapsed().as_secs());
 
     let history = Arc::new(History::create(&arena.folder().join("history.jsonl"))?);
@@ -156,7 +156,8 @@ async fn finish(field: &mut Field<'_>, screen: &Screen, begun: Begun, observed: 
     tokio::time::sleep(PEACE).await;
     let recovery_ms = recovery.map(|recovery| u64::try_from(recovery.as_millis()).unwrap_or(u64::MAX));
     let (at, until) = (at as f64 / 1e9, field.history.now() as f64 / 1e9);
-    Fault { what, at, in_flight, observed: observed.then(|| "seen".into()), recovery_ms, until }
+    let observed = observed.then(|| "seen".into());
+    Fault { what, at, in_flight, observed, recovery_ms, until, broken: Vec::new() }
 }
 
 /// The line that says what goes on.

@@ -35,7 +35,8 @@ const MEMORY_BUDGET_KIB: u64 = 400 * 1024;
 /// Runs a scenario with a seed.
 pub async fn run(servers: &mut Servers, scenario: &str, seed: u64, runs: &Runs) -> anyhow::Result<Report> {
     let begun = Instant::now();
-    let mut arena = Arena::open(servers, &scenario.to_lowercase(), seed, runs.plant.as_deref()).await?;
+    let (name, partitions) = (scenario.to_lowercase(), faults::partitions(scenario));
+    let mut arena = Arena::open(servers, &name, seed, partitions, runs.plant.as_deref()).await?;
     let history = Arc::new(History::create(&arena.folder().join("history.jsonl"))?);
     let pids = Pids::default();
     let addresses = |role| arena.of_role(role).into_iter().map(|slot| arena.slots[slot].web.subscribe()).collect();
@@ -116,6 +117,7 @@ pub async fn end(
     let mut verdict = checker::judge(&case);
     verdict.violations.extend(liveness(faults, settled));
     verdict.violations.extend(health(arena, &seen, &actual));
+    verdict.violations.extend(bounds(faults));
     arena.close();
     Ok(Judged { verdict, requests, reads, log, actual, seen })
 }
@@ -244,6 +246,14 @@ fn health(arena: &Arena, seen: &Seen, actual: &Actual) -> Option<Violation> {
     let count = witness.len();
     witness.truncate(5);
     (count > 0).then(|| Violation { check: 13, name: "health of processes".into(), count, witness })
+}
+
+/// Check 13, too: what a scenario itself holds against it.
+fn bounds(faults: &[Fault]) -> Option<Violation> {
+    let mut witness: Vec<String> = faults.iter().flat_map(|fault| fault.broken.clone()).collect();
+    let count = witness.len();
+    witness.truncate(5);
+    (count > 0).then(|| Violation { check: 13, name: "bounds of the scenario".into(), count, witness })
 }
 
 fn name_line(log: &Path, line: &str) -> String {

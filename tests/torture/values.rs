@@ -1,5 +1,6 @@
 //! What clients send: it follows from seed, client and number, so that nothing but these has to be remembered.
 
+use crate::accounts::{ABORTS, OVERFLOWS};
 use crate::random::hash;
 
 /// Lists that values are appended to.
@@ -10,6 +11,11 @@ const ACCOUNTS: u64 = 60;
 const POISON_EVERY: u64 = 4000;
 /// A client that sends bursts of which every other value does.
 pub const POISONER: i32 = 50;
+/// Clients that send as many values as there is room for.
+pub const BULK: std::ops::Range<i32> = 60..64;
+/// A client whose deposits now and then end the process that meets them.
+pub const KILLER: i32 = 150;
+const DEADLY_EVERY: i64 = 10;
 /// One command about money in so many is a deposit.
 const DEPOSIT_EVERY: u64 = 4;
 
@@ -44,12 +50,20 @@ pub fn key(number: u64) -> String {
     format!("list-{number:04}")
 }
 
+/// Whether the handler of `accounts` does not survive this amount.
+pub fn is_deadly(amount: i64) -> bool {
+    [ABORTS, OVERFLOWS].contains(&amount)
+}
+
 pub fn money(seed: u64, client: i32, n: i64) -> Money {
     let chance = hash(!seed, client.unsigned_abs().into(), n.unsigned_abs());
     let account = |number: u64| format!("account-{:02}", number % ACCOUNTS);
-    let deposit = (chance >> 20).is_multiple_of(DEPOSIT_EVERY);
+    let deposit = client == KILLER || (chance >> 20).is_multiple_of(DEPOSIT_EVERY);
     let target = (!deposit).then(|| account(chance >> 40));
-    let amount = i64::try_from((chance >> 8) % 100 + 1).expect("at most a hundred");
+    let amount = match i64::try_from((chance >> 8) % 100 + 1).expect("at most a hundred") {
+        amount if client == KILLER && n % DEADLY_EVERY == DEADLY_EVERY / 2 => [ABORTS, OVERFLOWS][amount as usize % 2],
+        amount => amount,
+    };
     Money { account: account(chance), target, amount, client, n }
 }
 

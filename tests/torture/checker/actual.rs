@@ -75,8 +75,9 @@ async fn tables(connection: &mut PgConnection) -> anyhow::Result<Tables> {
         tables.credits.insert((row.try_get(0)?, row.try_get(1)?), value);
     }
     let place = |row: &PgRow| -> anyhow::Result<(i32, i64)> { Ok((row.try_get(0)?, row.try_get(1)?)) };
-    let dead = r#"select partition, "offset" from millpond.dead_letters where projection = 'appends'"#;
-    tables.dead_letters = connection.fetch_all(dead).await?.iter().map(place).collect::<Result<_, _>>()?;
+    for row in connection.fetch_all(r#"select projection, partition, "offset" from millpond.dead_letters"#).await? {
+        tables.dead_letters.insert((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?));
+    }
     let refused = r#"select partition, "offset" from millpond.refusals where projection = 'accounts'"#;
     tables.refusals = connection.fetch_all(refused).await?.iter().map(place).collect::<Result<_, _>>()?;
     Ok(tables)

@@ -17,8 +17,8 @@ use crate::values::{Append, Money};
 
 /// How long a topic may take to be read to its end.
 const WITHIN: Duration = Duration::from_secs(120);
-/// Dead letters of the consumer `appends`, in all runs on these servers.
-const DEAD_LETTERS: &str = "appends.dlq";
+/// Consumers: the dead letters of each are in `<name>.dlq`, of all runs on these servers.
+const CONSUMERS: [&str; 4] = ["appends", "chains", "accounts", "credits"];
 
 /// A record, and where it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +40,7 @@ pub struct Credit {
 /// Where a dead letter was before it died.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DeadFrom {
+    pub consumer: String,
     pub topic: String,
     pub partition: i32,
     pub offset: i64,
@@ -73,11 +74,16 @@ impl Log {
             log.credits.push(at.place(decode_credit)?);
             Ok(())
         })?;
-        if topic_exists(brokers, DEAD_LETTERS)? {
-            read_topic(brokers, DEAD_LETTERS, |at| {
-                log.dead.extend(at.dead(&topics.appends)?);
-                Ok(())
-            })?;
+        let own = [&topics.appends, &topics.transfers, &topics.credits];
+        for consumer in CONSUMERS {
+            let topic = format!("{consumer}.dlq");
+            if topic_exists(brokers, &topic)? {
+                read_topic(brokers, &topic, |at| {
+                    let dead = at.dead(consumer)?;
+                    log.dead.extend(own.contains(&&dead.value.topic).then_some(dead));
+                    Ok(())
+                })?;
+            }
         }
         Ok(log)
     }
@@ -102,15 +108,15 @@ impl Raw<'_> {
         Ok(Placed { partition: self.partition, offset: self.offset, event_id, value })
     }
 
-    /// The dead letter of this run's topic, by its headers.
-    fn dead(&self, topic: &str) -> anyhow::Result<Option<Placed<DeadFrom>>> {
+    /// A dead letter of a consumer, by its headers.
+    fn dead(&self, consumer: &str) -> anyhow::Result<Placed<DeadFrom>> {
         let from = DeadFrom {
+            consumer: consumer.to_owned(),
             topic: self.header("mp-dlq-topic")?,
             partition: self.header("mp-dlq-partition")?.parse()?,
             offset: self.header("mp-dlq-offset")?.parse()?,
         };
-        let dead = Placed { partition: self.partition, offset: self.offset, event_id: String::new(), value: from };
-        Ok((dead.value.topic == topic).then_some(dead))
+        Ok(Placed { partition: self.partition, offset: self.offset, event_id: String::new(), value: from })
     }
 
     fn header(&self, name: &str) -> anyhow::Result<String> {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use sha2::{Digest as _, Sha256};
 
 use super::log::{Credit, Log};
+use crate::values;
 
 /// A row of `appends`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,8 +54,8 @@ pub struct Tables {
     pub chains: BTreeMap<String, ChainRow>,
     pub accounts: BTreeMap<String, AccountRow>,
     pub credits: BTreeMap<(String, String), CreditRow>,
-    /// Partition and offset of what `appends` cannot apply.
-    pub dead_letters: BTreeSet<(i32, i64)>,
+    /// What cannot be applied: consumer, partition and offset.
+    pub dead_letters: BTreeSet<(String, i32, i64)>,
     /// Partition and offset of what `accounts` refuses.
     pub refusals: BTreeSet<(i32, i64)>,
 }
@@ -93,7 +94,7 @@ impl Model {
             let chain = hex::encode(Sha256::digest(format!("{}:{last}", before.chain)));
             grown.1.push((offset, ChainRow { length: before.length + 1, chain, last }));
             if value.poison != 0 {
-                self.tables.dead_letters.insert((placed.partition, offset));
+                self.tables.dead_letters.insert(("appends".to_owned(), placed.partition, offset));
                 continue;
             }
             let row = self.tables.appends.entry((value.client, value.n)).or_insert_with(|| AppendRow {
@@ -118,6 +119,10 @@ impl Model {
     fn fold_money(&mut self, log: &Log) {
         for placed in &log.money {
             let value = &placed.value;
+            if values::is_deadly(value.amount) {
+                self.tables.dead_letters.insert(("accounts".to_owned(), placed.partition, placed.offset));
+                continue;
+            }
             let account = self.tables.accounts.entry(value.account.clone()).or_default();
             match &value.target {
                 None => account.deposited += value.amount,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::log::Credit;
+use super::log::{Credit, DeadFrom};
 use super::{Case, Finding, Model, Violation};
 
 /// Check 8: no money is made or lost, and no balance is below zero; in every snapshot no credit is before its debit.
@@ -75,14 +75,17 @@ pub fn outbox(case: &Case<'_>, model: &Model, violations: &mut Vec<Violation>) -
 pub fn dead_letters(case: &Case<'_>, model: &Model, violations: &mut Vec<Violation>) {
     let mut finding = Finding::new(11, "dead letters");
     let (expected, actual) = (&model.tables.dead_letters, &case.actual.tables.dead_letters);
-    let mirrored: BTreeSet<(i32, i64)> =
-        case.log.dead.iter().map(|dead| (dead.value.partition, dead.value.offset)).collect();
+    let place = |dead: &DeadFrom| (dead.consumer.clone(), dead.partition, dead.offset);
+    let mirrored: BTreeSet<_> = case.log.dead.iter().map(|dead| place(&dead.value)).collect();
     for (name, found) in [("the table", actual), ("the topic", &mirrored)] {
-        for (partition, offset) in expected.difference(found) {
-            finding.add(|| format!("{partition}@{offset} cannot be applied and is not in {name} of dead letters"));
+        for (consumer, partition, offset) in expected.difference(found) {
+            finding.add(|| {
+                format!("{partition}@{offset} cannot be applied by {consumer} and is not in {name} of dead letters")
+            });
         }
-        for (partition, offset) in found.difference(expected) {
-            finding.add(|| format!("{partition}@{offset} can be applied and is in {name} of dead letters"));
+        for (consumer, partition, offset) in found.difference(expected) {
+            finding
+                .add(|| format!("{partition}@{offset} can be applied by {consumer} and is in {name} of dead letters"));
         }
     }
     finding.end(violations);

@@ -86,7 +86,7 @@ const WRONG: &[Wrong] = &[
         world.log.credits[1] = Placed { offset: second.offset, ..first };
     }),
     ("dead_letter_of_a_healthy_record", 11, |world| {
-        world.actual.tables.dead_letters.insert((0, 0));
+        world.actual.tables.dead_letters.insert(("appends".to_owned(), 0, 0));
     }),
     ("dead_letter_without_a_mirror", 11, |world| drop(world.log.dead.pop())),
 ];
@@ -135,8 +135,9 @@ fn world() -> World {
         log.credits.push(Placed { partition: 0, offset, event_id: transfer_id, value });
     }
     let model = Model::fold(&log);
-    for (at, (partition, offset)) in (0..).zip(&model.tables.dead_letters) {
-        let value = DeadFrom { topic: TOPIC.into(), partition: *partition, offset: *offset };
+    for (at, (consumer, partition, offset)) in (0..).zip(&model.tables.dead_letters) {
+        let consumer = consumer.clone();
+        let value = DeadFrom { consumer, topic: TOPIC.into(), partition: *partition, offset: *offset };
         log.dead.push(Placed { partition: 0, offset: at, event_id: String::new(), value });
     }
     let position = format!("{TOPIC}/0@{},{TOPIC}/1@{}", ends[0] / 2, ends[1] / 2);

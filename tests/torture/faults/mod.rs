@@ -5,11 +5,19 @@
 //! has taken a write that began after it, and every table shows those writes.
 
 mod abuse;
+mod backlog;
+mod bombs;
 mod consumer;
+mod disk;
 mod group;
+mod handler;
+mod http2;
 mod kafka;
+mod measure;
 mod outbox;
 mod postgres;
+
+pub use self::disk::take_own_mounts;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -18,7 +26,7 @@ use anyhow::{bail, ensure};
 use serde::{Deserialize, Serialize};
 use sqlx::Row as _;
 
-use crate::arena::Arena;
+use crate::arena::{Arena, PARTITIONS};
 use crate::random::Random;
 use crate::servers::Servers;
 use crate::watch::{Pids, acknowledged};
@@ -39,6 +47,16 @@ pub struct Scenario {
 /// Scenarios in which Postgres goes back in time. What had left the outbox by then comes before its cause is applied
 /// again, so that a snapshot may show a credit before its debit.
 pub const GO_BACK: [&str; 2] = ["P4", "P5"];
+
+/// Partitions of the appends that a scenario wants.
+pub fn partitions(scenario: &str) -> usize {
+    if scenario == "C12" { backlog::PARTITIONS } else { PARTITIONS }
+}
+
+/// Why a scenario cannot be run on this machine.
+pub fn hindrance(scenario: &str) -> Option<String> {
+    (scenario == "P7").then(disk::hindrance).flatten()
+}
 
 const fn scenario(name: &'static str, what: &'static str) -> Scenario {
     Scenario { name, what }
@@ -63,6 +81,7 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("P4", "kill -9 of Postgres that acknowledges commits before they are on disk"),
     scenario("P5", "failover to a standby that lags: the last commits are gone"),
     scenario("P6", "Postgres is slow: locked tables, late answers"),
+    scenario("P7", "Postgres' disk is full: that of its tables, or that of its log, of which it panics"),
     scenario("P8", "a stranger takes all connections"),
     scenario("P9", "deadlocks with a stranger's session"),
     scenario("P10", "a snapshot that is kept open for long"),
@@ -73,10 +92,15 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("C3", "a consumer is frozen inside a transaction; its last message arrives after it was replaced"),
     scenario("C4", "a consumer is frozen between assignment and claim, which arrives late"),
     scenario("C5", "consumers come and go all the time"),
+    scenario("C6", "a handler that takes longer than a group waits for a member"),
     scenario("C7", "bursts of values of which half make a projection fail"),
+    scenario("C8", "records that end the process that meets them, by abort and by a stack that overflows"),
+    scenario("C12", "a backlog of 200,000 values on 50 partitions, caught up with in little memory"),
     scenario("O1", "kill -9 of the relay between Kafka's acknowledgement and the outbox"),
     scenario("I1", "idle connections, slow heads, slow bodies"),
     scenario("I2", "requests that are too large, lie about their length, or mean two things (and I5)"),
+    scenario("I3", "bodies that unfold without end: gzip, zstd, stacked, cut off, before and after the key is known"),
+    scenario("I4", "floods of HTTP/2: resets, continuations, settings, pings, no window"),
     scenario("I6", "SIGTERM or kill -9 of an ingest node under load"),
 ];
 
@@ -94,6 +118,9 @@ pub struct Fault {
     pub recovery_ms: Option<u64>,
     /// Seconds since the run began until which it was in force or being recovered from.
     pub until: f64,
+    /// Bounds of the scenario's own that did not hold.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub broken: Vec<String>,
 }
 
 /// Where faults are injected.
@@ -134,6 +161,7 @@ pub async fn inject(scenario: &str, field: &mut Field<'_>) -> anyhow::Result<Fau
         "P4" => postgres::unflushed(field).await,
         "P5" => postgres::failed_over(field).await,
         "P6" => postgres::slow(field).await,
+        "P7" => disk::full(field).await,
         "P8" => postgres::exhausted(field).await,
         "P9" => postgres::deadlocked(field).await,
         "P10" => postgres::long_snapshot(field).await,
@@ -144,9 +172,14 @@ pub async fn inject(scenario: &str, field: &mut Field<'_>) -> anyhow::Result<Fau
         "C3" => consumer::late_message(field).await,
         "C4" => consumer::late_claim(field).await,
         "C5" => consumer::storm(field).await,
+        "C6" => handler::slow(field).await,
         "C7" => consumer::poisoned(field).await,
+        "C8" => handler::deadly(field).await,
+        "C12" => backlog::caught_up(field).await,
         "I1" => abuse::slow_clients(field).await,
         "I2" => abuse::malformed_requests(field).await,
+        "I3" => bombs::unfold(field).await,
+        "I4" => http2::floods(field).await,
         "I6" => consumer::ingest_gone(field).await,
         "O1" => outbox::relay_killed(field).await,
         other => bail!("there is no scenario {other}; `make torture ARGS=list` names them"),
@@ -172,7 +205,8 @@ impl Field<'_> {
     fn end(&self, injected: Injected, observed: Option<String>, recovery: Option<Duration>) -> Fault {
         let Injected { what, at, in_flight } = injected;
         let recovery_ms = recovery.map(|recovery| u64::try_from(recovery.as_millis()).unwrap_or(u64::MAX));
-        Fault { what, at: seconds(at), in_flight, observed, recovery_ms, until: seconds(self.history.now()) }
+        let until = seconds(self.history.now());
+        Fault { what, at: seconds(at), in_flight, observed, recovery_ms, until, broken: Vec::new() }
     }
 
     /// Waits until everything works again; how long that took from `since`, or nothing when it took too long.
@@ -180,7 +214,7 @@ impl Field<'_> {
         let all = async {
             let mut wanted = BTreeMap::new();
             loop {
-                if wanted.len() < 6 {
+                if wanted.len() < self.arena.partitions {
                     wanted = acknowledged(self.history, since);
                 } else if self.shows(&wanted).await.unwrap_or(false) {
                     return Duration::from_nanos(self.history.now() - since);
