@@ -146,7 +146,7 @@ impl Worker {
         let (records, started) = (tally.applied + tally.skipped, Instant::now());
         // The record that the fence speaks of is the last one of the log.
         let mut work = Work::new(&claim, chunk, claim.next_offset, Prepared { last: None, ..prepared });
-        work.watched = self.guard.is_watching();
+        work.watched = self.guard.turn();
         work.drained = Some(drained);
         let committed = self.commit(work).await?;
         self.parked.set_attempts(lane, 0);

@@ -17,7 +17,7 @@ use super::{
     dead_letter::{self, DeadLetter, base64},
     drained::Drained,
     engine::Engine,
-    guard::Attempt,
+    guard::{Attempt, Turn},
     handler::{self, HandlerError, State},
     overdue::Overdue,
     parked::RETRY,
@@ -53,8 +53,8 @@ pub struct Work<'a> {
     pub from: i64,
     pub to: i64,
     pub prepared: Prepared,
-    /// Whether the crash guard wants to know that the process has outlived it.
-    pub watched: bool,
+    /// While the crash guard watches, the turn to be at work: it wants to know when nothing is any more.
+    pub watched: Option<Turn>,
     pub dead: Vec<DeadLetter<'a>>,
     /// Ids to be remembered from now on.
     pub ids: BTreeMap<&'a str, Entry>,
@@ -77,7 +77,7 @@ impl<'a> Work<'a> {
             from,
             to,
             prepared,
-            watched: false,
+            watched: None,
             dead,
             ids: BTreeMap::new(),
             log_time: None,
@@ -105,6 +105,19 @@ pub struct Committed {
     pub refused: usize,
 }
 
+impl Work<'_> {
+    /// The batch is decoded, and waits for a session: that ends no process.
+    pub async fn wait(&self, engine: &Engine) -> Result<(), store::Error> {
+        let Some(turn) = &self.watched else { return Ok(()) };
+        let attempt = Attempt { engine, claim: self.claim, turn };
+        if self.has_handler(engine) { attempt.pause().await } else { attempt.end().await }
+    }
+
+    fn has_handler(&self, engine: &Engine) -> bool {
+        engine.handler.is_some() && !self.prepared.records.is_empty()
+    }
+}
+
 /// Has a handler decide what a batch does, before its transaction: however long that takes, no lock is held meanwhile, and
 /// Postgres does not end the session of a transaction that stands still. What it has read is of no use once the fence has
 /// moved; then the transaction fails.
@@ -114,22 +127,26 @@ pub async fn decide(
     session: &Session,
     work: &mut Work<'_>,
 ) -> Result<(), Failure> {
-    let attempt = work.watched.then_some(Attempt { engine: engine.as_ref(), claim: work.claim });
-    let records = std::mem::take(&mut work.prepared.records);
-    if let Some(handler) = engine.handler.as_ref().filter(|_| !records.is_empty()) {
-        let mut state = State { session, schema: &engine.schema, attempt };
-        let _watched = Overdue::watch(engine, partition, &records);
-        handler.apply(&records, &mut state, &mut work.prepared.effects).await.map_err(|e| match e {
-            HandlerError::Store(e) => Failure::Store(e),
-            HandlerError::Reject { offset, reason } => {
-                Failure::Record(offset, Fault { class: "handler", reason, record_type: None })
-            }
-            HandlerError::Retry { offset, reason } => {
-                Failure::Record(offset, Fault { class: RETRY, reason, record_type: None })
-            }
-        })?;
-        work.prepared.effects.check(&engine.compiled)?;
+    let Some(handler) = engine.handler.as_ref().filter(|_| work.has_handler(engine)) else { return Ok(()) };
+    let turn = work.watched.clone();
+    let attempt = turn.as_ref().map(|turn| Attempt { engine: engine.as_ref(), claim: work.claim, turn });
+    if let Some(attempt) = attempt {
+        attempt.resume().await?;
     }
+    let records = std::mem::take(&mut work.prepared.records);
+    let mut state = State { session, schema: &engine.schema, attempt };
+    let overdue = Overdue::watch(engine, partition, &records);
+    handler.apply(&records, &mut state, &mut work.prepared.effects).await.map_err(|e| match e {
+        HandlerError::Store(e) => Failure::Store(e),
+        HandlerError::Reject { offset, reason } => {
+            Failure::Record(offset, Fault { class: "handler", reason, record_type: None })
+        }
+        HandlerError::Retry { offset, reason } => {
+            Failure::Record(offset, Fault { class: RETRY, reason, record_type: None })
+        }
+    })?;
+    drop(overdue);
+    work.prepared.effects.check(&engine.compiled)?;
     if let Some(attempt) = attempt {
         attempt.end().await?;
     }

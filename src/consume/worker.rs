@@ -100,6 +100,7 @@ impl Worker {
         let mut waits = backoff();
         while self.partition.stopping() == Stop::Run {
             let turn = AssertUnwindSafe(self.turn()).catch_unwind().await;
+            self.guard.give_up_turn();
             match turn.unwrap_or_else(|panic| Err(Broken::Halt(self.panicked(panic.as_ref())))) {
                 Ok(true) => waits = backoff(),
                 Ok(false) => {}
@@ -350,7 +351,7 @@ impl Worker {
         let started = Instant::now();
         let tally = division.tally(range.len(), heads.len());
         let mut work = Work::new(&claim, chunk, to, division.prepared);
-        work.watched = self.guard.is_watching();
+        work.watched = self.guard.turn();
         work.decisions = division.decisions;
         work.dead = aside.letters();
         work.ids = repeats.entries(chunk, range);
@@ -372,6 +373,7 @@ impl Worker {
 
     pub(super) async fn commit(&mut self, mut work: Work<'_>) -> Result<Committed, Failure> {
         let (to, log_time) = (work.to, work.log_time);
+        work.wait(&self.engine).await?;
         let mut lease = store::bounded(self.engine.sessions.batch()).await?;
         // It may take as long as it takes; Postgres may not.
         transaction::decide(&self.engine, &self.partition, &lease.connection, &mut work).await?;

@@ -76,7 +76,11 @@ fn consumer_process() {
 }
 
 pub fn deadly(dir: PathBuf, unique: &str) -> Project {
-    let project = Project::shop(dir, unique, 1);
+    deadly_on(dir, unique, 1)
+}
+
+fn deadly_on(dir: PathBuf, unique: &str, partitions: u32) -> Project {
+    let project = Project::shop(dir, unique, partitions);
     let manifest = "topics = [\"TOPIC\"]\ntypes = [\"Paid\"]\nhandler = \"rust\"\n[tables.deadly]\nkey = [\"account\"]\n\
                     [tables.deadly.columns]\naccount = \"text\"\ntotal = \"int8\"\n";
     project.write("consumers/deadly/consumer.toml", manifest);
@@ -106,27 +110,32 @@ pub async fn total_is(cluster: &Cluster, total: i64) {
     eventually_async(SOON, async || cluster.number(sum).await == Some(total)).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn record_that_ends_the_process_is_set_aside_and_nothing_else_is() {
-    const CULPRIT: i64 = 25;
-    let cluster = Cluster::of("deadly", deadly).await;
-    let total = pay(&cluster, Some(CULPRIT)).await;
+/// Starts a consumer again and again until one has applied so many records; that one, and how many have ended before.
+async fn until_it_lives(cluster: &Cluster, records: i64) -> (Process, usize) {
     let mut ends = 0;
-    let alive = loop {
-        let mut consume = consume(&cluster);
+    loop {
+        let mut consume = consume(cluster);
         let deadline = std::time::Instant::now() + SOON;
-        while !consume.has_ended() && cluster.applied().await != Some(PAYMENTS) {
+        while !consume.has_ended() && cluster.applied().await != Some(records) {
             assert!(std::time::Instant::now() < deadline, "{}", consume.log());
             tokio::task::yield_now().await;
         }
         if !consume.has_ended() {
-            break consume;
+            return (consume, ends);
         }
         let (_, well) = consume.ended(SOON);
         assert!(!well, "{}", consume.log());
         ends += 1;
         assert!(ends < 20, "it goes on and on");
-    };
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn record_that_ends_the_process_is_set_aside_and_nothing_else_is() {
+    const CULPRIT: i64 = 25;
+    let cluster = Cluster::of("deadly", deadly).await;
+    let total = pay(&cluster, Some(CULPRIT)).await;
+    let (alive, ends) = until_it_lives(&cluster, PAYMENTS).await;
     total_is(&cluster, total).await;
     // In the whole batch; in a smaller one, or two; three times alone.
     assert!((4..=8).contains(&ends), "{ends} processes ended");
@@ -162,5 +171,50 @@ async fn record_around_which_the_process_is_killed_is_applied_all_the_same() {
     let alive = consume(&cluster);
     total_is(&cluster, total).await;
     assert_eq!(cluster.number("select count(*) from millpond.dead_letters").await, Some(0));
+    alive.stop();
+}
+
+/// Which fences had an attempt begun in which epoch.
+const BEGUN: &str = "create table public.begun (partition integer, epoch bigint, primary key (partition, epoch));
+    create function public.note_begun() returns trigger language plpgsql as $$
+        begin insert into public.begun values (new.partition, new.epoch) on conflict do nothing; return null; end $$;
+    create trigger note_begun after update of attempts_at on millpond.fences
+        for each row execute function public.note_begun();";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_that_wait_for_a_session_while_the_process_is_killed_are_applied_all_the_same() {
+    // Far more than a consumer has sessions: the first records of all are begun, and most wait for one.
+    const PARTITIONS: u32 = 6;
+    const ACCOUNTS: i64 = 60;
+    let cluster = Cluster::of("queue", |dir, unique| deadly_on(dir, unique, PARTITIONS)).await;
+    let ingest = cluster.start("ingest", &[]);
+    let post = async || {
+        let line = |n: i64| json!({"account": format!("a{n}"), "amount": 1}).to_string();
+        let lines: Vec<String> = (0..ACCOUNTS).map(line).collect();
+        let ndjson = [("content-type", "application/x-ndjson")];
+        let answer = ingest.web.post("/v1/events/Paid", &ndjson, &lines.join("\n")).await;
+        assert_eq!(answer.status, 202, "{}", answer.text);
+    };
+    post().await;
+    let first = consume(&cluster);
+    eventually_async(SOON, async || cluster.applied().await == Some(ACCOUNTS)).await;
+    first.kill_9();
+    post().await;
+    cluster.execute(BEGUN).await;
+    let mut lock = cluster.postgres().await;
+    lock.execute("begin").await.unwrap();
+    lock.execute("lock table p_deadly_v1.deadly in access exclusive mode").await.unwrap();
+    let waits = "select count(*) from pg_locks where not granted and relation = 'p_deadly_v1.deadly'::regclass";
+    let begun = "select count(*) from millpond.fences join public.begun using (partition, epoch)";
+    for _ in 0..5 {
+        let consume = consume(&cluster);
+        eventually_async(SOON, async || cluster.number(begun).await == Some(PARTITIONS.into())).await;
+        consume.kill_9();
+        eventually_async(SOON, async || cluster.number(waits).await == Some(0)).await;
+    }
+    lock.execute("rollback").await.unwrap();
+    let alive = consume(&cluster);
+    total_is(&cluster, 2 * ACCOUNTS).await;
+    assert_eq!(cluster.number("select count(*) from millpond.dead_letters").await, Some(0), "{}", alive.log());
     alive.stop();
 }
