@@ -91,11 +91,8 @@ impl Arena {
         let folder = Arc::new(Folder::open(&path)?);
         let project = path.join("project");
         let topic = |what: &str| format!("{unique}.{what}.v1");
-        let replaced = [
-            (TOPIC_PREFIX.to_owned(), format!("{unique}.")),
-            (format!("partitions = {PARTITIONS}"), format!("partitions = {partitions}")),
-        ];
-        copy_project(&crate::source().join("project"), &project, &replaced)?;
+        copy_project(&crate::source().join("project"), &project, TOPIC_PREFIX, &format!("{unique}."))?;
+        set_partitions(&project, partitions)?;
         let application = path.join("millpond");
         std::os::unix::fs::symlink(std::env::current_exe()?, &application)?;
         servers.create_database(&unique).await?;
@@ -270,17 +267,26 @@ impl Arena {
     }
 }
 
-/// Copies the project, with the topics of this run in it.
-fn copy_project(from: &Path, to: &Path, replaced: &[(String, String)]) -> anyhow::Result<()> {
+/// Gives the appends as many partitions as a scenario wants.
+fn set_partitions(project: &Path, partitions: usize) -> anyhow::Result<()> {
+    let contract = project.join("producers/clients/producer.toml");
+    let usual = format!("partitions = {PARTITIONS}");
+    let text = fs::read_to_string(&contract)?;
+    ensure!(text.matches(&usual).count() == 1, "one topic of the project has {PARTITIONS} partitions, the appends'");
+    fs::write(contract, text.replace(&usual, &format!("partitions = {partitions}")))?;
+    Ok(())
+}
+
+/// Copies a project; topics whose names begin with `prefix` begin with `own` then.
+pub fn copy_project(from: &Path, to: &Path, prefix: &str, own: &str) -> anyhow::Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         let to = to.join(entry.file_name());
         if entry.file_type()?.is_dir() {
-            copy_project(&entry.path(), &to, replaced)?;
+            copy_project(&entry.path(), &to, prefix, own)?;
         } else if to.extension().is_none_or(|extension| extension != "avsc") {
-            let text = fs::read_to_string(entry.path())?;
-            fs::write(to, replaced.iter().fold(text, |text, (from, to)| text.replace(from, to)))?;
+            fs::write(to, fs::read_to_string(entry.path())?.replace(prefix, own))?;
         } else {
             fs::copy(entry.path(), to)?;
         }

@@ -156,8 +156,7 @@ async fn finish(field: &mut Field<'_>, screen: &Screen, begun: Begun, observed: 
     tokio::time::sleep(PEACE).await;
     let recovery_ms = recovery.map(|recovery| u64::try_from(recovery.as_millis()).unwrap_or(u64::MAX));
     let (at, until) = (at as f64 / 1e9, field.history.now() as f64 / 1e9);
-    let observed = observed.then(|| "seen".into());
-    Fault { what, at, in_flight, observed, recovery_ms, until, broken: Vec::new() }
+    Fault { what, at, in_flight, observed: observed.then(|| "seen".into()), recovery_ms, until, wrong: Vec::new() }
 }
 
 /// The line that says what goes on.

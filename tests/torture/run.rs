@@ -117,7 +117,7 @@ pub async fn end(
     let mut verdict = checker::judge(&case);
     verdict.violations.extend(liveness(faults, settled));
     verdict.violations.extend(health(arena, &seen, &actual));
-    verdict.violations.extend(bounds(faults));
+    verdict.violations.extend(faults::judged(faults));
     arena.close();
     Ok(Judged { verdict, requests, reads, log, actual, seen })
 }
@@ -246,14 +246,6 @@ fn health(arena: &Arena, seen: &Seen, actual: &Actual) -> Option<Violation> {
     let count = witness.len();
     witness.truncate(5);
     (count > 0).then(|| Violation { check: 13, name: "health of processes".into(), count, witness })
-}
-
-/// Check 13, too: what a scenario itself holds against it.
-fn bounds(faults: &[Fault]) -> Option<Violation> {
-    let mut witness: Vec<String> = faults.iter().flat_map(|fault| fault.broken.clone()).collect();
-    let count = witness.len();
-    witness.truncate(5);
-    (count > 0).then(|| Violation { check: 13, name: "bounds of the scenario".into(), count, witness })
 }
 
 fn name_line(log: &Path, line: &str) -> String {

@@ -69,7 +69,7 @@ pub async fn caught_up(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     });
     let mut fault = field.end(injected, observed, recovery);
     if most > MOST_MIB {
-        fault.broken.push(format!("a consumer took {most} MiB over a backlog, where {MOST_MIB} MiB have to do"));
+        fault.wrong.push(format!("a consumer took {most} MiB over a backlog, where {MOST_MIB} MiB have to do"));
     }
     Ok(fault)
 }

@@ -76,9 +76,9 @@ pub async fn unfold(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let recovery = field.recovery(injected.at).await;
     let observed = format!("{thrown} bombs, at most {grown} MiB on top, {meanwhile} values acknowledged meanwhile");
     let mut fault = field.end(injected, (meanwhile > 0).then_some(observed), recovery);
-    fault.broken.extend(others.into_iter().map(|(what, times)| format!("{what}, {times} times")));
+    fault.wrong.extend(others.into_iter().map(|(what, times)| format!("{what}, {times} times")));
     if grown > MOST_MIB {
-        fault.broken.push(format!("an ingest node took {grown} MiB for bombs, where {MOST_MIB} MiB have to do"));
+        fault.wrong.push(format!("an ingest node took {grown} MiB for bombs, where {MOST_MIB} MiB have to do"));
     }
     Ok(fault)
 }

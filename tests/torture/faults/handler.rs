@@ -43,7 +43,7 @@ pub async fn slow(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let mut fault = field.end(injected, seen.then_some(observed), recovery);
     let claims = after.iter().zip(&before).map(|(after, before)| after.1 - before.1).sum::<i64>();
     if claims > 0 {
-        fault.broken.push(format!("{claims} fences of accounts were claimed anew while the handler was slow"));
+        fault.wrong.push(format!("{claims} fences of accounts were claimed anew while the handler was slow"));
     }
     Ok(fault)
 }

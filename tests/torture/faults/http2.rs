@@ -104,7 +104,7 @@ pub async fn floods(field: &mut Field<'_>) -> anyhow::Result<Fault> {
         dearest.1
     );
     let mut fault = field.end(injected, (meanwhile > 0).then_some(observed), recovery);
-    fault.broken = broken;
+    fault.wrong = broken;
     Ok(fault)
 }
 

@@ -8,7 +8,6 @@ mod abuse;
 mod backlog;
 mod bombs;
 mod consumer;
-mod disk;
 mod group;
 mod handler;
 mod http2;
@@ -16,8 +15,9 @@ mod kafka;
 mod measure;
 mod outbox;
 mod postgres;
+mod postgres_disk;
 
-pub use self::disk::take_own_mounts;
+pub use self::postgres_disk::take_own_mounts;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::Row as _;
 
 use crate::arena::{Arena, PARTITIONS};
+use crate::checker::Violation;
 use crate::random::Random;
 use crate::servers::Servers;
 use crate::watch::{Pids, acknowledged};
@@ -55,7 +56,7 @@ pub fn partitions(scenario: &str) -> usize {
 
 /// Why a scenario cannot be run on this machine.
 pub fn hindrance(scenario: &str) -> Option<String> {
-    (scenario == "P7").then(disk::hindrance).flatten()
+    (scenario == "P7").then(postgres_disk::hindrance).flatten()
 }
 
 const fn scenario(name: &'static str, what: &'static str) -> Scenario {
@@ -118,9 +119,19 @@ pub struct Fault {
     pub recovery_ms: Option<u64>,
     /// Seconds since the run began until which it was in force or being recovered from.
     pub until: f64,
-    /// Bounds of the scenario's own that did not hold.
+    /// What was not as it has to be, of a fault that has a judge of its own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub broken: Vec<String>,
+    pub wrong: Vec<String>,
+}
+
+/// What faults with a judge of their own have found.
+pub fn judged(faults: &[Fault]) -> Option<Violation> {
+    let witness: Vec<String> = faults
+        .iter()
+        .flat_map(|fault| fault.wrong.iter().map(move |wrong| format!("{}: {wrong}", fault.what)))
+        .collect();
+    let count = witness.len();
+    (count > 0).then(|| Violation { check: 15, name: "what the fault itself demands".into(), count, witness })
 }
 
 /// Where faults are injected.
@@ -161,7 +172,7 @@ pub async fn inject(scenario: &str, field: &mut Field<'_>) -> anyhow::Result<Fau
         "P4" => postgres::unflushed(field).await,
         "P5" => postgres::failed_over(field).await,
         "P6" => postgres::slow(field).await,
-        "P7" => disk::full(field).await,
+        "P7" => postgres_disk::full(field).await,
         "P8" => postgres::exhausted(field).await,
         "P9" => postgres::deadlocked(field).await,
         "P10" => postgres::long_snapshot(field).await,
@@ -205,8 +216,15 @@ impl Field<'_> {
     fn end(&self, injected: Injected, observed: Option<String>, recovery: Option<Duration>) -> Fault {
         let Injected { what, at, in_flight } = injected;
         let recovery_ms = recovery.map(|recovery| u64::try_from(recovery.as_millis()).unwrap_or(u64::MAX));
-        let until = seconds(self.history.now());
-        Fault { what, at: seconds(at), in_flight, observed, recovery_ms, until, broken: Vec::new() }
+        Fault {
+            what,
+            at: seconds(at),
+            in_flight,
+            observed,
+            recovery_ms,
+            until: seconds(self.history.now()),
+            wrong: Vec::new(),
+        }
     }
 
     /// Waits until everything works again; how long that took from `since`, or nothing when it took too long.
