@@ -303,7 +303,7 @@ pub enum Dlq {
 /// Which records are meant.
 #[derive(Debug, Args, Default)]
 pub struct Filter {
-    /// Only of this class: decode, refused_by_postgres, handler, crash, retry, waits
+    /// Only of this class: decode, refused_by_postgres, handler, crash, retry, waits, id_conflict
     #[arg(long)]
     pub class: Option<String>,
     /// Only of this record type

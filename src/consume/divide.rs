@@ -124,16 +124,24 @@ impl Worker {
         let none = BTreeMap::new();
         let is_read = |record: &RawRecord| engine.preparer.may_read(chunk, record);
         let (mut discarded, mut decided) = self.recalled.within(chunk, wanted.clone());
-        discarded.retain(|index| !repeats.aside.contains(index));
-        decided.retain(|index, _| !repeats.aside.contains(index));
+        // Of one whose id stands for another record somebody may have decided that it counts, or that it is given up.
+        let applied = self.recalled.wanted(chunk, wanted.clone());
+        let settled = |index: &usize| applied.contains(index) || discarded.contains(index);
+        let conflicts: BTreeMap<usize, Fault> = repeats.conflicts(&wanted).iter().cloned().collect();
+        let (undone, conflicts): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            conflicts.into_iter().partition(|(index, _)| settled(index));
+        let passed_over: BTreeSet<usize> =
+            repeats.aside.range(wanted.clone()).filter(|index| !undone.contains_key(*index)).copied().collect();
+        discarded.retain(|index| !passed_over.contains(index));
+        decided.retain(|index, _| !passed_over.contains(index));
         let waiting = |faults: &BTreeMap<usize, Fault>| {
             let mut waits = self.parked.waiting(chunk, wanted.clone(), if parks { faults } else { &none }, is_read);
-            waits.retain(|index, _| !discarded.contains(index) && !repeats.aside.contains(index));
+            waits.retain(|index, _| !discarded.contains(index) && !passed_over.contains(index));
             waits
         };
         let mut waits = waiting(&decided);
         loop {
-            let aside = waits.keys().chain(&discarded).chain(decided.keys()).chain(repeats.aside.range(wanted.clone()));
+            let aside = waits.keys().chain(&discarded).chain(decided.keys()).chain(&passed_over);
             let aside: BTreeSet<usize> = aside.copied().collect();
             let mut prepared = engine.preparer.prepare(&at.topic, at.partition, chunk, wanted.clone(), &aside)?;
             let end = prepared.end;
@@ -152,7 +160,7 @@ impl Worker {
                 faults,
                 waiting,
                 decided: decided.into_keys().filter(|index| *index < end).collect(),
-                conflicts: repeats.conflicts(&(wanted.start..end)).iter().cloned().collect(),
+                conflicts: conflicts.into_iter().filter(|(index, _)| *index < end).collect(),
                 repeated: repeats.count(&(wanted.start..end)),
                 discarded: discarded.range(..end).count(),
                 decisions: Vec::new(),

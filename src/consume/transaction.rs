@@ -285,7 +285,7 @@ async fn stage_outbox(engine: &Engine, session: &mut Session, work: &Work<'_>) -
     let drained = work.drained.iter().flat_map(Drained::decisions);
     for decision in work.decisions.iter().cloned().chain(drained) {
         seq += 1;
-        let id = verdict_id(engine, work.claim, decision.offset, seq);
+        let id = verdict_id(engine, work.claim, &decision.identity(seq));
         decision.stage(engine, &work.claim.at, (seq, id), &mut rows);
     }
     let emitted = seq - work.claim.out_seq;
@@ -303,9 +303,9 @@ fn event_id(engine: &Engine, claim: &Claim, offset: i64, index: i32) -> Uuid {
 }
 
 /// A record may be decided about more than once: each time is an event of its own.
-fn verdict_id(engine: &Engine, claim: &Claim, offset: i64, seq: i64) -> Uuid {
+fn verdict_id(engine: &Engine, claim: &Claim, identity: &str) -> Uuid {
     let (name, version) = (&engine.projection, engine.version);
-    let name = format!("{name}/v{version}/{}/{}/{offset}/verdict/{seq}", claim.at.topic, claim.at.partition);
+    let name = format!("{name}/v{version}/{}/{}/{identity}", claim.at.topic, claim.at.partition);
     Uuid::new_v5(&EVENT_NAMESPACE, name.as_bytes())
 }
 

@@ -90,6 +90,13 @@ impl Decision {
         }
     }
 
+    /// What its record in the topic is known by, beside the record that it is about and its number in the outbox. All of it is
+    /// part of that: a database that went back in time gives the number anew, perhaps to another decision, which has not left.
+    pub fn identity(&self, seq: i64) -> String {
+        let payload = self.payload.as_deref().map(|payload| hex::encode(Sha256::digest(payload)));
+        format!("{}/verdict/{seq}/{}/{}/{}", self.offset, self.what, payload.unwrap_or_default(), self.by)
+    }
+
     /// The statement that writes down a decision of the engine's own; wishes are written down by `millpond.settle`.
     pub fn sql(&self, engine: &Engine, at: &TopicPartition) -> String {
         format!(
@@ -157,7 +164,10 @@ impl Recalled {
                 continue;
             }
             match verdict {
-                Verdict::Edit(value) => chunk.edit(index, &value),
+                Verdict::Edit(value) => {
+                    chunk.edit(index, &value);
+                    kept.insert(offset, Verdict::Apply);
+                }
                 verdict => drop(kept.insert(offset, verdict)),
             }
         }
@@ -177,10 +187,16 @@ impl Recalled {
                     let class = if class == CRASH { CRASH } else { "handler" };
                     drop(faulty.insert(index, Fault { class, reason: reason.clone(), record_type: None }));
                 }
-                Some(Verdict::Edit(_)) | None => {}
+                Some(Verdict::Edit(_) | Verdict::Apply) | None => {}
             }
         }
         (discarded, faulty)
+    }
+
+    /// Those of `range` that somebody wanted to have applied.
+    pub fn wanted(&self, chunk: &Chunk, range: std::ops::Range<usize>) -> BTreeSet<usize> {
+        let wanted = |index: &usize| self.0.get(&chunk.records[*index].offset) == Some(&Verdict::Apply);
+        if self.0.is_empty() { BTreeSet::new() } else { range.filter(wanted).collect() }
     }
 }
 
@@ -221,6 +237,21 @@ mod tests {
     }
 
     #[test]
+    fn decisions_about_one_record_under_one_number_are_told_apart() {
+        let row = |wanted, edited, by: &str| SetAside { wanted_by: Some(by.to_owned()), ..row(Some(wanted), edited) };
+        let decisions = [
+            row(Wish::Discard, None, "ann"),
+            row(Wish::Discard, None, "bob"),
+            row(Wish::Apply, None, "ann"),
+            row(Wish::Edit, Some(b"x"), "ann"),
+            row(Wish::Edit, Some(b"y"), "ann"),
+        ];
+        let identities: BTreeSet<String> =
+            decisions.iter().filter_map(Decision::of).map(|decision| decision.identity(3)).collect();
+        assert_eq!(identities.len(), decisions.len(), "{identities:?}");
+    }
+
+    #[test]
     fn recalled_verdicts_meet_the_records_they_are_about_and_no_others() {
         let mut chunk = Chunk::default();
         for offset in [3, 5, 6, 9] {
@@ -245,5 +276,6 @@ mod tests {
         assert_eq!(discarded, BTreeSet::from([1]));
         assert_eq!(faulty.into_iter().map(|(index, fault)| (index, fault.class)).collect::<Vec<_>>(), [(3, CRASH)]);
         assert_eq!(recalled.within(&chunk, 2..3).0, BTreeSet::new());
+        assert_eq!(recalled.wanted(&chunk, 0..4), BTreeSet::from([0]));
     }
 }

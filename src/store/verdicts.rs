@@ -1,7 +1,7 @@
 //! Verdicts: what was decided about single records, for whoever reads the log again.
 
 use serde::Serialize;
-use sqlx::{PgConnection, Row as _};
+use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
 use super::Error;
 use crate::domain::TopicPartition;
@@ -13,9 +13,15 @@ pub enum Verdict {
     Edit(Vec<u8>),
     /// It has no effect.
     Discard,
+    /// It is applied, though its id stands for another record.
+    Apply,
     /// It is set aside, undecoded.
     DeadLetter { class: String, reason: String },
 }
+
+/// Of a record that was applied after all nothing has to be known when it is read again: what was mended is mended. But that
+/// an id stands for another record is found again.
+const ACTS: &str = "(what <> 'apply' or class = 'id_conflict')";
 
 /// The greatest offset of a partition about which something was decided that changes what its record does.
 pub async fn greatest(
@@ -23,15 +29,16 @@ pub async fn greatest(
     projection: &str,
     at: &TopicPartition,
 ) -> Result<Option<i64>, Error> {
-    Ok(sqlx::query_scalar(
+    let sql = format!(
         "select max(\"offset\") from millpond.verdicts
-          where projection = $1 and topic = $2 and partition = $3 and what <> 'apply'",
-    )
-    .bind(projection)
-    .bind(&*at.topic)
-    .bind(at.partition)
-    .fetch_one(connection)
-    .await?)
+          where projection = $1 and topic = $2 and partition = $3 and {ACTS}"
+    );
+    Ok(sqlx::query_scalar(AssertSqlSafe(sql))
+        .bind(projection)
+        .bind(&*at.topic)
+        .bind(at.partition)
+        .fetch_one(connection)
+        .await?)
 }
 
 /// What was decided about one record.
@@ -50,23 +57,25 @@ pub async fn between(
     at: &TopicPartition,
     (from, to): (i64, i64),
 ) -> Result<Vec<Decided>, Error> {
-    let rows = sqlx::query(
+    let sql = format!(
         "select \"offset\", checksum, what, payload, class, reason from millpond.verdicts
-          where projection = $1 and topic = $2 and partition = $3 and \"offset\" between $4 and $5 and what <> 'apply'
-          order by \"offset\"",
-    )
-    .bind(projection)
-    .bind(&*at.topic)
-    .bind(at.partition)
-    .bind(from)
-    .bind(to)
-    .fetch_all(connection)
-    .await?;
+          where projection = $1 and topic = $2 and partition = $3 and \"offset\" between $4 and $5 and {ACTS}
+          order by \"offset\""
+    );
+    let rows = sqlx::query(AssertSqlSafe(sql))
+        .bind(projection)
+        .bind(&*at.topic)
+        .bind(at.partition)
+        .bind(from)
+        .bind(to)
+        .fetch_all(connection)
+        .await?;
     let read = |row: &sqlx::postgres::PgRow| {
         let what: String = row.try_get("what")?;
         let verdict = match what.as_str() {
             "edit" => Verdict::Edit(row.try_get::<Option<Vec<u8>>, _>("payload")?.unwrap_or_default()),
             "discard" => Verdict::Discard,
+            "apply" => Verdict::Apply,
             _ => Verdict::DeadLetter {
                 class: row.try_get::<Option<String>, _>("class")?.unwrap_or_default(),
                 reason: row.try_get::<Option<String>, _>("reason")?.unwrap_or_default(),

@@ -14,6 +14,7 @@ use crate::process::Process;
 use crate::proxy::{Protocol, Proxy};
 use crate::servers::Servers;
 use crate::web::Web;
+use crate::workload::operator::Desk;
 
 /// What the rig has in the database: every step of every fence, written in the transaction that makes it.
 const FENCE_LOG: &str = include_str!("fence_log.sql");
@@ -43,6 +44,7 @@ pub struct Topics {
     pub appends: String,
     pub transfers: String,
     pub credits: String,
+    pub lanes: String,
 }
 
 /// One run's Millpond.
@@ -106,7 +108,12 @@ impl Arena {
         }
         let mut arena = Self {
             slots,
-            topics: Topics { appends: topic("appends"), transfers: topic("transfers"), credits: topic("credits") },
+            topics: Topics {
+                appends: topic("appends"),
+                transfers: topic("transfers"),
+                credits: topic("credits"),
+                lanes: topic("lanes"),
+            },
             partitions,
             brokers: servers.brokers(),
             database: servers.database_url(&unique, servers.direct.port())?,
@@ -125,6 +132,12 @@ impl Arena {
 
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// What the operator needs.
+    pub fn desk(&self) -> Desk {
+        let (project, brokers, database) = (self.project.clone(), self.brokers.clone(), self.database.clone());
+        Desk { project, brokers, database }
     }
 
     /// Topics, schemas, the platform's tables, and the rig's own log of fences.

@@ -48,7 +48,8 @@ pub async fn show() -> anyhow::Result<bool> {
     let history = Arc::new(History::create(&arena.folder().join("history.jsonl"))?);
     let pids = Pids::default();
     let addresses = |role| arena.of_role(role).into_iter().map(|slot| arena.slots[slot].web.subscribe()).collect();
-    let workload = Workload::start(seed, &runs, Arc::clone(&history), addresses("ingest"), addresses("serve"));
+    let workload =
+        Workload::start(seed, &runs, Arc::clone(&history), addresses("ingest"), addresses("serve"), arena.desk());
     let watch = Watch::start(arena.database.clone(), Arc::clone(&history), Arc::clone(&pids), workload.lag());
     let screen = Screen::start(&history, &workload);
     let faults = {
@@ -221,10 +222,11 @@ impl Drop for Screen {
 fn table(judged: &Judged, arena: &Arena) {
     let Judged { verdict, requests, log, actual, seen, .. } = judged;
     let acknowledged: usize = requests.iter().map(|request| request.count(Outcome::Ok)).sum();
-    let records = log.appends.len() + log.money.len();
+    let records = log.appends.len() + log.money.len() + log.lanes.len();
     let tables = &actual.tables;
-    let rows = tables.appends.len() + tables.chains.len() + tables.accounts.len() + tables.credits.len();
-    let lines: [(&str, Vec<u8>, String); 11] = [
+    let lists = tables.appends.len() + tables.chains.len() + tables.lanes.len();
+    let rows = lists + tables.accounts.len() + tables.credits.len();
+    let lines: [(&str, Vec<u8>, String); 13] = [
         ("acknowledged and lost", vec![1], format!("{} values acknowledged", count(acknowledged))),
         ("doubled in the log", vec![2], format!("{} records in the log", count(records))),
         ("phantoms: in the log, though refused or never sent", vec![3], format!("{} records", count(records))),
@@ -233,12 +235,18 @@ fn table(judged: &Judged, arena: &Arena) {
             vec![4],
             format!("{} keys", count(tables.chains.len() + tables.accounts.len())),
         ),
-        ("rows lost, doubled, made up or different", vec![5], format!("{} rows of four tables", count(rows))),
+        ("rows lost, doubled, made up or different", vec![5], format!("{} rows of five tables", count(rows))),
         ("reads torn, or before their position", vec![6, 7], format!("{} reads", count(verdict.reads_judged))),
         ("money made or lost", vec![8], format!("{} snapshots of the bank", count(seen.bank_looks))),
         ("offsets applied twice or never", vec![9], format!("{} steps of fences", count(actual.steps.len()))),
         ("events downstream lost or made up", vec![10], format!("{} events", count(log.credits.len()))),
         ("dead letters missing or wrong", vec![11], format!("{} dead letters", count(tables.dead_letters.len()))),
+        ("repeats with a second effect", vec![12], format!("{} repeats", count(verdict.repeats))),
+        (
+            "records that passed what they wait for, decisions lost or made up",
+            vec![15, 16],
+            format!("{} decisions", count(judged.decisions)),
+        ),
         ("processes that panicked, hung or never recovered", vec![13, 14], format!("{} processes", arena.slots.len())),
     ];
     println!("| what could have gone wrong | looked at | found |");

@@ -39,6 +39,12 @@ pub struct Report {
     pub reads_unanswered: usize,
     /// Downstream events that are in Kafka more than once.
     pub repeated_downstream: usize,
+    /// Records that were passed over as repeats, and those under ids of others, over all consumers.
+    pub repeats: usize,
+    pub conflicts: usize,
+    /// Decisions of the operator, and records that were decided about in the end.
+    pub decisions: usize,
+    pub verdicts: usize,
     /// Snapshots of the bank.
     pub bank_looks: usize,
     /// Percent of quarters of a second in which something was acknowledged.
@@ -125,6 +131,10 @@ impl Report {
         println!(
             "  judged     {} records in the log, {} reads ({} unanswered), {} snapshots of the bank, {} repeated downstream",
             self.log_records, self.reads, self.reads_unanswered, self.bank_looks, self.repeated_downstream
+        );
+        println!(
+            "  repeats    {} passed over, {} conflicts; {} decisions of the operator, {} verdicts",
+            self.repeats, self.conflicts, self.decisions, self.verdicts
         );
         println!("  faults     {} injected, {} observed", self.faults.len(), self.observed());
         let (p50, p99) = percentiles(recoveries(std::slice::from_ref(self)));

@@ -40,7 +40,8 @@ pub async fn run(servers: &mut Servers, scenario: &str, seed: u64, runs: &Runs) 
     let history = Arc::new(History::create(&arena.folder().join("history.jsonl"))?);
     let pids = Pids::default();
     let addresses = |role| arena.of_role(role).into_iter().map(|slot| arena.slots[slot].web.subscribe()).collect();
-    let workload = Workload::start(seed, runs, Arc::clone(&history), addresses("ingest"), addresses("serve"));
+    let workload =
+        Workload::start(seed, runs, Arc::clone(&history), addresses("ingest"), addresses("serve"), arena.desk());
     let watch = Watch::start(arena.database.clone(), Arc::clone(&history), Arc::clone(&pids), workload.lag());
     let until = Instant::now() + Duration::from_secs(runs.seconds);
 
@@ -60,12 +61,14 @@ pub async fn run(servers: &mut Servers, scenario: &str, seed: u64, runs: &Runs) 
     };
     let load = Load { workload, watch, history };
     let judged = end(servers, &mut arena, load, seed, &faults, faults::GO_BACK.contains(&scenario)).await?;
-    let Judged { verdict, requests, reads, log, seen, .. } = judged;
+    let Judged { verdict, requests, reads, log, seen, decisions, .. } = judged;
     let mut report = account(scenario, seed, runs, &requests, &reads, &faults, &seen);
     report.violations = verdict.violations;
     report.reads = verdict.reads_judged;
     report.repeated_downstream = verdict.repeated_credits;
-    report.log_records = log.appends.len() + log.money.len();
+    report.log_records = log.appends.len() + log.money.len() + log.lanes.len();
+    (report.repeats, report.conflicts) = (verdict.repeats, verdict.conflicts);
+    (report.decisions, report.verdicts) = (decisions, verdict.verdicts);
     report.took_s = begun.elapsed().as_secs_f64();
     if report.violations.is_empty() && !runs.keep {
         arena.remove(servers).await?;
@@ -90,6 +93,8 @@ pub struct Judged {
     pub log: Log,
     pub actual: Actual,
     pub seen: Seen,
+    /// How many decisions the operator has made.
+    pub decisions: usize,
 }
 
 /// Ends all disturbance and the load, waits for everything to come to rest, ends all processes, and judges.
@@ -103,23 +108,35 @@ pub async fn end(
 ) -> anyhow::Result<Judged> {
     servers.heal()?;
     arena.heal(servers)?;
-    load.workload.finish().await;
+    let operator = load.workload.finish().await;
     let settled = settle(servers, arena).await?;
+    operator.end().await;
     let mut seen = load.watch.seen();
     drop(load.watch);
     if went_back {
         seen.bank.clear();
     }
+    let decisions = load.history.decisions();
     let (requests, reads) = load.history.take();
     let log = read_log(servers, arena).await?;
     let actual = Actual::read(&mut arena.connect().await?).await?;
-    let case = Case { seed, requests: &requests, reads: &reads, log: &log, actual: &actual, bank: &seen.bank };
+    let case = Case {
+        seed,
+        requests: &requests,
+        reads: &reads,
+        log: &log,
+        actual: &actual,
+        decisions: &decisions,
+        bank: &seen.bank,
+        parked: &seen.parked,
+        went_back,
+    };
     let mut verdict = checker::judge(&case);
     verdict.violations.extend(liveness(faults, settled));
     verdict.violations.extend(health(arena, &seen, &actual));
     verdict.violations.extend(faults::judged(faults));
     arena.close();
-    Ok(Judged { verdict, requests, reads, log, actual, seen })
+    Ok(Judged { verdict, requests, reads, log, actual, seen, decisions: decisions.len() })
 }
 
 /// Injects faults until the time is over; at least one whose effect was seen, as far as a few tries lead to one.
@@ -164,7 +181,7 @@ async fn settle(servers: &Servers, arena: &Arena) -> anyhow::Result<bool> {
 async fn missing(servers: &Servers, arena: &Arena) -> anyhow::Result<Vec<String>> {
     let (brokers, topics) = (servers.brokers(), arena.topics.clone());
     let ends = tokio::task::spawn_blocking(move || -> anyhow::Result<BTreeMap<String, BTreeMap<i32, i64>>> {
-        let all = [topics.appends, topics.transfers, topics.credits];
+        let all = [topics.appends, topics.transfers, topics.credits, topics.lanes];
         all.into_iter().map(|topic| Ok((topic.clone(), checker::log::ends(&brokers, &topic)?))).collect()
     })
     .await??;
@@ -178,6 +195,7 @@ async fn missing(servers: &Servers, arena: &Arena) -> anyhow::Result<Vec<String>
         ("chains", &arena.topics.appends),
         ("accounts", &arena.topics.transfers),
         ("credits", &arena.topics.credits),
+        ("lanes", &arena.topics.lanes),
     ] {
         for (partition, end) in &ends[topic] {
             let fence = rows.iter().find(|row| {
@@ -196,6 +214,11 @@ async fn missing(servers: &Servers, arena: &Arena) -> anyhow::Result<Vec<String>
     let outbox: i64 = sqlx::query_scalar("select count(*) from millpond.outbox").fetch_one(&mut connection).await?;
     if outbox > 0 {
         missing.push(format!("{outbox} rows are in the outbox"));
+    }
+    let parked: i64 =
+        sqlx::query_scalar("select count(*) from millpond.parked_keys").fetch_one(&mut connection).await?;
+    if parked > 0 {
+        missing.push(format!("{parked} keys are parked"));
     }
     Ok(missing)
 }

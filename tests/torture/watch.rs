@@ -26,6 +26,8 @@ pub struct Seen {
     pub cpu: BTreeMap<(String, i32), f64>,
     /// Snapshots in which the bank did not add up.
     pub bank: Vec<String>,
+    /// Snapshots in which a record was applied before what it waits for, or parked keys and what waits did not agree.
+    pub parked: Vec<String>,
     /// Snapshots of the bank in all.
     pub bank_looks: usize,
 }
@@ -68,8 +70,10 @@ async fn watch(database: String, history: Arc<History>, pids: Pids, seen: Arc<Mu
         let look = tokio::time::timeout(Duration::from_secs(5), async {
             let connection = connection.as_mut()?;
             let applied = applied(connection).await.ok()?;
-            let bank = if round.is_multiple_of(BANK_EVERY) { bank(connection).await.ok()? } else { None };
-            Some((applied, bank))
+            let looks = round.is_multiple_of(BANK_EVERY);
+            let bank = if looks { bank(connection).await.ok()? } else { None };
+            let parked = if looks { parked(connection).await.ok()? } else { Vec::new() };
+            Some((applied, bank, parked))
         });
         let looked = look.await.ok().flatten();
         let acknowledged: i64 = acknowledged(&history, 0).values().sum();
@@ -92,9 +96,10 @@ async fn watch(database: String, history: Arc<History>, pids: Pids, seen: Arc<Mu
         match looked {
             // It is away, or the connection is of no more use.
             None => connection = None,
-            Some((applied, bank)) => {
+            Some((applied, bank, parked)) => {
                 lag.store(acknowledged - applied, Ordering::Relaxed);
                 seen.greatest_lag = seen.greatest_lag.max(acknowledged - applied);
+                seen.parked.extend(parked);
                 if let Some(fault) = bank {
                     seen.bank_looks += 1;
                     seen.bank.extend(fault);
@@ -122,6 +127,22 @@ async fn bank(connection: &mut PgConnection) -> sqlx::Result<Option<Option<Strin
     let fault = (credited > debited || least < 0)
         .then(|| format!("a snapshot had {credited} credited of {debited} debited, and a balance of {least}"));
     Ok(Some(fault))
+}
+
+/// In one snapshot: what of a parked key was applied stands before its head, and as many records wait as it says.
+async fn parked(connection: &mut PgConnection) -> sqlx::Result<Vec<String>> {
+    let sql = r#"
+        select format('%s has applied %s, and %s@%s is parked', l.lane, l.last_offset, k.partition, k.head)
+          from millpond.parked_keys k join live.lanes l on k.key = convert_to(l.lane, 'UTF8')
+         where k.projection = 'lanes' and l.last_offset >= k.head
+        union all
+        select format('parked at %s@%s are %s records from %s on, and %s from %s on wait',
+                      k.partition, k.parked_at, k.records, k.head, count(d), min(d."offset"))
+          from millpond.parked_keys k
+          left join millpond.dead_letters d using (projection, version, topic, partition, parked_at)
+         group by k.projection, k.version, k.topic, k.partition, k.parked_at
+        having count(d) <> k.records or min(d."offset") is distinct from k.head"#;
+    sqlx::query_scalar(sql).fetch_all(connection).await
 }
 
 /// Resident memory in KiB.

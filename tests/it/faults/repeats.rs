@@ -194,6 +194,32 @@ async fn bulk_sent_again_adds_what_was_missing_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn conflict_about_which_somebody_has_decided_is_as_decided_when_the_log_is_read_again() {
+    let cluster = Cluster::of("decided", shop).await;
+    let (ingest, consume) = (cluster.start("ingest", &[]), cluster.start("consume", &FAST_REBALANCE));
+    let mut records = Vec::new();
+    for amount in [7, 8, 9, 10] {
+        let answer = pay(&ingest.web, "k-1", &json!({"account": "a", "amount": amount}).to_string()).await;
+        let (at, next) = answer.position().split_once('@').unwrap();
+        records.push(format!("{at}/{}", next.parse::<i64>().unwrap() - 1));
+    }
+    applied_all(&cluster, 3).await;
+    assert_eq!((cluster.number(TOTAL).await, dead(&cluster, "sums").await.len()), (Some(7), 3));
+    cluster.succeeds(&["dlq", "redrive", "sums", &records[1]]);
+    cluster.succeeds(&["dlq", "edit", "sums", &records[2], "--field", "amount=100"]);
+    cluster.succeeds(&["dlq", "discard", "sums", &records[3]]);
+    becomes(&cluster, TOTAL, 7 + 8 + 100).await;
+    becomes(&cluster, "select count(*) from millpond.dead_letters where projection = 'sums'", 0).await;
+
+    let before = rows(&cluster).await;
+    from_zero(&cluster, &["sums"]).await;
+    applied_all(&cluster, 3).await;
+    assert_eq!((rows(&cluster).await, dead(&cluster, "sums").await), (before, Vec::new()));
+    assert_eq!(cluster.number(PAYMENTS).await, Some(3));
+    consume.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn consumer_killed_between_staging_and_commit_knows_the_repeat_whichever_way_it_went() {
     let cluster = Cluster::of("staged", Project::sums).await;
     let ingest = cluster.start("ingest", &[]);

@@ -3,6 +3,7 @@
 use sqlx::postgres::PgRow;
 use sqlx::{Executor as _, PgConnection, Row as _};
 
+use super::log::{Decided, Place, Verdicts, decode_framed};
 use super::model::{AccountRow, AppendRow, ChainRow, CreditRow, Tables};
 
 /// A step of a fence.
@@ -23,6 +24,9 @@ pub struct Actual {
     pub tables: Tables,
     /// In the order in which they were taken.
     pub steps: Vec<Step>,
+    pub verdicts: Verdicts,
+    /// Keys left parked, with what they are.
+    pub parked: Vec<String>,
     /// Rows left in the outbox.
     pub outbox: i64,
     /// Sessions that are open in a transaction, with what they are.
@@ -37,6 +41,11 @@ impl Actual {
                        from rig.fence_log order by id";
         actual.steps = sqlx::query(steps).fetch_all(&mut *connection).await?.iter().map(step).collect();
         actual.outbox = sqlx::query_scalar("select count(*) from millpond.outbox").fetch_one(&mut *connection).await?;
+        actual.verdicts = verdicts(connection).await?;
+        let parked =
+            "select format('%s of %s %s@%s: %s records', encode(key, 'escape'), projection, partition, head, records)
+                        from millpond.parked_keys order by 1";
+        actual.parked = sqlx::query_scalar(parked).fetch_all(&mut *connection).await?;
         let stuck =
             "select format('%s: %s for %s s', application_name, state, extract(epoch from now() - xact_start)::int)
                        from pg_stat_activity
@@ -66,6 +75,10 @@ async fn tables(connection: &mut PgConnection) -> anyhow::Result<Tables> {
         let value = ChainRow { length: row.try_get(1)?, chain: row.try_get(2)?, last: row.try_get(3)? };
         tables.chains.insert(row.try_get(0)?, value);
     }
+    for row in connection.fetch_all("select lane, length, chain, last, last_offset from live.lanes").await? {
+        let value = ChainRow { length: row.try_get(1)?, chain: row.try_get(2)?, last: row.try_get(3)? };
+        tables.lanes.insert(row.try_get(0)?, (value, row.try_get(4)?));
+    }
     for row in connection.fetch_all("select account, deposited, debited from live.accounts").await? {
         let value = AccountRow { deposited: row.try_get(1)?, debited: row.try_get(2)? };
         tables.accounts.insert(row.try_get(0)?, value);
@@ -75,12 +88,27 @@ async fn tables(connection: &mut PgConnection) -> anyhow::Result<Tables> {
         tables.credits.insert((row.try_get(0)?, row.try_get(1)?), value);
     }
     let place = |row: &PgRow| -> anyhow::Result<(i32, i64)> { Ok((row.try_get(0)?, row.try_get(1)?)) };
-    for row in connection.fetch_all(r#"select projection, partition, "offset" from millpond.dead_letters"#).await? {
-        tables.dead_letters.insert((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?));
-    }
+    let dead = r#"select projection, partition, "offset", reason_class from millpond.dead_letters"#;
+    let letter = |row: &PgRow| -> anyhow::Result<(Place, String)> { Ok((record(row)?, row.try_get(3)?)) };
+    tables.dead_letters = connection.fetch_all(dead).await?.iter().map(letter).collect::<Result<_, _>>()?;
     let refused = r#"select partition, "offset" from millpond.refusals where projection = 'accounts'"#;
     tables.refusals = connection.fetch_all(refused).await?.iter().map(place).collect::<Result<_, _>>()?;
     Ok(tables)
+}
+
+fn record(row: &PgRow) -> anyhow::Result<Place> {
+    Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
+}
+
+async fn verdicts(connection: &mut PgConnection) -> anyhow::Result<Verdicts> {
+    let sql = r#"select projection, partition, "offset", what, coalesce(class, ''), decided_by, payload
+                   from millpond.verdicts"#;
+    let verdict = |row: &PgRow| -> anyhow::Result<(Place, Decided)> {
+        let value = row.try_get::<Option<Vec<u8>>, _>(6)?.map(|bytes| decode_framed(&bytes)).transpose()?;
+        let decided = Decided { what: row.try_get(3)?, class: row.try_get(4)?, by: row.try_get(5)?, value };
+        Ok((record(row)?, decided))
+    };
+    connection.fetch_all(sql).await?.iter().map(verdict).collect()
 }
 
 fn step(row: &PgRow) -> Step {

@@ -1,50 +1,145 @@
-//! Checks on what clients were told: nothing lost, nothing doubled, nothing made up, in order, and reads never early.
+//! Checks on what clients were told when they wrote: nothing lost, nothing doubled, nothing made up, in order.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use super::log::Placed;
-use super::{Case, Finding, Model, Violation, position};
-use crate::values::{self, Append, Money};
+use super::{Case, Finding, Violation};
+use crate::values::{self, ALTERED, Append, Money};
 use crate::workload::history::{Kind, Outcome, Request};
 
-/// Where every value of a kind stands in the log, by client and number.
-type Places = HashMap<(i32, i64), Vec<(i32, i64)>>;
+/// A value: kind, client and number.
+type Value = (Kind, i32, i64);
 
-/// Checks 1 to 3: what was acknowledged is there, once, and nothing is there that was refused or never sent.
-pub fn lost_and_phantom(case: &Case<'_>, violations: &mut Vec<Violation>) {
+/// All that is known of a value from those who sent it: once, or under an id more than once.
+struct Attempts<'a> {
+    /// The request that was the first, and the place in it.
+    first: &'a Request,
+    place: usize,
+    /// Requests by what they were told of the value.
+    acknowledged: usize,
+    unknown: usize,
+    refused: usize,
+    /// When it was first known to be in the log.
+    since: Option<u64>,
+    /// When a request with it first began.
+    invoked: u64,
+}
+
+impl Attempts<'_> {
+    fn add(&mut self, outcome: Outcome, request: &Request) {
+        self.invoked = self.invoked.min(request.invoked);
+        match outcome {
+            Outcome::Ok => {
+                self.acknowledged += 1;
+                self.since = Some(self.since.map_or(request.completed, |since| since.min(request.completed)));
+            }
+            Outcome::Info => self.unknown += 1,
+            Outcome::Fail => self.refused += 1,
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.acknowledged + self.unknown + self.refused
+    }
+
+    fn told(&self, kind: Kind, n: i64) -> String {
+        let Request { client, first, count, id, invoked, completed, answer, .. } = self.first;
+        let (from, to) = (*invoked as f64 / 1e9, *completed as f64 / 1e9);
+        let (acknowledged, unknown, refused) = (self.acknowledged, self.unknown, self.refused);
+        let id = id.as_ref().map_or_else(String::new, |id| {
+            format!(", under the id {id} {acknowledged} times acknowledged, {unknown} unknown, {refused} refused")
+        });
+        format!("{kind:?} {client}/{n} (of {count} from {first}, {from:.3} s to {to:.3} s, {answer}{id})")
+    }
+}
+
+/// What was sent, by value.
+pub struct Sent<'a>(HashMap<Value, Attempts<'a>>);
+
+impl<'a> Sent<'a> {
+    pub fn of(requests: &'a [Request]) -> Self {
+        let mut sent: HashMap<Value, Attempts<'a>> = HashMap::new();
+        for request in requests {
+            for place in 0..request.count {
+                let value = (request.kind, request.client, request.number(place));
+                let none = || Attempts {
+                    first: request,
+                    place,
+                    acknowledged: 0,
+                    unknown: 0,
+                    refused: 0,
+                    since: None,
+                    invoked: request.invoked,
+                };
+                sent.entry(value).or_insert_with(none).add(request.outcome_at(place), request);
+            }
+        }
+        Self(sent)
+    }
+}
+
+/// A record of a client's, without what it says.
+struct Stands<'a> {
+    value: Value,
+    key: &'a str,
+    at: (i32, i64),
+    id: &'a str,
+    marked: bool,
+    /// Whether it says what was to be said.
+    sound: bool,
+}
+
+/// All records of clients, each topic in the order of its partitions.
+fn stand<'a>(case: &Case<'a>) -> impl Iterator<Item = Stands<'a>> + use<'a> {
+    let seed = case.seed;
+    let listed = move |kind: Kind, of: fn(u64, i32, i64) -> Append| {
+        move |placed: &'a Placed<Append>| {
+            let Append { key, client, n, .. } = &placed.value;
+            stands(placed, (kind, *client, *n), key, of(seed, *client, *n) == placed.value)
+        }
+    };
+    let money = move |placed: &'a Placed<Money>| {
+        let Money { account, client, n, .. } = &placed.value;
+        stands(placed, (Kind::Money, *client, *n), account, values::money(seed, *client, *n) == placed.value)
+    };
+    let appends = case.log.appends.iter().map(listed(Kind::Append, values::append));
+    let lanes = case.log.lanes.iter().map(listed(Kind::Lane, values::enqueue));
+    appends.chain(lanes).chain(case.log.money.iter().map(money))
+}
+
+fn stands<'a, T>(placed: &'a Placed<T>, value: Value, key: &'a str, sound: bool) -> Stands<'a> {
+    let at = (placed.partition, placed.offset);
+    Stands { value, key, at, id: &placed.event_id, marked: placed.fingerprint.is_some(), sound }
+}
+
+/// Checks 1 to 3: what was acknowledged is there, as often as it was and no more often than it may be, and nothing is there that
+/// was refused or never sent, or under another id than it was sent.
+pub fn lost_and_phantom(case: &Case<'_>, sent: &Sent<'_>, violations: &mut Vec<Violation>) {
     let (mut lost, mut doubled) = (Finding::new(1, "lost"), Finding::new(2, "doubled in the log"));
     let mut phantom = Finding::new(3, "phantom");
-    let appends = places(case.log.appends.iter().map(|placed| (placed, placed.value.client, placed.value.n)));
-    let money = places(case.log.money.iter().map(|placed| (placed, placed.value.client, placed.value.n)));
-    let mut known: HashMap<(Kind, i32, i64), Outcome> = HashMap::new();
-    for request in case.requests {
-        let places = if request.kind == Kind::Append { &appends } else { &money };
-        for (place, n) in (0..request.count).zip(request.first..) {
-            let outcome = request.outcome_at(place);
-            known.insert((request.kind, request.client, n), outcome);
-            let found = places.get(&(request.client, n)).map_or(&[][..], Vec::as_slice);
-            match (outcome, found) {
-                (Outcome::Ok, []) => lost.add(|| format!("{} is in no partition", told(request, n))),
-                (Outcome::Fail, [place, ..]) => {
-                    phantom.add(|| format!("{} is at {place:?}, but was refused", told(request, n)));
-                }
-                _ => {}
-            }
-            if found.len() > 1 {
-                doubled.add(|| format!("{} is at {found:?}", told(request, n)));
-            }
+    let mut places: HashMap<Value, Vec<(i32, i64)>> = HashMap::new();
+    for Stands { value, at, id, marked, sound, .. } in stand(case) {
+        places.entry(value).or_default().push(at);
+        let Some(attempts) = sent.0.get(&value).filter(|_| sound) else {
+            phantom.add(|| format!("{value:?} at {at:?} was never sent"));
+            continue;
+        };
+        let wanted = attempts.first.id.as_ref().map(|stem| format!("{stem}/{}", attempts.place));
+        if marked != wanted.is_some() || wanted.as_ref().is_some_and(|wanted| wanted != id) {
+            let told = || attempts.told(value.0, value.2);
+            phantom.add(|| format!("{} is at {at:?} under the id {id}, marked as the client's: {marked}", told()));
         }
     }
-    for Placed { partition, offset, value, .. } in &case.log.appends {
-        let sent = known.contains_key(&(Kind::Append, value.client, value.n));
-        if !sent || values::append(case.seed, value.client, value.n) != *value {
-            phantom.add(|| format!("{value:?} at {partition}@{offset} was never sent"));
+    for (value @ (kind, _, n), attempts) in &sent.0 {
+        let found = places.get(value).map_or(&[][..], Vec::as_slice);
+        let Attempts { acknowledged, unknown, .. } = attempts;
+        if found.len() < *acknowledged {
+            lost.add(|| format!("{} is at {found:?} only", attempts.told(*kind, *n)));
+        } else if !found.is_empty() && acknowledged + unknown == 0 {
+            phantom.add(|| format!("{} is at {found:?}, but was refused", attempts.told(*kind, *n)));
         }
-    }
-    for Placed { partition, offset, value, .. } in &case.log.money {
-        let sent = known.contains_key(&(Kind::Money, value.client, value.n));
-        if !sent || values::money(case.seed, value.client, value.n) != *value {
-            phantom.add(|| format!("{value:?} at {partition}@{offset} was never sent"));
+        if found.len() > (acknowledged + unknown).max(1) {
+            doubled.add(|| format!("{} is at {found:?}", attempts.told(*kind, *n)));
         }
     }
     for finding in [lost, doubled, phantom] {
@@ -52,51 +147,26 @@ pub fn lost_and_phantom(case: &Case<'_>, violations: &mut Vec<Violation>) {
     }
 }
 
-fn places<'a, T: 'a>(records: impl Iterator<Item = (&'a Placed<T>, i32, i64)>) -> Places {
-    let mut places = Places::new();
-    for (placed, client, n) in records {
-        places.entry((client, n)).or_default().push((placed.partition, placed.offset));
-    }
-    places
-}
-
-fn told(request: &Request, n: i64) -> String {
-    let Request { kind, client, first, count, invoked, completed, answer, .. } = request;
-    let (from, to) = (*invoked as f64 / 1e9, *completed as f64 / 1e9);
-    format!("{kind:?} {client}/{n} (of {count} from {first}, {from:.3} s to {to:.3} s, {answer})")
-}
-
-/// Check 4: of one client and key, what was acknowledged before another was sent stands before it.
+/// Check 4: of a client and key, what was acknowledged before another was sent stands before it; of what stands there more than
+/// once the first counts, and what went out under an id that stands for something else does not.
 ///
-/// Clients send one request after another, so it is enough that no acknowledged value stands behind a later one; within a
-/// request that was acknowledged whole the order is that of its body.
-pub fn order(case: &Case<'_>, violations: &mut Vec<Violation>) {
+/// It is enough to look at the greatest number so far; within a request that was acknowledged whole the order is that of its
+/// body.
+pub fn order(case: &Case<'_>, sent: &Sent<'_>, violations: &mut Vec<Violation>) {
     let mut finding = Finding::new(4, "order of a key");
-    let mut outcomes: HashMap<(Kind, i32), Vec<&Request>> = HashMap::new();
-    for request in case.requests {
-        outcomes.entry((request.kind, request.client)).or_default().push(request);
-    }
-    for requests in outcomes.values_mut() {
-        requests.sort_by_key(|request| request.first);
-    }
-    let acknowledged = |kind: Kind, client: i32, n: i64| {
-        let requests = outcomes.get(&(kind, client))?;
-        let request = requests[requests.partition_point(|request| request.first <= n).checked_sub(1)?];
-        let place = usize::try_from(n - request.first).ok()?;
-        (place < request.count && request.outcome_at(place) == Outcome::Ok).then_some(())
-    };
-    let append = |value: &Append| (Kind::Append, value.client, value.n, value.key.clone());
-    let money = |value: &Money| (Kind::Money, value.client, value.n, value.account.clone());
-    let appends = case.log.appends.iter().map(|placed| (placed.partition, placed.offset, append(&placed.value)));
-    let moneys = case.log.money.iter().map(|placed| (placed.partition, placed.offset, money(&placed.value)));
     // The greatest number of each client and key so far, and where it stands.
-    let mut greatest: HashMap<(Kind, i32, String), (i64, i32, i64)> = HashMap::new();
-    for (partition, offset, (kind, client, n, key)) in appends.chain(moneys) {
-        let seen = greatest.entry((kind, client, key.clone())).or_insert((n, partition, offset));
+    let mut greatest: HashMap<(Kind, i32, &str), (i64, i32, i64)> = HashMap::new();
+    let mut met = std::collections::HashSet::new();
+    for Stands { value, key, at: (partition, offset), .. } in stand(case) {
+        let (kind, client, n) = value;
+        if n >= ALTERED || !met.insert(value) {
+            continue;
+        }
+        let seen = greatest.entry((kind, client, key)).or_insert((n, partition, offset));
         if seen.1 != partition {
             finding.add(|| format!("{kind:?} of key {key} is on partitions {} and {partition}", seen.1));
         }
-        if n < seen.0 && acknowledged(kind, client, n).is_some() {
+        if n < seen.0 && sent.is_late(value, (kind, client, seen.0)) {
             finding.add(|| {
                 format!(
                     "{kind:?} {client}/{n} of key {key} was acknowledged, and stands at {partition}@{offset} behind \
@@ -112,36 +182,13 @@ pub fn order(case: &Case<'_>, violations: &mut Vec<Violation>) {
     finding.end(violations);
 }
 
-/// Checks 6 and 7: a read shows what its position says, all of it and nothing else, and never less than was asked for.
-pub fn reads(case: &Case<'_>, model: &Model, violations: &mut Vec<Violation>) -> usize {
-    let (mut prefix, mut early) = (Finding::new(6, "read is no prefix"), Finding::new(7, "read is too early"));
-    let mut judged = 0;
-    for read in case.reads.iter().filter(|read| read.status == 200) {
-        judged += 1;
-        let shown: BTreeMap<i32, i64> = position(&read.position);
-        let behind = |(partition, wanted): (&i32, &i64)| shown.get(partition).is_none_or(|shown| shown < wanted);
-        if position(&read.wanted).iter().any(behind) {
-            early.add(|| format!("{} asked for {} and was shown {}", read.key, read.wanted, read.position));
-        }
-        let Some(expected) = model.list_at(&read.key, &shown) else {
-            prefix.add(|| format!("{} was shown {}, which has no partition of its key", read.key, read.position));
-            continue;
-        };
-        if (expected.length, &expected.chain) != (read.length, &read.chain) {
-            prefix.add(|| {
-                format!(
-                    "{} at {} had {} values ({}…), and {} ({}…) were shown",
-                    read.key,
-                    read.position,
-                    expected.length,
-                    expected.chain.get(..8).unwrap_or_default(),
-                    read.length,
-                    read.chain.get(..8).unwrap_or_default()
-                )
-            });
-        }
+impl Sent<'_> {
+    /// Whether a value that stands behind another one has to stand before it.
+    fn is_late(&self, value: Value, other: Value) -> bool {
+        let (Some(value), Some(other)) = (self.0.get(&value), self.0.get(&other)) else { return false };
+        // Whoever sent one of them has sent both.
+        let together = value.first.invoked == other.first.invoked && value.count() == other.count();
+        let whole = together && value.unknown + value.refused == 0;
+        whole || value.since.is_some_and(|since| since < other.invoked)
     }
-    prefix.end(violations);
-    early.end(violations);
-    judged
 }

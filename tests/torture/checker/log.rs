@@ -6,19 +6,23 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
+use base64::Engine as _;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 use rdkafka::{Offset, TopicPartitionList};
+use serde::Deserialize;
 
 use crate::arena::Topics;
 use crate::values::{Append, Money};
 
 /// How long a topic may take to be read to its end.
 const WITHIN: Duration = Duration::from_secs(120);
-/// Consumers: the dead letters of each are in `<name>.dlq`, of all runs on these servers.
-const CONSUMERS: [&str; 4] = ["appends", "chains", "accounts", "credits"];
+/// The consumers of a run. Their dead letters are in topics of their names, those of all runs on these servers in one.
+pub const CONSUMERS: [&str; 5] = ["appends", "chains", "accounts", "credits", "lanes"];
+/// Verdicts of all runs on these servers.
+const VERDICTS: &str = "millpond.verdicts";
 
 /// A record, and where it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +30,10 @@ pub struct Placed<T> {
     pub partition: i32,
     pub offset: i64,
     pub event_id: String,
+    /// Of what a client has sent under an id of its own.
+    pub fingerprint: Option<String>,
+    /// Milliseconds since the Unix epoch, as the broker says.
+    pub timestamp: i64,
     pub value: T,
 }
 
@@ -40,11 +48,28 @@ pub struct Credit {
 /// Where a dead letter was before it died.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DeadFrom {
-    pub consumer: String,
+    pub consumer: &'static str,
     pub topic: String,
     pub partition: i32,
     pub offset: i64,
 }
+
+/// What was decided about a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decided {
+    /// `apply`, `edit`, `discard` or `dead_letter`.
+    pub what: String,
+    /// Why it had not been applied.
+    pub class: String,
+    pub by: String,
+    /// What an edit has put in its place.
+    pub value: Option<Append>,
+}
+
+/// Consumer, partition and offset of a record.
+pub type Place = (String, i32, i64);
+/// The last word about each record.
+pub type Verdicts = BTreeMap<Place, Decided>;
 
 /// Everything that was written, each topic in the order of its partitions and offsets.
 #[derive(Debug, Default)]
@@ -52,6 +77,8 @@ pub struct Log {
     pub appends: Vec<Placed<Append>>,
     pub money: Vec<Placed<Money>>,
     pub credits: Vec<Placed<Credit>>,
+    pub lanes: Vec<Placed<Append>>,
+    pub verdicts: Verdicts,
     pub dead: Vec<Placed<DeadFrom>>,
 }
 
@@ -74,17 +101,24 @@ impl Log {
             log.credits.push(at.place(decode_credit)?);
             Ok(())
         })?;
-        let own = [&topics.appends, &topics.transfers, &topics.credits];
+        read_topic(brokers, &topics.lanes, |at| {
+            log.lanes.push(at.place(decode_append)?);
+            Ok(())
+        })?;
+        let own = [&topics.appends, &topics.transfers, &topics.credits, &topics.lanes];
         for consumer in CONSUMERS {
-            let topic = format!("{consumer}.dlq");
-            if topic_exists(brokers, &topic)? {
-                read_topic(brokers, &topic, |at| {
-                    let dead = at.dead(consumer)?;
-                    log.dead.extend(own.contains(&&dead.value.topic).then_some(dead));
+            let dead = format!("{consumer}.dlq");
+            if topic_exists(brokers, &dead)? {
+                read_topic(brokers, &dead, |at| {
+                    log.dead.extend(Some(at.dead(consumer)?).filter(|dead| own.contains(&&dead.value.topic)));
                     Ok(())
                 })?;
             }
         }
+        read_topic(brokers, VERDICTS, |at| {
+            log.verdicts.extend(at.verdict(&own)?);
+            Ok(())
+        })?;
         Ok(log)
     }
 }
@@ -104,25 +138,55 @@ impl Raw<'_> {
         let mut avro = Avro(&self.payload[5..]);
         let value = decode(&mut avro).with_context(place)?;
         ensure!(avro.0.is_empty(), "{} has {} bytes too many", place(), avro.0.len());
-        let event_id = self.header("mp-event-id").with_context(place)?;
-        Ok(Placed { partition: self.partition, offset: self.offset, event_id, value })
+        let event_id = self.header("mp-event-id")?.with_context(place)?;
+        let fingerprint = self.header("mp-fingerprint")?;
+        let (partition, offset, timestamp) = (self.partition, self.offset, self.timestamp()?);
+        Ok(Placed { partition, offset, event_id, fingerprint, timestamp, value })
     }
 
-    /// A dead letter of a consumer, by its headers.
-    fn dead(&self, consumer: &str) -> anyhow::Result<Placed<DeadFrom>> {
-        let from = DeadFrom {
-            consumer: consumer.to_owned(),
-            topic: self.header("mp-dlq-topic")?,
-            partition: self.header("mp-dlq-partition")?.parse()?,
-            offset: self.header("mp-dlq-offset")?.parse()?,
+    fn timestamp(&self) -> anyhow::Result<i64> {
+        self.message.timestamp().to_millis().context("a record without a timestamp")
+    }
+
+    /// The dead letter, by its headers.
+    fn dead(&self, consumer: &'static str) -> anyhow::Result<Placed<DeadFrom>> {
+        let header = |name| self.header(name)?.with_context(|| format!("a dead letter of {consumer} has no {name}"));
+        let value = DeadFrom {
+            consumer,
+            topic: header("mp-dlq-topic")?,
+            partition: header("mp-dlq-partition")?.parse()?,
+            offset: header("mp-dlq-offset")?.parse()?,
         };
-        Ok(Placed { partition: self.partition, offset: self.offset, event_id: String::new(), value: from })
+        let (partition, offset, timestamp) = (self.partition, self.offset, self.timestamp()?);
+        Ok(Placed { partition, offset, event_id: String::new(), fingerprint: None, timestamp, value })
     }
 
-    fn header(&self, name: &str) -> anyhow::Result<String> {
-        let headers = self.message.headers().context("no headers")?;
-        let header = headers.iter().find(|header| header.key == name).with_context(|| format!("no header {name}"))?;
-        Ok(String::from_utf8(header.value.unwrap_or_default().to_vec())?)
+    /// The verdict, when it is about a record of one of these topics.
+    fn verdict(&self, topics: &[&String]) -> anyhow::Result<Option<(Place, Decided)>> {
+        #[derive(Deserialize)]
+        struct Told {
+            consumer: String,
+            topic: String,
+            partition: i32,
+            offset: i64,
+            what: String,
+            class: String,
+            by: String,
+            payload: Option<String>,
+        }
+        let told: Told = serde_json::from_slice(self.payload).context("a verdict is not JSON")?;
+        if !topics.contains(&&told.topic) {
+            return Ok(None);
+        }
+        let Told { consumer, partition, offset, what, class, by, payload, .. } = told;
+        let bytes = payload.map(|text| base64::engine::general_purpose::STANDARD.decode(text)).transpose()?;
+        let value = bytes.map(|bytes| decode_framed(&bytes)).transpose()?;
+        Ok(Some(((consumer, partition, offset), Decided { what, class, by, value })))
+    }
+
+    fn header(&self, name: &str) -> anyhow::Result<Option<String>> {
+        let header = self.message.headers().and_then(|all| all.iter().find(|header| header.key == name));
+        Ok(header.map(|header| String::from_utf8(header.value.unwrap_or_default().to_vec())).transpose()?)
     }
 }
 
@@ -234,6 +298,12 @@ impl Avro<'_> {
         self.0 = rest;
         Ok(std::str::from_utf8(text)?.to_owned())
     }
+}
+
+/// A value that was appended or put into a lane, with the framing around it.
+pub fn decode_framed(payload: &[u8]) -> anyhow::Result<Append> {
+    schema_id(payload)?;
+    decode_append(&mut Avro(&payload[5..]))
 }
 
 fn decode_append(avro: &mut Avro<'_>) -> anyhow::Result<Append> {

@@ -5,20 +5,25 @@
 
 pub mod actual;
 mod clients;
+mod decisions;
 pub mod log;
 pub mod model;
 mod outcome;
+mod reads;
+mod repeats;
 mod tables;
 pub mod trial;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
 pub use self::actual::Actual;
 pub use self::log::Log;
+use self::log::Verdicts;
 pub use self::model::Model;
-use crate::workload::history::{Read, Request};
+use crate::workload::history::{Decision, Read, Request};
 
 /// Witnesses that are told of one check; the rest is counted.
 const TOLD: usize = 3;
@@ -70,8 +75,21 @@ pub struct Case<'a> {
     pub reads: &'a [Read],
     pub log: &'a Log,
     pub actual: &'a Actual,
-    /// What was seen of the bank while the run went on.
+    /// What the operator has decided.
+    pub decisions: &'a [Decision],
+    /// What was seen of the bank while the run went on, and of records that were applied before what they wait for.
     pub bank: &'a [String],
+    pub parked: &'a [String],
+    /// Whether Postgres went back in time: what was decided and told before then may have been decided anew.
+    pub went_back: bool,
+}
+
+impl Case<'_> {
+    /// What was decided, as whoever reads the log again would learn it; from the table, where the topic may know of more
+    /// than that.
+    fn verdicts(&self) -> &Verdicts {
+        if self.went_back { &self.actual.verdicts } else { &self.log.verdicts }
+    }
 }
 
 /// What was found, and what there was to find it in.
@@ -81,22 +99,33 @@ pub struct Verdict {
     pub reads_judged: usize,
     /// Credits that Kafka holds more than once.
     pub repeated_credits: usize,
+    /// Records that were passed over as repeats, and those under ids of others, over all consumers.
+    pub repeats: usize,
+    pub conflicts: usize,
+    /// Records that were decided about.
+    pub verdicts: usize,
 }
 
 /// Applies all checks.
 pub fn judge(case: &Case<'_>) -> Verdict {
-    let model = Model::fold(case.log);
+    let model = Model::fold(case.log, case.verdicts());
     let mut violations = Vec::new();
-    clients::lost_and_phantom(case, &mut violations);
-    clients::order(case, &mut violations);
-    let reads_judged = clients::reads(case, &model, &mut violations);
+    let sent = clients::Sent::of(case.requests);
+    clients::lost_and_phantom(case, &sent, &mut violations);
+    clients::order(case, &sent, &mut violations);
+    let reads_judged = reads::judge(case, &model, &mut violations);
     tables::compare(&model.tables, &case.actual.tables, &mut violations);
     tables::tiling(case, &mut violations);
     outcome::bank(case, &mut violations);
     let repeated_credits = outcome::outbox(case, &model, &mut violations);
     outcome::dead_letters(case, &model, &mut violations);
+    repeats::once(case, &mut violations);
+    decisions::parked(case, &mut violations);
+    decisions::verdicts(case, &model, &mut violations);
     violations.sort_by_key(|violation| violation.check);
-    Verdict { violations, reads_judged, repeated_credits }
+    let conflicts = model.tables.dead_letters.values().filter(|class| *class == model::CONFLICT).count();
+    let (repeats, verdicts) = (model.repeats.values().sum(), case.actual.verdicts.len());
+    Verdict { violations, reads_judged, repeated_credits, repeats, conflicts, verdicts }
 }
 
 /// The offsets of a position's entries on one topic: `topic/0@12,topic/1@3..9`.
@@ -106,6 +135,21 @@ pub fn position(text: &str) -> BTreeMap<i32, i64> {
         let (_, partition) = place.rsplit_once('/')?;
         let end = offset.rsplit_once("..").map_or(offset, |(_, end)| end);
         Some((partition.parse().ok()?, end.parse().ok()?))
+    };
+    text.split(',').filter_map(entry).collect()
+}
+
+/// The records that a position was given for, on each partition: `topic/0@12` for one, `topic/1@3..9` for several.
+fn spans(text: &str) -> BTreeMap<i32, Range<i64>> {
+    let entry = |entry: &str| {
+        let (place, offsets) = entry.rsplit_once('@')?;
+        let (_, partition) = place.rsplit_once('/')?;
+        let end = |text: &str| text.parse::<i64>().ok();
+        let span = match offsets.split_once("..") {
+            Some((first, next)) => end(first)?..end(next)?,
+            None => end(offsets)? - 1..end(offsets)?,
+        };
+        Some((partition.parse().ok()?, span))
     };
     text.split(',').filter_map(entry).collect()
 }

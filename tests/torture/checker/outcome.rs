@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::log::{Credit, DeadFrom};
+use super::log::{Credit, DeadFrom, Place, Placed};
 use super::{Case, Finding, Model, Violation};
 
 /// Check 8: no money is made or lost, and no balance is below zero; in every snapshot no credit is before its debit.
@@ -24,8 +24,9 @@ pub fn bank(case: &Case<'_>, violations: &mut Vec<Violation>) {
     finding.end(violations);
 }
 
-/// Check 10: every event that has to leave has left, no other has, an id stands for one event, and first occurrences are
-/// in the order of their source. How many were repeated is the result.
+/// Check 10: every event that has to leave has left, no other has, an id stands for one event, first occurrences are in the
+/// order of their source, and nothing was committed to Kafka twice, unless Postgres forgot that it had left. How many were
+/// repeated is the result.
 pub fn outbox(case: &Case<'_>, model: &Model, violations: &mut Vec<Violation>) -> usize {
     let mut finding = Finding::new(10, "downstream events");
     if case.actual.outbox > 0 {
@@ -43,6 +44,9 @@ pub fn outbox(case: &Case<'_>, model: &Model, violations: &mut Vec<Violation>) -
         let at = format!("{}@{}", placed.partition, placed.offset);
         if let Some(known) = first.get(placed.event_id.as_str()) {
             repeated += 1;
+            if !case.went_back {
+                finding.add(|| format!("event {} was committed again at {at}: {credit:?}", placed.event_id));
+            }
             if *known != credit {
                 finding.add(|| format!("event {} is {known:?}, and at {at} {credit:?}", placed.event_id));
             }
@@ -71,22 +75,69 @@ pub fn outbox(case: &Case<'_>, model: &Model, violations: &mut Vec<Violation>) -
     repeated
 }
 
-/// Check 11: what is not applied is a dead letter, what is one is not applied, and each has its mirror in Kafka.
+/// Check 11: what is not applied is a dead letter, of the class that it has to be; what is one is not applied; whatever has
+/// failed has its mirror in Kafka, and nothing else has; and all of it together is the log.
 pub fn dead_letters(case: &Case<'_>, model: &Model, violations: &mut Vec<Violation>) {
     let mut finding = Finding::new(11, "dead letters");
     let (expected, actual) = (&model.tables.dead_letters, &case.actual.tables.dead_letters);
-    let place = |dead: &DeadFrom| (dead.consumer.clone(), dead.partition, dead.offset);
-    let mirrored: BTreeSet<_> = case.log.dead.iter().map(|dead| place(&dead.value)).collect();
-    for (name, found) in [("the table", actual), ("the topic", &mirrored)] {
-        for (consumer, partition, offset) in expected.difference(found) {
-            finding.add(|| {
-                format!("{partition}@{offset} cannot be applied by {consumer} and is not in {name} of dead letters")
-            });
-        }
-        for (consumer, partition, offset) in found.difference(expected) {
-            finding
-                .add(|| format!("{partition}@{offset} can be applied by {consumer} and is in {name} of dead letters"));
+    for (place, class) in expected {
+        match actual.get(place) {
+            None => finding.add(|| format!("{} is {class}, and not in the table of dead letters", told(place))),
+            Some(found) if found != class => {
+                finding.add(|| format!("{} is {class}, and in the table of dead letters as {found}", told(place)));
+            }
+            Some(_) => {}
         }
     }
+    for (place, class) in actual.iter().filter(|(place, _)| !expected.contains_key(*place)) {
+        finding.add(|| format!("{} is in the table of dead letters as {class}, and has not to be", told(place)));
+    }
+    let mirror = |dead: &Placed<DeadFrom>| {
+        let DeadFrom { consumer, partition, offset, .. } = dead.value;
+        (consumer.to_owned(), partition, offset)
+    };
+    let mirrored: BTreeSet<Place> = case.log.dead.iter().map(mirror).collect();
+    for place in model.failed.difference(&mirrored) {
+        finding.add(|| format!("{} has failed and is not in the topic of dead letters", told(place)));
+    }
+    // Where Postgres went back, what was told before then may have been decided before it failed the second time.
+    for place in mirrored.difference(&model.failed).filter(|_| !case.went_back) {
+        finding.add(|| format!("{} has not failed and is in the topic of dead letters", told(place)));
+    }
+    adds_up(case, model, &mut finding);
     finding.end(violations);
+}
+
+fn told((consumer, partition, offset): &Place) -> String {
+    format!("{partition}@{offset} of {consumer}")
+}
+
+/// What was applied, set aside and passed over is all that there is, record by record.
+fn adds_up(case: &Case<'_>, model: &Model, finding: &mut Finding) {
+    let tables = &case.actual.tables;
+    let appended: i64 = tables.appends.values().map(|row| row.times).sum();
+    let chained: i64 = tables.chains.values().map(|row| row.length).sum();
+    let queued: i64 = tables.lanes.values().map(|(row, _)| row.length).sum();
+    let credited: i64 = tables.credits.values().map(|row| row.times).sum();
+    for (consumer, applied, records) in [
+        ("appends", appended, case.log.appends.len()),
+        ("chains", chained, case.log.appends.len()),
+        ("lanes", queued, case.log.lanes.len()),
+        ("credits", credited, case.log.credits.len()),
+    ] {
+        let aside = tables.dead_letters.keys().filter(|(of, ..)| of == consumer).count();
+        let discarded =
+            case.verdicts().iter().filter(|((of, ..), decided)| of == consumer && decided.what == "discard");
+        let discarded = discarded.count();
+        let repeats = model.repeats.get(consumer).copied().unwrap_or_default();
+        let applied = usize::try_from(applied).unwrap_or_default();
+        if applied + aside + discarded + repeats != records {
+            finding.add(|| {
+                format!(
+                    "{consumer}: {applied} applied, {aside} set aside, {discarded} given up and {repeats} repeats of \
+                     {records} records in the log"
+                )
+            });
+        }
+    }
 }

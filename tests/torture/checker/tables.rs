@@ -11,6 +11,7 @@ use super::{Case, Finding, Violation};
 pub fn compare(expected: &Tables, actual: &Tables, violations: &mut Vec<Violation>) {
     rows("table appends", &expected.appends, &actual.appends, violations);
     rows("table chains", &expected.chains, &actual.chains, violations);
+    rows("table lanes", &expected.lanes, &actual.lanes, violations);
     rows("table accounts", &expected.accounts, &actual.accounts, violations);
     rows("table credits", &expected.credits, &actual.credits, violations);
     places("refusals", &expected.refusals, &actual.refusals, violations);
@@ -79,6 +80,7 @@ pub fn tiling(case: &Case<'_>, violations: &mut Vec<Violation>) {
     for (projection, records) in [("appends", &ends(&case.log.appends)), ("chains", &ends(&case.log.appends))]
         .into_iter()
         .chain([("accounts", &ends(&case.log.money)), ("credits", &ends(&case.log.credits))])
+        .chain([("lanes", &ends(&case.log.lanes))])
     {
         for (partition, end) in records {
             let steps = fences.iter().find(|((name, _, at), _)| *name == projection && at == partition);

@@ -16,6 +16,7 @@ mod measure;
 mod outbox;
 mod postgres;
 mod postgres_disk;
+mod repeats;
 
 pub use self::postgres_disk::take_own_mounts;
 
@@ -96,6 +97,7 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("C6", "a handler that takes longer than a group waits for a member"),
     scenario("C7", "bursts of values of which half make a projection fail"),
     scenario("C8", "records that end the process that meets them, by abort and by a stack that overflows"),
+    scenario("C11", "ten times the same ids over two ingest nodes, while nodes and consumers die"),
     scenario("C12", "a backlog of 200,000 values on 50 partitions, caught up with in little memory"),
     scenario("O1", "kill -9 of the relay between Kafka's acknowledgement and the outbox"),
     scenario("I1", "idle connections, slow heads, slow bodies"),
@@ -131,7 +133,7 @@ pub fn judged(faults: &[Fault]) -> Option<Violation> {
         .flat_map(|fault| fault.wrong.iter().map(move |wrong| format!("{}: {wrong}", fault.what)))
         .collect();
     let count = witness.len();
-    (count > 0).then(|| Violation { check: 15, name: "what the fault itself demands".into(), count, witness })
+    (count > 0).then(|| Violation { check: 17, name: "what the fault itself demands".into(), count, witness })
 }
 
 /// Where faults are injected.
@@ -186,6 +188,7 @@ pub async fn inject(scenario: &str, field: &mut Field<'_>) -> anyhow::Result<Fau
         "C6" => handler::slow(field).await,
         "C7" => consumer::poisoned(field).await,
         "C8" => handler::deadly(field).await,
+        "C11" => repeats::storm(field).await,
         "C12" => backlog::caught_up(field).await,
         "I1" => abuse::slow_clients(field).await,
         "I2" => abuse::malformed_requests(field).await,

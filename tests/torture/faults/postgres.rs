@@ -184,10 +184,14 @@ async fn waiting_for_locks(field: &Field<'_>, during: Duration) -> i64 {
     most
 }
 
-/// How many dead letters there are.
+/// How many appended values Postgres has refused, those that an operator has decided about since among them.
 pub(super) async fn dead_letters(field: &Field<'_>) -> anyhow::Result<i64> {
+    let sql = "select (select count(*) from millpond.dead_letters
+                        where projection = 'appends' and reason_class = 'refused_by_postgres')
+                    + (select count(*) from millpond.verdicts
+                        where projection = 'appends' and class = 'refused_by_postgres')";
     let mut connection = field.arena.connect().await?;
-    Ok(sqlx::query_scalar("select count(*) from millpond.dead_letters").fetch_one(&mut connection).await?)
+    Ok(sqlx::query_scalar(sql).fetch_one(&mut connection).await?)
 }
 
 /// P8: a stranger takes every connection that there is.

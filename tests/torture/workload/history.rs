@@ -1,4 +1,5 @@
-//! What clients did and were told: every request and every read, with when it began and when it was answered.
+//! What clients did and were told: every request, every read and every decision of the operator, with when it began and when
+//! it was answered.
 
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
@@ -7,6 +8,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use serde::Serialize;
+
+use crate::values;
 
 /// What a client knows of a value after its request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -26,6 +29,7 @@ pub enum Outcome {
 pub enum Kind {
     Append,
     Money,
+    Lane,
 }
 
 /// One request of values that a client numbered one after another.
@@ -36,6 +40,11 @@ pub struct Request {
     /// Number of its first value.
     pub first: i64,
     pub count: usize,
+    /// The id of the client's under which it went out. Under one id it may go out again, and is to have its effect once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Whether some of its values are others than those that its id stands for.
+    pub altered: bool,
     /// Of all values but those in `others`.
     pub outcome: Outcome,
     /// Places in the request that fared otherwise.
@@ -51,6 +60,12 @@ pub struct Request {
 }
 
 impl Request {
+    /// The number in the value at a place.
+    pub fn number(&self, place: usize) -> i64 {
+        let n = self.first + i64::try_from(place).expect("few");
+        if self.altered { values::altered(n) } else { n }
+    }
+
     /// What became of the value at a place.
     pub fn outcome_at(&self, place: usize) -> Outcome {
         self.others.iter().find(|(other, _)| *other == place).map_or(self.outcome, |(_, outcome)| *outcome)
@@ -63,19 +78,57 @@ impl Request {
     }
 }
 
+/// Where a list is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum View {
+    Chains,
+    Lanes,
+}
+
 /// One read of a list.
 #[derive(Debug, Clone, Serialize)]
 pub struct Read {
+    pub view: View,
     pub key: String,
     /// The position that it asked for.
     pub wanted: String,
     pub invoked: u64,
     pub completed: u64,
     pub status: u16,
+    /// Of the problem, when it was answered with one.
+    pub code: String,
     /// The position of what it was shown.
     pub position: String,
     pub length: i64,
     pub chain: String,
+}
+
+/// One decision of the operator about records that were set aside.
+#[derive(Debug, Clone, Serialize)]
+pub struct Decision {
+    pub consumer: &'static str,
+    /// Partition and offset of the record; none for all of those that cannot be applied.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub record: Option<(i32, i64)>,
+    pub what: Choice,
+    /// Whether a record can be applied, or passed over, when this is done with it.
+    pub mends: bool,
+    /// Its own name, which the verdict has to bear.
+    pub by: String,
+    pub invoked: u64,
+    pub completed: u64,
+    pub outcome: Outcome,
+    pub answer: String,
+}
+
+/// What is wanted of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Choice {
+    Redrive,
+    Edit,
+    Discard,
 }
 
 /// All requests and reads of a run, in memory and in a file.
@@ -87,13 +140,15 @@ pub struct History {
 struct Inner {
     requests: Vec<Request>,
     reads: Vec<Read>,
+    decisions: Vec<Decision>,
     file: BufWriter<File>,
 }
 
 impl History {
     pub fn create(path: &Path) -> std::io::Result<Self> {
         let file = BufWriter::new(File::create(path)?);
-        let inner = Mutex::new(Inner { requests: Vec::new(), reads: Vec::new(), file });
+        let inner = Inner { requests: Vec::new(), reads: Vec::new(), decisions: Vec::new(), file };
+        let inner = Mutex::new(inner);
         Ok(Self { begun: Instant::now(), inner })
     }
 
@@ -114,12 +169,23 @@ impl History {
         inner.reads.push(read);
     }
 
+    pub fn decision(&self, decision: Decision) {
+        let mut inner = self.lock();
+        write(&mut inner.file, &decision);
+        inner.decisions.push(decision);
+    }
+
     /// Looks at the requests so far.
     pub fn look<T>(&self, look: impl FnOnce(&[Request]) -> T) -> T {
         look(&self.lock().requests)
     }
 
-    /// Everything, once all clients have ended.
+    /// What the operator has decided, once there is nothing left to decide.
+    pub fn decisions(&self) -> Vec<Decision> {
+        std::mem::take(&mut self.lock().decisions)
+    }
+
+    /// All requests and reads, once all clients have ended.
     pub fn take(&self) -> (Vec<Request>, Vec<Read>) {
         let mut inner = self.lock();
         inner.file.flush().expect("the history can be written");

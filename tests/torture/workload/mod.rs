@@ -1,20 +1,26 @@
-//! Clients: they append, move money and read, each one thing after another, and remember what they were told.
+//! Clients: they append, move money and read, each one thing after another, and remember what they were told. One request
+//! in some carries an id of the client's, and such requests go out again: to two nodes at once, later, after whatever was
+//! restarted meanwhile, and until they are acknowledged. Beside them an operator decides about what was set aside.
 
+mod answers;
+mod batch;
 pub mod history;
+pub mod operator;
+mod readers;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
 
-use self::history::{History, Kind, Outcome, Read, Request};
+use self::batch::{Batch, Sent};
+use self::history::{History, Kind, Outcome, Request};
+use self::operator::{Desk, Operator};
 use crate::arguments::Runs;
-use crate::harness::Answer;
-use crate::random::Random;
+use crate::random::{Random, hash};
 use crate::values;
 use crate::web::Web;
 
@@ -26,12 +32,20 @@ const TELLERS: i32 = 2;
 const COMMANDS: usize = 20;
 /// How often a teller comes.
 const TELLER_PERIOD: Duration = Duration::from_millis(150);
-const READERS: u64 = 3;
-const READER_PERIOD: Duration = Duration::from_millis(120);
+/// Clients that put values into lanes, as many as an operator can keep up with.
+const PORTERS: i32 = 2;
+const PUTS: usize = 40;
+const PORTER_PERIOD: Duration = Duration::from_millis(250);
+/// The client of a storm of repeats, how many of its values go out in one request, and how often each of these does.
+const STORMER: i32 = 70;
+const STORM_VALUES: usize = 100;
+const STORM_REPEATS: usize = 10;
 /// After an answer that was no 202.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// Shorter than what the server takes to give up, so that clients see timeouts of their own, too.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// How often a request with an id is sent before its client gives up.
+const ATTEMPTS: usize = 40;
 
 /// Where processes of a role are to be reached.
 pub type Addresses = Vec<watch::Receiver<Option<Web>>>;
@@ -40,6 +54,7 @@ pub type Addresses = Vec<watch::Receiver<Option<Web>>>;
 pub struct Workload {
     shared: Arc<Shared>,
     clients: JoinSet<()>,
+    operator: Operator,
 }
 
 struct Shared {
@@ -50,18 +65,38 @@ struct Shared {
     stop: AtomicBool,
     in_flight: AtomicUsize,
     acknowledged: AtomicU64,
-    /// Number of the next value of a burst.
+    /// Number of the next value of a burst, and of a storm.
     bursts: AtomicI64,
-    /// Position of the last acknowledged append.
+    storms: AtomicI64,
+    /// Position of the last acknowledged append, and of the last value for a lane.
     last: watch::Sender<String>,
+    last_of_lanes: watch::Sender<String>,
     /// How far tables are behind, as last seen, and when clients wait for them.
     lag: Arc<AtomicI64>,
     most_lag: i64,
 }
 
+/// One client that writes.
+#[derive(Clone, Copy)]
+struct Writer {
+    kind: Kind,
+    client: i32,
+    /// Values in a request.
+    most: usize,
+    period: Duration,
+}
+
 impl Workload {
     /// Lets clients begin: so many appended values a second in all, as long as servers and tables keep up.
-    pub fn start(seed: u64, runs: &Runs, history: Arc<History>, ingest: Addresses, serve: Addresses) -> Self {
+    pub fn start(
+        seed: u64,
+        runs: &Runs,
+        history: Arc<History>,
+        ingest: Addresses,
+        serve: Addresses,
+        desk: Desk,
+    ) -> Self {
+        let operator = Operator::start(seed, desk, Arc::clone(&history));
         let shared = Arc::new(Shared {
             seed,
             history,
@@ -71,23 +106,24 @@ impl Workload {
             in_flight: AtomicUsize::new(0),
             acknowledged: AtomicU64::new(0),
             bursts: AtomicI64::new(1),
+            storms: AtomicI64::new(1),
             last: watch::Sender::new(String::new()),
+            last_of_lanes: watch::Sender::new(String::new()),
             lag: Arc::default(),
             most_lag: runs.lag,
         });
         let mut clients = JoinSet::new();
         let per_client = runs.rate.max(1) / u64::from(APPENDERS.unsigned_abs());
         let period = Duration::from_secs_f64(APPENDS as f64 / per_client.max(1) as f64);
-        for client in 0..APPENDERS {
-            clients.spawn(Arc::clone(&shared).client(Kind::Append, client, APPENDS, period));
+        let appender = |client| Writer { kind: Kind::Append, client, most: APPENDS, period };
+        let teller = |client| Writer { kind: Kind::Money, client: 100 + client, most: COMMANDS, period: TELLER_PERIOD };
+        let porter = |client| Writer { kind: Kind::Lane, client: 200 + client, most: PUTS, period: PORTER_PERIOD };
+        let writers = (0..APPENDERS).map(appender).chain((0..TELLERS).map(teller)).chain((0..PORTERS).map(porter));
+        for writer in writers {
+            clients.spawn(Arc::clone(&shared).client(writer));
         }
-        for client in 0..TELLERS {
-            clients.spawn(Arc::clone(&shared).client(Kind::Money, 100 + client, COMMANDS, TELLER_PERIOD));
-        }
-        for reader in 0..READERS {
-            clients.spawn(Arc::clone(&shared).reader(Random::new(seed ^ (reader << 40))));
-        }
-        Self { shared, clients }
+        Arc::clone(&shared).spawn_readers(&mut clients);
+        Self { shared, clients, operator }
     }
 
     /// Where to write how far tables are behind.
@@ -109,10 +145,39 @@ impl Workload {
     pub async fn burst(&self, kind: Kind, client: i32, count: usize) -> bool {
         let Some(web) = self.shared.choose(&self.shared.ingest, 0) else { return false };
         let first = self.shared.bursts.fetch_add(i64::try_from(count).expect("few"), Ordering::Relaxed);
-        let request = self.shared.request(&web, kind, client, first, count).await;
-        let good = request.outcome == Outcome::Ok;
-        self.shared.history.request(request);
-        good
+        let batch = Batch::new(self.shared.seed, kind, client, first, count);
+        self.shared.send(&web, &batch).await
+    }
+
+    /// Begins to send a request under an id again and again, to one node and the other, over so long a time; what comes
+    /// out is how often it was acknowledged.
+    pub fn storm(&self, mut random: Random, within: Duration) -> impl Future<Output = usize> + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        let values = i64::try_from(STORM_VALUES).expect("few");
+        let first = shared.storms.fetch_add(values, Ordering::Relaxed);
+        let kind = *random.pick(&[Kind::Append, Kind::Append, Kind::Lane]);
+        let batch = Batch::new(shared.seed, kind, STORMER, first, STORM_VALUES).with_id();
+        let mut sends = JoinSet::new();
+        for repeat in 0..STORM_REPEATS {
+            let after = within.mul_f64(random.below(1000) as f64 / 1e3);
+            let (shared, batch) = (Arc::clone(&shared), batch.clone());
+            // One of them says something else, and comes at any time.
+            let batch = if repeat == STORM_REPEATS / 2 { batch.altered() } else { batch };
+            sends.spawn(async move {
+                tokio::time::sleep(after).await;
+                match shared.choose(&shared.ingest, repeat) {
+                    Some(web) => shared.send(&web, &batch).await,
+                    None => false,
+                }
+            });
+        }
+        async move {
+            let mut acknowledged = 0;
+            while let Some(sent) = sends.join_next().await {
+                acknowledged += usize::from(sent.expect("sending does not panic"));
+            }
+            acknowledged
+        }
     }
 
     /// [`Self::acknowledged`], for those who outlive the clients.
@@ -121,12 +186,14 @@ impl Workload {
         move || shared.acknowledged.load(Ordering::Relaxed)
     }
 
-    /// Ends the clients once each has its answer.
-    pub async fn finish(mut self) {
+    /// Ends the clients once each has its answer. The operator stays, and decides about everything that still waits.
+    pub async fn finish(mut self) -> Operator {
         self.shared.stop.store(true, Ordering::Relaxed);
         while let Some(ended) = self.clients.join_next().await {
             ended.expect("a client does not panic");
         }
+        self.operator.tidy_up();
+        self.operator
     }
 }
 
@@ -140,153 +207,99 @@ impl Shared {
         (0..of.len()).find_map(|next| of[(preferred + next) % of.len()].borrow().clone())
     }
 
-    /// Writes its values in their order, `count` a request, one request after another.
-    async fn client(self: Arc<Self>, kind: Kind, client: i32, count: usize, period: Duration) {
+    /// Writes its values in their order, so many a request, one request after another, and some of them again.
+    async fn client(self: Arc<Self>, writer: Writer) {
+        let Writer { kind, client, most, period } = writer;
         let mut ticks = tokio::time::interval(period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut first = 1;
+        let mut random = Random::new(hash(self.seed, kind as u64, client.unsigned_abs().into()));
+        let (mut first, mut sent) = (1, Sent::default());
         while !self.stopped() {
             ticks.tick().await;
             if self.lag.load(Ordering::Relaxed) > self.most_lag {
                 continue;
             }
-            let Some(web) = self.choose(&self.ingest, client.unsigned_abs() as usize) else { continue };
-            let request = self.request(&web, kind, client, first, count).await;
-            first += i64::try_from(request.count).expect("few");
-            let good = request.outcome == Outcome::Ok;
-            if good {
-                self.acknowledged.fetch_add(request.count as u64, Ordering::Relaxed);
-                if let (Kind::Append, Some(position)) = (kind, &request.position) {
-                    self.last.send_replace(position.clone());
-                }
+            let own = client.unsigned_abs() as usize;
+            let Some(web) = self.choose(&self.ingest, own) else { continue };
+            if let Some(batch) = sent.again(&mut random) {
+                let Some(web) = self.choose(&self.ingest, usize::from(random.below(2) == 0)) else { continue };
+                self.send(&web, &batch).await;
+                continue;
             }
-            self.history.request(request);
-            if !good {
+            let batch = Batch::new(self.seed, kind, client, first, most);
+            first += i64::try_from(batch.count).expect("few");
+            if Sent::wants_id(&mut random) {
+                let batch = batch.with_id();
+                self.send_with_id(own, &batch, &mut random).await;
+                sent.remember(&batch);
+            } else if !self.send(&web, &batch).await {
                 tokio::time::sleep(PATIENCE).await;
             }
         }
     }
 
-    async fn request(&self, web: &Web, kind: Kind, client: i32, first: i64, most: usize) -> Request {
-        let (path, bodies) = self.bodies(kind, client, first, most);
-        let (count, body) = (bodies.len(), bodies.join("\n"));
+    /// Sends a request with an id until it is acknowledged, at first sometimes to both nodes at once.
+    async fn send_with_id(&self, own: usize, batch: &Batch, random: &mut Random) {
+        let both = (self.choose(&self.ingest, own), self.choose(&self.ingest, own + 1));
+        let mut good = match (both, random.below(4)) {
+            ((Some(one), Some(other)), 0) => {
+                let (one, other) = tokio::join!(self.send(&one, batch), self.send(&other, batch));
+                one || other
+            }
+            // Whoever comes first stands, and the other is another record under its id.
+            ((Some(one), Some(other)), 1) => {
+                let altered = batch.clone().altered();
+                tokio::join!(self.send(&one, batch), self.send(&other, &altered)).0
+            }
+            ((Some(one), _), _) => self.send(&one, batch).await,
+            _ => false,
+        };
+        for attempt in 1..ATTEMPTS {
+            if good || self.stopped() {
+                return;
+            }
+            tokio::time::sleep(PATIENCE).await;
+            if let Some(web) = self.choose(&self.ingest, own + attempt) {
+                good = self.send(&web, batch).await;
+            }
+        }
+    }
+
+    /// Sends one request and writes down what came of it; whether all of it was acknowledged.
+    async fn send(&self, web: &Web, batch: &Batch) -> bool {
+        let request = self.request(web, batch).await;
+        let good = request.outcome == Outcome::Ok && request.others.is_empty();
+        if request.outcome == Outcome::Ok {
+            self.acknowledged.fetch_add(request.count as u64, Ordering::Relaxed);
+        }
+        if let (true, false, Some(position)) = (good, batch.altered, &request.position) {
+            match batch.kind {
+                Kind::Append => drop(self.last.send_replace(position.clone())),
+                Kind::Lane => drop(self.last_of_lanes.send_replace(position.clone())),
+                Kind::Money => {}
+            }
+        }
+        self.history.request(request);
+        good
+    }
+
+    async fn request(&self, web: &Web, batch: &Batch) -> Request {
+        let (path, body) = batch.request(self.seed);
         let invoked = self.history.now();
+        let id = batch.id.as_deref().map(|id| ("idempotency-key", id));
+        let headers: Vec<_> = std::iter::once(("content-type", "application/x-ndjson")).chain(id).collect();
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        let post = web.try_post(path, &[("content-type", "application/x-ndjson")], &body);
-        let answer = tokio::time::timeout(DEADLINE, post).await;
+        let answer = tokio::time::timeout(DEADLINE, web.try_post(path, &headers, &body)).await;
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
         let completed = self.history.now();
-        let (outcome, others, said, position) = match answer {
+        let (outcome, others, answer, position) = match answer {
             Err(_) => (Outcome::Info, Vec::new(), "no answer in time".to_owned(), None),
             // Nobody was there to read it.
             Ok(Err(error)) if error.contains("Connect") => (Outcome::Fail, Vec::new(), error, None),
             Ok(Err(error)) => (Outcome::Info, Vec::new(), error, None),
-            Ok(Ok(answer)) => told(&answer),
+            Ok(Ok(answer)) => answers::told(&answer),
         };
-        Request { kind, client, first, count, outcome, others, invoked, completed, answer: said, position }
-    }
-
-    /// Path and records of a request. Money goes out in runs of one type, for a request has one.
-    fn bodies(&self, kind: Kind, client: i32, first: i64, most: usize) -> (&'static str, Vec<String>) {
-        let numbers = first..first + i64::try_from(most).expect("few");
-        match kind {
-            Kind::Append => {
-                ("/v1/commands/Append", numbers.map(|n| values::append(self.seed, client, n).json()).collect())
-            }
-            Kind::Money => {
-                let commands: Vec<_> = numbers.map(|n| values::money(self.seed, client, n)).collect();
-                let run = commands.chunk_by(|a, b| a.target.is_some() == b.target.is_some()).next().unwrap_or_default();
-                let transfers = run.first().is_some_and(|command| command.target.is_some());
-                let path = if transfers { "/v1/commands/Transfer" } else { "/v1/commands/Deposit" };
-                (path, run.iter().map(values::Money::json).collect())
-            }
-        }
-    }
-
-    /// Reads lists, each at the position of a write that was acknowledged before.
-    async fn reader(self: Arc<Self>, mut random: Random) {
-        let mut ticks = tokio::time::interval(READER_PERIOD);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while !self.stopped() {
-            ticks.tick().await;
-            let wanted = self.last.borrow().clone();
-            let Some(web) = self.choose(&self.serve, 0).filter(|_| !wanted.is_empty()) else { continue };
-            let key = values::key(random.below(values::KEYS));
-            let (path, invoked) = (format!("/v1/views/chains?key=eq.{key}"), self.history.now());
-            let headers = [("millpond-min-position", wanted.as_str()), ("prefer", "wait=5")];
-            let begun = Instant::now();
-            let answer = tokio::time::timeout(DEADLINE, web.try_get(&path, &headers)).await;
-            let read = match answer {
-                Ok(Ok(answer)) => self.shown(key, &wanted, invoked, &answer),
-                _ => self.unread(key, &wanted, invoked),
-            };
-            self.history.read(read);
-            // A server that is away is not asked in a busy loop.
-            tokio::time::sleep_until(begun + READER_PERIOD / 2).await;
-        }
-    }
-
-    fn unread(&self, key: String, wanted: &str, invoked: u64) -> Read {
-        let (completed, wanted) = (self.history.now(), wanted.to_owned());
-        Read { key, wanted, invoked, completed, status: 0, position: String::new(), length: 0, chain: String::new() }
-    }
-
-    fn shown(&self, key: String, wanted: &str, invoked: u64, answer: &Answer) -> Read {
-        #[derive(Default, Deserialize)]
-        struct Row {
-            length: i64,
-            chain: String,
-        }
-        let mut read = self.unread(key, wanted, invoked);
-        read.status = answer.status;
-        if answer.status == 200 {
-            let rows: Vec<Row> = serde_json::from_str(&answer.text).unwrap_or_default();
-            let Row { length, chain } = rows.into_iter().next().unwrap_or_default();
-            let position = answer.header("millpond-position").unwrap_or_default().to_owned();
-            read = Read { length, chain, position, ..read };
-        }
-        read
-    }
-}
-
-/// What an answer says of each value.
-fn told(answer: &Answer) -> (Outcome, Vec<(usize, Outcome)>, String, Option<String>) {
-    #[derive(Deserialize)]
-    struct Problem {
-        #[serde(default)]
-        code: String,
-        outcome: Option<String>,
-        #[serde(default)]
-        records: Vec<Record>,
-        #[serde(default)]
-        records_omitted: usize,
-    }
-    #[derive(Deserialize)]
-    struct Record {
-        index: usize,
-        outcome: String,
-    }
-    let position = answer.header("millpond-position").map(str::to_owned);
-    if answer.status == 202 {
-        return (Outcome::Ok, Vec::new(), "202".into(), position);
-    }
-    let Ok(problem) = serde_json::from_str::<Problem>(&answer.text) else {
-        return (Outcome::Info, Vec::new(), format!("{} {}", answer.status, answer.text), None);
-    };
-    let said = format!("{} {} {}", answer.status, problem.code, problem.outcome.as_deref().unwrap_or("-"));
-    let of = |outcome: &str| match outcome {
-        "written" => Outcome::Ok,
-        "not_written" => Outcome::Fail,
-        _ => Outcome::Info,
-    };
-    match problem.outcome.as_deref() {
-        Some("not_written") => (Outcome::Fail, Vec::new(), said, None),
-        // Those that are not listed are written, when all others are listed.
-        Some("partly_written" | "unknown") if problem.records_omitted == 0 && !problem.records.is_empty() => {
-            let others = problem.records.iter().map(|record| (record.index, of(&record.outcome))).collect();
-            (Outcome::Ok, others, said, None)
-        }
-        None if answer.status < 500 && answer.status != 408 => (Outcome::Fail, Vec::new(), said, None),
-        _ => (Outcome::Info, Vec::new(), said, None),
+        let Batch { kind, client, first, count, id, altered } = batch.clone();
+        Request { kind, client, first, count, id, altered, outcome, others, invoked, completed, answer, position }
     }
 }
