@@ -172,6 +172,7 @@ impl Context {
             dedupe_window: spec.dedupe_window,
             emitters: self.emitters(project, spec)?,
             max_record_bytes: self.config.ingest.max_record,
+            declared_partitions: project.declared_partitions(),
             reader: Some(Arc::clone(&self.reader)),
             compiled,
         })

@@ -100,7 +100,7 @@ mod tests {
     fn every_halt_and_every_class_is_explained() {
         let entries = runbook();
         let codes: Vec<&str> = entries.iter().map(|entry| entry.code).collect();
-        let logs = ["log_is_shorter", "log_was_cut", "log_is_another"];
+        let logs = ["log_is_shorter", "log_was_cut", "log_is_another", "partitions_added"];
         for code in ["poison", "statements_do_not_fit", "breaker", "panicked", "handler_is_wrong"].iter().chain(&logs) {
             assert!(codes.contains(code), "{codes:?}");
         }

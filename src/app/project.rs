@@ -97,6 +97,11 @@ impl Project {
         self.topics().into_iter().map(|topic| topic.name).chain(sent_to).collect()
     }
 
+    /// How many partitions the folders say that each topic has.
+    pub fn declared_partitions(&self) -> BTreeMap<String, u32> {
+        self.producers.iter().flat_map(|p| &p.topics).map(|(name, spec)| (name.clone(), spec.partitions)).collect()
+    }
+
     /// Every topic that the folders declare, and those that Millpond needs for them.
     pub fn topics(&self) -> Vec<TopicSpec> {
         let mut topics = vec![RegistryOptions::default().topic_spec(), markers::topic_spec()];

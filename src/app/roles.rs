@@ -274,6 +274,7 @@ fn start_publisher(config: &Config, roles: Roles, project: &Project) -> anyhow::
     let topics = project.topics();
     let names = topics.iter().map(|t| t.name.as_str());
     let mut options = wiring::kafka_options(config);
+    options.declared_partitions = project.declared_partitions();
     if !roles.ingest && !config.kafka.client.contains_key("linger.ms") {
         // A relay that cannot use transactions waits for each row: nothing would join it in its batch.
         options.client.insert("linger.ms".to_owned(), "0".to_owned());

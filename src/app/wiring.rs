@@ -15,6 +15,7 @@ pub fn kafka_options(config: &Config) -> kafka::Options {
     kafka::Options {
         brokers: config.kafka.brokers.clone(),
         client,
+        client_id: config.kafka.client_id.clone(),
         replication: config.kafka.replication.and_then(|n| u16::try_from(n).ok()),
         in_flight_bytes: config.ingest.in_flight,
         max_record_bytes: config.ingest.max_record,

@@ -36,6 +36,12 @@ pub const KEYS: &[Key] = &[
     key("project.dir", Kind::Text, ".", "The folder that holds `schemas/`, `producers/` and `consumers/`."),
     key("kafka.brokers", Kind::Text, "127.0.0.1:9092", "Bootstrap servers, `host:port`, separated by commas."),
     key(
+        "kafka.client_id",
+        Kind::Text,
+        "millpond",
+        "The name that brokers know Millpond's clients by, in their logs and quotas. One for each role tells them apart.",
+    ),
+    key(
         "kafka.replication",
         Kind::Count,
         "0",

@@ -162,6 +162,7 @@ impl Values {
             project: Project { dir: text("project.dir").into() },
             kafka: Kafka {
                 brokers: text("kafka.brokers"),
+                client_id: text("kafka.client_id"),
                 replication: text("kafka.replication").parse().ok().filter(|n| *n > 0),
                 client: self.below("kafka.client."),
             },

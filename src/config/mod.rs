@@ -34,6 +34,7 @@ pub struct Project {
 #[derive(Clone)]
 pub struct Kafka {
     pub brokers: String,
+    pub client_id: String,
     /// None leaves the replication factor to the cluster.
     pub replication: Option<i32>,
     pub client: BTreeMap<String, String>,

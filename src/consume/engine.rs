@@ -1,7 +1,7 @@
 //! Everything the workers of one consumer share.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -61,6 +61,8 @@ pub struct Engine {
     pub emitters: HashMap<String, Emitter>,
     /// Longest record that may be sent, in bytes.
     pub max_record_bytes: usize,
+    /// How many partitions each topic has, as the project declares them.
+    pub declared_partitions: BTreeMap<String, u32>,
     /// The log, to compare fences with; none in a trial, whose records come from elsewhere.
     pub reader: Option<Arc<Mutex<Reader>>>,
     pub vitals: Vitals,

@@ -170,6 +170,16 @@ impl Assignee for Group {
         }
     }
 
+    fn was_stopped(&self, long: Duration) {
+        if self.owned().is_empty() {
+            return;
+        }
+        warn!(consumer = %self.engine.projection, seconds = long.as_secs_f64(), "this process was stopped for a while; comparing all partitions with the log");
+        for owned in self.owned().values() {
+            owned.partition.doubt();
+        }
+    }
+
     fn failed(&self, error: &str) {
         // It is the member's: nobody says of which partition.
         self.owned().values().for_each(|owned| owned.partition.note_error(error));

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     buffer::Chunk,
-    compare::compare,
+    compare::{compare, is_declared},
     halts,
     parked::{MAX_KEYS, Parked},
     partition::Stop,
@@ -79,6 +79,8 @@ impl Worker {
     /// parked and decided is read.
     pub(super) async fn settle_in(&mut self) -> Result<(), Broken> {
         let Some(claim) = &self.claim else { return Ok(()) };
+        let declared = self.engine.declared_partitions.get(&*claim.at.topic).copied();
+        is_declared(&self.engine.projection, &claim.at, declared).map_err(Broken::Halt)?;
         let found = self.engine.inspect(claim).await.map_err(Broken::Retry)?;
         compare(&self.engine.projection, claim, &found).map_err(Broken::Halt)?;
         self.read_parked().await?;

@@ -235,4 +235,6 @@ impl Intake {
 }
 
 #[cfg(test)]
+mod broker_tests;
+#[cfg(test)]
 mod tests;

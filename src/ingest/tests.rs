@@ -45,7 +45,7 @@ fn write(path: &Path, text: &str) {
     fs::write(path, text).unwrap();
 }
 
-fn contracts(limits: &str) -> Contracts {
+pub(super) fn contracts(limits: &str) -> Contracts {
     contracts_in(tempfile::tempdir().unwrap().path(), limits).0
 }
 
@@ -70,7 +70,7 @@ fn state(limits: &str, auth: Auth, options: Options) -> IngestState {
     IngestState::new(contracts, Arc::new(publisher), Arc::new(auth), options)
 }
 
-fn app_of(state: IngestState) -> Router {
+pub(super) fn app_of(state: IngestState) -> Router {
     http::app(router(state))
 }
 
@@ -78,13 +78,13 @@ fn app() -> Router {
     app_of(state("", Auth::Open, Options::default()))
 }
 
-struct Answer {
-    status: StatusCode,
-    headers: HeaderMap,
-    body: Value,
+pub(super) struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Value,
 }
 
-async fn ask(app: &Router, request: Request<Body>) -> Answer {
+pub(super) async fn ask(app: &Router, request: Request<Body>) -> Answer {
     let response = app.clone().oneshot(request).await.unwrap();
     let (parts, body) = response.into_parts();
     let bytes = to_bytes(body, usize::MAX).await.unwrap();
@@ -103,7 +103,7 @@ const DRY: &str = "/v1/commands/ScheduleFlight?validate=only";
 const JSON: (&str, &str) = ("content-type", "application/json");
 const NDJSON: (&str, &str) = ("content-type", "application/x-ndjson");
 
-fn code(answer: &Answer) -> (u16, &str) {
+pub(super) fn code(answer: &Answer) -> (u16, &str) {
     (answer.status.as_u16(), answer.body["code"].as_str().unwrap_or_default())
 }
 

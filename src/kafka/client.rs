@@ -47,6 +47,9 @@ pub struct Options {
     pub in_flight_bytes: usize,
     /// Largest record (key, value and headers) in bytes; the topics' `max.message.bytes` should not be below it.
     pub max_record_bytes: usize,
+    /// How many partitions topics have as the project declares them. A key's place follows from this number, also where a
+    /// topic was given more since: keys must not move on nobody's word.
+    pub declared_partitions: BTreeMap<String, u32>,
 }
 
 impl Default for Options {
@@ -59,6 +62,7 @@ impl Default for Options {
             in_flight_bytes: 64 << 20,
             // The brokers' own default, 1,048,588, counts the batch around the record.
             max_record_bytes: 1_000_000,
+            declared_partitions: BTreeMap::new(),
         }
     }
 }
@@ -73,6 +77,7 @@ impl fmt::Debug for Options {
             .field("replication", &self.replication)
             .field("in_flight_bytes", &self.in_flight_bytes)
             .field("max_record_bytes", &self.max_record_bytes)
+            .field("declared_partitions", &self.declared_partitions)
             .finish()
     }
 }
@@ -80,7 +85,7 @@ impl fmt::Debug for Options {
 /// Settings that are ours, and why nobody else may set them.
 const OWNED: &[(&[&str], &str)] = &[
     (&["bootstrap.servers", "metadata.broker.list"], "set the brokers in the kafka section instead"),
-    (&["client.id"], "set the client id in the kafka section instead"),
+    (&["client.id"], "set client_id in the kafka section instead"),
     (
         &[
             "enable.idempotence",

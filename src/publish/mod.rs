@@ -97,6 +97,7 @@ async fn lead(
     // Without Kafka it would only keep others from relaying.
     tokio::select! {
         () = publisher.wait_ready() => {}
+        () = count_meanwhile(&options.url) => {}
         _ = stop.wait_for(|stop| *stop) => return Ok(()),
     }
     let mut connection = outbox::connect(&options.url).await?;
@@ -127,6 +128,22 @@ async fn lead(
     }
     store::bounded(relay::note(&mut connection, false, Some(&why))).await?;
     Ok(one_by_one::relay(&mut connection, publisher, stop).await?)
+}
+
+/// Goes on counting the rows that wait while there is no Kafka to relay to: that is when they grow. Never ends.
+async fn count_meanwhile(url: &str) {
+    loop {
+        tokio::time::sleep(COUNT).await;
+        // A connection for each count: nothing is to be kept open by a relay that only waits.
+        let counted = store::bounded(async {
+            let mut connection = outbox::connect(url).await?;
+            outbox::depth(&mut connection).await
+        });
+        match counted.await {
+            Ok(waiting) => metrics::PENDING.set(waiting),
+            Err(error) => tracing::debug!(%error, "cannot count the outbox while waiting for kafka"),
+        }
+    }
 }
 
 /// A topic may be younger than the publisher, as that of a consumer whose folder was just taken in.

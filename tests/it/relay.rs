@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use millpond::kafka::{self, Admin, Publisher, TopicSpec};
 use millpond::publish::{self, Transactions, markers};
-use millpond::telemetry::metrics::publish::SENT;
+use millpond::telemetry::metrics::publish::{PENDING, SENT};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
@@ -246,4 +246,24 @@ async fn rows_of_a_version_that_is_being_built_stay() {
     eventually_async(SOON, async || outbox.left().await == 3).await;
     assert_eq!(outbox.log(0).await, ["live", "live", "live"]);
     relay.stop().await;
+}
+
+/// That is when they grow, and when somebody has to be told.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_are_counted_while_there_is_no_kafka() {
+    // Far from what other tests of this process have waiting.
+    const ROWS: i32 = 4_321;
+    let outbox = Outbox::new().await;
+    outbox.version(1, "live").await;
+    outbox.rows(1, 0, 0..ROWS, "''").await;
+    let kafka = kafka::Options { brokers: "127.0.0.1:1".into(), ..options() };
+    let publisher = Arc::new(Publisher::start(&kafka, [outbox.topic.as_str()]).unwrap());
+    let (stop, stopped) = watch::channel(false);
+    let relay = publish::Options { url: outbox.database.url.clone(), kafka, transactions: Transactions::Auto };
+    let ended = tokio::spawn(publish::run(relay, Arc::clone(&publisher), stopped));
+    eventually_async(SOON, async || PENDING.get() == i64::from(ROWS)).await;
+    // It stops at once all the same.
+    stop.send_replace(true);
+    tokio::time::timeout(SOON, ended).await.expect("it ends").unwrap();
+    publisher.close(Duration::ZERO).await;
 }

@@ -76,7 +76,7 @@ const SLOTS: [(&str, &str, &[&str]); 6] = [
     ("consume-1", "consume", CONSUME),
     ("consume-2", "consume", CONSUME),
     ("serve-1", "serve", &[]),
-    ("publish-1", "publish", &[]),
+    ("publish-1", "publish", &["kafka.client_id=millpond-relay"]),
 ];
 
 impl Arena {

@@ -24,7 +24,9 @@ mod proxy;
 mod random;
 mod report;
 mod run;
+mod segments;
 mod servers;
+mod side;
 mod values;
 mod watch;
 #[path = "../it/cluster/web.rs"]

@@ -133,6 +133,7 @@ pub async fn end(
     };
     let mut verdict = checker::judge(&case);
     verdict.violations.extend(liveness(faults, settled));
+    verdict.violations.extend(faults::judged(faults));
     verdict.violations.extend(health(arena, &seen, &actual));
     verdict.violations.extend(faults::judged(faults));
     arena.close();

@@ -123,6 +123,7 @@ impl<'a> Lab<'a> {
             dedupe_window: spec.dedupe_window,
             emitters: self.codec.emitters(project, spec)?,
             max_record_bytes: usize::MAX,
+            declared_partitions: project.declared_partitions(),
             reader: None,
         })
     }

@@ -84,7 +84,7 @@ impl State {
         Self {
             window: Window::default(),
             budget: Arc::new(Budget::new(options.in_flight_bytes)),
-            topics: Topics::default(),
+            topics: Topics::declared_as(&options.declared_partitions),
             health: watch::Sender::new(starting),
             rounds: watch::Sender::new(0),
             closed: watch::Sender::new(None),

@@ -1,9 +1,9 @@
 //! What the publisher knows of topics: how many partitions, which of them can be written now, where keyless records go.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{
-        Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering},
     },
 };
@@ -112,11 +112,38 @@ pub(super) enum Lookup {
 #[derive(Default)]
 pub(super) struct Topics {
     by_name: RwLock<HashMap<Arc<str>, Lookup>>,
+    /// How many partitions keys are placed on, where a topic has more.
+    declared: BTreeMap<String, u32>,
+    /// Topics of which it was said that they have more.
+    told: Mutex<HashSet<Arc<str>>>,
     /// Whether any partition is doubted; else nobody looks.
     any_doubted: AtomicBool,
 }
 
 impl Topics {
+    /// Those of topics that are in `declared` have so many partitions at most.
+    pub fn declared_as(declared: &BTreeMap<String, u32>) -> Self {
+        Self { declared: declared.clone(), ..Self::default() }
+    }
+
+    /// The partitions that keys are placed on. A topic that was given more than is declared keeps its keys where they are:
+    /// else records of a key would be on two partitions, in no order.
+    fn as_declared<'a>(&self, name: &Arc<str>, leaders: &'a [bool]) -> &'a [bool] {
+        let Some(declared) = self.declared.get(&**name).filter(|n| (**n as usize) < leaders.len()) else {
+            return leaders;
+        };
+        if self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone()) {
+            tracing::warn!(
+                topic = &**name,
+                partitions = leaders.len(),
+                declared,
+                "the topic has more partitions than its producer folder declares; keys stay on the declared ones until the \
+                 folder says the new number (docs/operating.md, partitions_added)"
+            );
+        }
+        &leaders[..*declared as usize]
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, HashMap<Arc<str>, Lookup>> {
         self.by_name.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -153,6 +180,7 @@ impl Topics {
 
     /// Takes what metadata said: for each partition, in order, whether it has a leader. `None`: no such topic.
     pub fn update(&self, name: &Arc<str>, leaders: Option<&[bool]>) {
+        let leaders = leaders.map(|leaders| self.as_declared(name, leaders));
         if let (Some(old), Some(leaders)) = (self.get(name), leaders)
             && old.has_same_shape(leaders)
         {
@@ -279,6 +307,20 @@ mod tests {
         assert!(enter() && enter() && !topics.any_doubted());
         topics.note("topics-test", 7, false);
         topics.note("another", 0, false);
+    }
+
+    #[test]
+    fn partitions_that_are_not_declared_take_no_keys() {
+        let topics = Topics::declared_as(&BTreeMap::from([("topics-test".to_owned(), 3)]));
+        let partitions = |name: &str, leaders: &[bool]| {
+            topics.update(&name.into(), Some(leaders));
+            topics.get(name).unwrap().partitions.len()
+        };
+        assert_eq!(partitions("topics-test", &[true; 3]), 3);
+        assert_eq!(partitions("topics-test", &[true, true, false, true, true]), 3);
+        assert!(!topics.get("topics-test").unwrap().partitions[2].has_leader);
+        // Fewer are what there is, and of another topic nothing is declared.
+        assert_eq!((partitions("topics-test", &[true; 2]), partitions("another", &[true; 5])), (2, 5));
     }
 
     #[test]

@@ -66,6 +66,8 @@ pub trait Assignee: Send + Sync + 'static {
     fn sought(&self, partition: &Self::Partition, offset: i64);
     /// Some partition cannot be read where the consumer stands: its log was cut, or the topic is another.
     fn lost_place(&self);
+    /// The poll thread was stopped for so long, with its process or its machine: what it stands on may be another log now.
+    fn was_stopped(&self, _long: Duration) {}
     /// An error of the client that it cannot mend by itself.
     fn failed(&self, error: &str);
     /// The poll thread has panicked, which is a fault of Millpond's. All partitions were revoked as lost, and the member

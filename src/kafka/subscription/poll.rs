@@ -13,7 +13,7 @@ use std::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rdkafka::{
@@ -44,6 +44,10 @@ const SEEK_AGAIN: Duration = Duration::from_millis(10);
 const SEEKS: u32 = 20;
 /// Records of one partition that are handed over before commands and other partitions have their turn.
 const TURN: usize = 1000;
+
+/// A thread that was away for so long was not at work but stopped, with the process or the machine. Twenty times as long as
+/// it waits by itself, and sooner than a topic is deleted, made anew and longer than before.
+const STOPPED: Duration = Duration::from_secs(2);
 
 /// Counts assignments: each has its number, also those of a member that takes the place of one that panicked.
 static ASSIGNMENTS: AtomicU64 = AtomicU64::new(0);
@@ -231,13 +235,19 @@ fn empty<A: Assignee>(queues: &[PartitionQueue<Context<A>>]) {
 pub(super) fn run<A: Assignee>(consumer: &Arc<Member<A>>, inbox: &Inbox) {
     let mut refused: Vec<(Command, u32)> = Vec::new();
     let mut more = false;
+    let mut served = Instant::now();
     loop {
         let longest = match (more, refused.is_empty()) {
             (true, _) => Duration::ZERO,
             (false, false) => SEEK_AGAIN,
             (false, true) => IDLE,
         };
-        let new = inbox.take(longest).into_iter().map(|command| (command, 0));
+        let new: Vec<_> = inbox.take(longest).into_iter().map(|command| (command, 0)).collect();
+        if served.elapsed() > STOPPED {
+            // What the client would have been told meanwhile it may never be told: that the topic is another one now. Before
+            // anything is handed over that it has fetched since.
+            consumer.context().assignee.was_stopped(served.elapsed());
+        }
         for (command, tries) in std::mem::take(&mut refused).into_iter().chain(new) {
             match obey(consumer, command, tries) {
                 Obeyed::Done => {}
@@ -246,6 +256,8 @@ pub(super) fn run<A: Assignee>(consumer: &Arc<Member<A>>, inbox: &Inbox) {
             }
         }
         serve(consumer);
+        // Callbacks may wait for seconds in there; nothing else here does.
+        served = Instant::now();
         more = drain(consumer.context());
     }
 }

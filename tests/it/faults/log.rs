@@ -1,8 +1,10 @@
 //! A log that is not the one that was applied: the partition halts, says why, and the command that it names ends it.
 
+use std::time::{Duration, Instant};
+
 use millpond::kafka::{Idle, OutgoingRecord, Reader};
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::{Offset, TopicPartitionList};
 use serde_json::{Value, json};
@@ -132,6 +134,85 @@ async fn log_that_is_another_halts_until_told_to_begin_anew() {
     total_is(&cluster, 12).await;
     obey(&cluster, &command);
     total_is(&cluster, 150).await;
+    runs_well(&cluster).await;
+    consume.stop();
+}
+
+/// A member that is stopped for a while and woken is not told by its client that the topic is another one, and may find
+/// records at its offset: it has to look for itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn log_that_was_replaced_by_a_longer_one_under_a_stopped_member_halts() {
+    let cluster = Cluster::of("stopped", Project::sums).await;
+    let ingest = cluster.start("ingest", &[]);
+    // It stays in its group meanwhile.
+    let consume = cluster.start("consume", &["kafka.client.session.timeout.ms=30000"]);
+    pay(&ingest.web, PAYMENTS, 1).await;
+    cluster.settled(&cluster.project.topic, 1).await;
+    consume.pause();
+    let stopped = Instant::now();
+    recreate(&cluster).await;
+    let ingest = cluster.start("ingest", &[]);
+    pay(&ingest.web, PAYMENTS + 3, 10).await;
+    let mut more = 0;
+    while stopped.elapsed() < Duration::from_secs(3) {
+        pay(&ingest.web, 1, 10).await;
+        more += 1;
+    }
+    consume.cont();
+    let (code, command) = halted(&cluster).await;
+    assert_eq!((code.as_str(), command.last().unwrap().as_str()), ("log_is_another", "--from-zero"));
+    total_is(&cluster, 12).await;
+    obey(&cluster, &command);
+    total_is(&cluster, 150 + 10 * more).await;
+    runs_well(&cluster).await;
+    consume.stop();
+}
+
+/// Pays from this account; the partition that it is on.
+async fn pay_from(web: &Web, account: usize) -> u64 {
+    let body = json!({"account": format!("account {account}"), "amount": 1}).to_string();
+    let answer = web.post("/v1/events/Paid", &[("content-type", "application/json")], &body).await;
+    assert_eq!(answer.status, 202, "{}", answer.text);
+    let position = answer.header("millpond-position").unwrap();
+    position.split(['/', '@']).nth(1).unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partition_that_was_added_halts_until_it_is_declared_and_no_key_moves_before() {
+    let (cluster, ingest) = applied("added").await;
+    let mut places = Vec::new();
+    for account in 0..12 {
+        places.push(pay_from(&ingest.web, account).await);
+    }
+    let more = NewPartitions::new(&cluster.project.topic, 3);
+    admin(&cluster).create_partitions([&more], &AdminOptions::new()).await.unwrap()[0].as_ref().unwrap();
+    // One that sees the new number from the first, and says so.
+    let late = cluster.start("ingest", &[]);
+    eventually(SOON, || late.log().contains("more partitions than its producer folder declares"));
+    for web in [&late.web, &ingest.web] {
+        for (account, place) in places.iter().enumerate() {
+            assert_eq!(pay_from(web, account).await, *place, "account {account}");
+        }
+    }
+    let consume = cluster.start("consume", &[]);
+    let (code, command) = halted(&cluster).await;
+    assert_eq!((code.as_str(), command.join(" ").as_str()), ("partitions_added", "consumer restart sums"));
+    // The others go on. Told to go on without the new number being declared, it says the same again.
+    total_is(&cluster, 12 + 36).await;
+    obey(&cluster, &command);
+    assert_eq!(halted(&cluster).await.0, "partitions_added");
+
+    let contract = "[events.Paid]\ntopic = \"TOPIC\"\nkey = \"account\"\n[topics.\"TOPIC\"]\npartitions = 3\n";
+    cluster.project.write("producers/shop/producer.toml", contract);
+    consume.stop();
+    let (ingest, consume) = (cluster.start("ingest", &[]), cluster.start("consume", &[]));
+    obey(&cluster, &command);
+    let mut moved = 0;
+    for (account, place) in places.iter().enumerate() {
+        moved += usize::from(pay_from(&ingest.web, account).await != *place);
+    }
+    assert!(moved > 0);
+    total_is(&cluster, 12 + 48).await;
     runs_well(&cluster).await;
     consume.stop();
 }

@@ -45,6 +45,14 @@ pub struct Credit {
     pub amount: i64,
 }
 
+/// A note of the small Millpond beside the one under load, with what only the newer schema has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    pub key: String,
+    pub n: i64,
+    pub extra: Option<String>,
+}
+
 /// Where a dead letter was before it died.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DeadFrom {
@@ -121,6 +129,21 @@ impl Log {
         })?;
         Ok(log)
     }
+}
+
+/// From this id on there are no schemas: what says so cannot be read, and is left out.
+pub const NO_SCHEMA: u32 = 1_000_000;
+
+/// All notes of a topic that can be read.
+pub fn notes(brokers: &str, topic: &str) -> anyhow::Result<Vec<Placed<Note>>> {
+    let mut notes = Vec::new();
+    read_topic(brokers, topic, |at| {
+        if schema_id(at.payload)? < NO_SCHEMA {
+            notes.push(at.place(decode_note)?);
+        }
+        Ok(())
+    })?;
+    Ok(notes)
 }
 
 /// A record as it comes.
@@ -318,4 +341,11 @@ fn decode_money(avro: &mut Avro<'_>, deposit: bool) -> anyhow::Result<Money> {
 
 fn decode_credit(avro: &mut Avro<'_>) -> anyhow::Result<Credit> {
     Ok(Credit { account: avro.string()?, transfer_id: avro.string()?, amount: avro.long()? })
+}
+
+/// The newer schema has one field more, a union of null and text.
+fn decode_note(avro: &mut Avro<'_>) -> anyhow::Result<Note> {
+    let (key, n) = (avro.string()?, avro.long()?);
+    let extra = if avro.0.is_empty() || avro.long()? == 0 { None } else { Some(avro.string()?) };
+    Ok(Note { key, n, extra })
 }

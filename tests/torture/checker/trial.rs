@@ -190,6 +190,7 @@ pub fn run() -> Vec<(String, Option<String>)> {
         let wrong = (!found.contains(check)).then(|| format!("check {check} did not find it; found by {found:?}"));
         results.push((format!("judge_of_{name}_finds_it"), wrong));
     }
+    results.extend(crate::side::trial::run());
     results
 }
 

@@ -36,7 +36,7 @@ pub(super) async fn leaders_of(field: &Field<'_>, topic: &str) -> anyhow::Result
 }
 
 /// A broker that leads, and the partitions that it leads.
-async fn a_leader(field: &mut Field<'_>) -> anyhow::Result<(i32, Vec<i32>)> {
+pub(super) async fn a_leader(field: &mut Field<'_>) -> anyhow::Result<(i32, Vec<i32>)> {
     let leaders = leaders(field).await?;
     let leading: Vec<i32> = leaders.values().copied().filter(|leader| *leader > 0).collect();
     let node = *field.random.pick(&leading);
@@ -216,7 +216,7 @@ pub async fn links_disturbed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
 }
 
 /// What clients were told instead of 202 since then.
-fn unacknowledged_since(field: &Field<'_>, since: u64) -> Option<String> {
+pub(super) fn unacknowledged_since(field: &Field<'_>, since: u64) -> Option<String> {
     let (fail, info) = field.history.look(|requests| {
         let late = requests.iter().filter(|request| request.completed > since);
         late.fold((0, 0), |(fail, info), request| match request.outcome {

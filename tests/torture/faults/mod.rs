@@ -8,6 +8,7 @@ mod abuse;
 mod backlog;
 mod bombs;
 mod consumer;
+mod disk;
 mod group;
 mod handler;
 mod http2;
@@ -17,6 +18,9 @@ mod outbox;
 mod postgres;
 mod postgres_disk;
 mod repeats;
+mod schema;
+mod tail;
+mod topic;
 
 pub use self::postgres_disk::take_own_mounts;
 
@@ -31,6 +35,8 @@ use crate::arena::{Arena, PARTITIONS};
 use crate::checker::Violation;
 use crate::random::Random;
 use crate::servers::Servers;
+use crate::side::Side;
+use crate::side::judge::Excused;
 use crate::watch::{Pids, acknowledged};
 use crate::workload::Workload;
 use crate::workload::history::History;
@@ -73,10 +79,14 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("K5", "kill -9 of the active controller"),
     scenario("K6", "rolling restart of all brokers"),
     scenario("K7", "kill -9 of all brokers at once"),
+    scenario("K8", "power loss at a leader: kill -9, the tail of its segments cut, first to be back"),
+    scenario("K8b", "power loss at all brokers: acknowledged records are gone, and who applied them has to notice"),
     scenario("K9", "clients' links to brokers: latency, resets, half-open, one direction lost"),
     scenario("K10", "consumers cannot reach their groups' coordinators, though they fetch"),
     scenario("K11", "kill -9 of a group's coordinator while its partitions are given to others"),
     scenario("K12", "offsets of a group set back, set forward, or deleted with it"),
+    scenario("K13", "a topic is made anew, is cut ahead of its consumer, or is given more partitions"),
+    scenario("K14", "the disks of two or three brokers are full"),
     scenario("P1", "kill -9 of Postgres, or of one of its backends"),
     scenario("P2", "the connection is lost around a COMMIT: request lost, answer lost"),
     scenario("P3", "Postgres is restarted, or stays away"),
@@ -97,9 +107,11 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("C6", "a handler that takes longer than a group waits for a member"),
     scenario("C7", "bursts of values of which half make a projection fail"),
     scenario("C8", "records that end the process that meets them, by abort and by a stack that overflows"),
+    scenario("C9", "schemas change in the midst: a new version, one that does not fit, an unknown id, no registry"),
     scenario("C11", "ten times the same ids over two ingest nodes, while nodes and consumers die"),
     scenario("C12", "a backlog of 200,000 values on 50 partitions, caught up with in little memory"),
     scenario("O1", "kill -9 of the relay between Kafka's acknowledgement and the outbox"),
+    scenario("O2", "Kafka is away for the relay alone"),
     scenario("I1", "idle connections, slow heads, slow bodies"),
     scenario("I2", "requests that are too large, lie about their length, or mean two things (and I5)"),
     scenario("I3", "bodies that unfold without end: gzip, zstd, stacked, cut off, before and after the key is known"),
@@ -164,10 +176,14 @@ pub async fn inject(scenario: &str, field: &mut Field<'_>) -> anyhow::Result<Fau
         "K5" => kafka::controller_killed(field).await,
         "K6" => kafka::rolled(field).await,
         "K7" => kafka::all_killed(field).await,
+        "K8" => tail::lost_by_leader(field).await,
+        "K8b" => tail::lost_by_all(field).await,
         "K9" => kafka::links_disturbed(field).await,
         "K10" => group::coordinator_cut(field).await,
         "K11" => group::coordinator_killed(field).await,
         "K12" => group::offsets_changed(field).await,
+        "K13" => topic::changed(field).await,
+        "K14" => disk::full(field).await,
         "P1" => postgres::killed(field).await,
         "P2" => postgres::commit_lost(field).await,
         "P3" => postgres::restarted(field).await,
@@ -188,6 +204,7 @@ pub async fn inject(scenario: &str, field: &mut Field<'_>) -> anyhow::Result<Fau
         "C6" => handler::slow(field).await,
         "C7" => consumer::poisoned(field).await,
         "C8" => handler::deadly(field).await,
+        "C9" => schema::changed(field).await,
         "C11" => repeats::storm(field).await,
         "C12" => backlog::caught_up(field).await,
         "I1" => abuse::slow_clients(field).await,
@@ -196,6 +213,7 @@ pub async fn inject(scenario: &str, field: &mut Field<'_>) -> anyhow::Result<Fau
         "I4" => http2::floods(field).await,
         "I6" => consumer::ingest_gone(field).await,
         "O1" => outbox::relay_killed(field).await,
+        "O2" => outbox::relay_cut_off(field).await,
         other => bail!("there is no scenario {other}; `make torture ARGS=list` names them"),
     }
 }
@@ -283,6 +301,45 @@ impl Field<'_> {
     fn outage(&mut self, least: u64, most: u64) -> Duration {
         let milliseconds = self.random.between(least * 1000, most * 1000);
         Duration::from_secs_f64(milliseconds as f64 / 1000.0 * self.scale)
+    }
+
+    /// A small Millpond beside the one under load, at work: its client was acknowledged so many notes, and they are applied.
+    async fn side(&self) -> anyhow::Result<Side> {
+        let side = Side::open(self.servers, self.arena.folder()).await?;
+        ensure!(side.writer.more(300, RECOVERS_WITHIN).await, "the small Millpond takes nothing");
+        let ends = side.ends().await?;
+        ensure!(
+            side.reaches(&ends, RECOVERS_WITHIN).await,
+            "the small Millpond applies nothing: {:?}",
+            side.fences().await
+        );
+        Ok(side)
+    }
+
+    /// Lets the client of the small Millpond end, waits until everything is applied, judges, and removes it all.
+    async fn leave(&self, side: Side, excused: &Excused) -> anyhow::Result<Vec<String>> {
+        self.leave_with(side, excused, 0).await
+    }
+
+    /// [`Self::leave`] where so many dead letters have to be there.
+    async fn leave_with(&self, mut side: Side, excused: &Excused, dead: i64) -> anyhow::Result<Vec<String>> {
+        let mut wrong = Vec::new();
+        if !side.writer.more(100, RECOVERS_WITHIN).await {
+            wrong.push("the small Millpond takes nothing any more".to_owned());
+        }
+        side.writer.stop().await;
+        let ends = side.ends().await?;
+        if side.reaches(&ends, RECOVERS_WITHIN).await {
+            wrong.extend(side.judge(excused).await?);
+        } else {
+            wrong.push(format!("the small Millpond does not come to rest at {ends:?}: {:?}", side.fences().await?));
+        }
+        let found = side.number("select count(*) from millpond.dead_letters").await?;
+        if found != dead {
+            wrong.push(format!("the small Millpond has {found} dead letters, and has to have {dead}"));
+        }
+        side.close(self.servers).await?;
+        Ok(wrong)
     }
 
     /// Starts the process of a slot, and tells the watch.

@@ -1,0 +1,79 @@
+//! Full disks.
+//!
+//! A broker is not let write a file beyond a length (`prlimit --fsize`), which fails as a write to a full disk does: in the
+//! midst of a batch, with an error that ends the broker, for it has no other disk. It needs neither rights nor a file
+//! system of its own, and there is room again for the process that is started next.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+
+use super::kafka::{a_leader, restart, unacknowledged_since, wait_until};
+use super::{Fault, Field, SHOWS_WITHIN};
+
+/// Room that is left: less than a second's writes.
+const ROOM: u64 = 2_000;
+
+/// K14: two or all three brokers have no room. Fewer than two replicas are left, so nothing may be acknowledged.
+pub async fn full(field: &mut Field<'_>) -> anyhow::Result<Fault> {
+    let (first, _) = a_leader(field).await?;
+    let count = 2 + usize::try_from(field.random.below(2))?;
+    let nodes: Vec<i32> = [first, first % 3 + 1, (first + 1) % 3 + 1].into_iter().take(count).collect();
+    let outage = field.outage(6, 10);
+    let injected = field.begin(format!("the disks of brokers {nodes:?} are full for {outage:?}")).await?;
+    for node in &nodes {
+        let data = field.servers.folder().join(format!("kafka-{node}/kafka/data"));
+        let server = field.servers.kafka.node(*node).context("a node")?;
+        fill(server.pid(), longest(&data, &field.arena.topics.appends)? + ROOM)?;
+    }
+    let mut alive = nodes.clone();
+    let begun = Instant::now();
+    while !alive.is_empty() && begun.elapsed() < SHOWS_WITHIN {
+        let kafka = &mut field.servers.kafka;
+        alive.retain(|node| kafka.node(*node).is_some_and(|server| server.check().is_ok()));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let ended = nodes.len() - alive.len();
+    // Answers to what was acknowledged before may still be on their way to clients.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let acknowledged = field.workload.acknowledged();
+    wait_until(field, injected.at, outage).await;
+    let meanwhile = field.workload.acknowledged() - acknowledged;
+    let refused = unacknowledged_since(field, injected.at);
+    restart(field, &nodes)?;
+    let recovery = field.recovery(injected.at).await;
+    let observed = refused.filter(|_| alive.is_empty());
+    let observed =
+        observed.map(|refused| format!("{ended} brokers ended by it, {refused}, {meanwhile} acknowledged then"));
+    let mut fault = field.end(injected, observed, recovery);
+    if alive.is_empty() && meanwhile > 0 {
+        fault.wrong.push(format!("{meanwhile} values were acknowledged with {} of three brokers", 3 - ended));
+    }
+    Ok(fault)
+}
+
+/// The longest segment of a topic on a broker.
+fn longest(data: &Path, topic: &str) -> anyhow::Result<u64> {
+    let mut longest = 0;
+    for folder in fs::read_dir(data)?.flatten() {
+        if !folder.file_name().to_string_lossy().starts_with(&format!("{topic}-")) {
+            continue;
+        }
+        for file in fs::read_dir(folder.path())?.flatten() {
+            if file.path().extension().is_some_and(|extension| extension == "log") {
+                longest = longest.max(file.metadata()?.len());
+            }
+        }
+    }
+    Ok(longest)
+}
+
+fn fill(pid: i32, most: u64) -> anyhow::Result<()> {
+    let mut prlimit = Command::new("prlimit");
+    let status = prlimit.args(["--pid", &pid.to_string(), &format!("--fsize={most}")]).status();
+    ensure!(status.context("prlimit (util-linux) cannot be run")?.success(), "prlimit failed");
+    Ok(())
+}

@@ -1,0 +1,1 @@
+select n, max(key) as key, count(*) as times from note group by n;
