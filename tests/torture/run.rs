@@ -135,7 +135,6 @@ pub async fn end(
     verdict.violations.extend(liveness(faults, settled));
     verdict.violations.extend(faults::judged(faults));
     verdict.violations.extend(health(arena, &seen, &actual));
-    verdict.violations.extend(faults::judged(faults));
     arena.close();
     Ok(Judged { verdict, requests, reads, log, actual, seen, decisions: decisions.len() })
 }
