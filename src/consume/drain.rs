@@ -143,10 +143,10 @@ impl Worker {
     ) -> Result<(), Failure> {
         let Some(claim) = self.claim.clone() else { return Ok(()) };
         let (lane, released, goes_on) = (drained.lane, drained.is_released(), drained.goes_on());
-        let started = Instant::now();
+        let (records, started) = (tally.applied + tally.skipped, Instant::now());
         // The record that the fence speaks of is the last one of the log.
         let mut work = Work::new(&claim, chunk, claim.next_offset, Prepared { last: None, ..prepared });
-        work.watched = self.guard.is_watching();
+        work.watched = self.guard.turn();
         work.drained = Some(drained);
         let committed = self.commit(work).await?;
         self.parked.set_attempts(lane, 0);
@@ -157,7 +157,7 @@ impl Worker {
             debug!(consumer = %self.engine.projection, partition = %self.partition.at, parked_at, "released a parked key");
             self.parked.release(parked_at);
         }
-        self.done(started);
+        self.done(records, started);
         tally.report(&self.engine.projection, committed.refused, started);
         Ok(())
     }

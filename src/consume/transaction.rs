@@ -1,9 +1,13 @@
-//! One batch, one transaction: stage, then fence, rows, dead letters, outbox and commit in a single flush.
+//! One batch, one transaction: stage, then fence, rows, dead letters, outbox and commit in a single flush. Before it, what a
+//! handler decides.
 //!
 //! Rows are staged before the fence row is touched, so that its lock is never held while the server waits for us:
 //! from the compare-and-set to COMMIT there is one message and one answer.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -13,9 +17,11 @@ use super::{
     dead_letter::{self, DeadLetter, base64},
     drained::Drained,
     engine::Engine,
-    guard::Attempt,
+    guard::{Attempt, Turn},
     handler::{self, HandlerError, State},
+    overdue::Overdue,
     parked::RETRY,
+    partition::Partition,
     prepare::{Fault, Prepared},
     verdict::Decision,
 };
@@ -48,8 +54,8 @@ pub struct Work<'a> {
     pub from: i64,
     pub to: i64,
     pub prepared: Prepared,
-    /// Whether the crash guard wants to know that the process has outlived it.
-    pub watched: bool,
+    /// While the crash guard watches, the turn to be at work: it wants to know when nothing is any more.
+    pub watched: Option<Turn>,
     pub dead: Vec<DeadLetter<'a>>,
     /// Ids to be remembered from now on.
     pub ids: BTreeMap<&'a str, Entry>,
@@ -72,7 +78,7 @@ impl<'a> Work<'a> {
             from,
             to,
             prepared,
-            watched: false,
+            watched: None,
             dead,
             ids: BTreeMap::new(),
             log_time: None,
@@ -100,32 +106,57 @@ pub struct Committed {
     pub refused: usize,
 }
 
-/// Runs the transaction to its commit.
-pub async fn run(engine: &Engine, session: &mut Session, mut work: Work<'_>) -> Result<Committed, Failure> {
-    let handler = engine.handler.as_ref().filter(|_| !work.prepared.records.is_empty());
-    let attempt = work.watched.then_some(Attempt { engine, claim: work.claim });
-    if let (Some(attempt), None) = (attempt, handler) {
+impl Work<'_> {
+    /// The batch is decoded, and waits for a session: that ends no process.
+    pub async fn wait(&self, engine: &Engine) -> Result<(), store::Error> {
+        let Some(turn) = &self.watched else { return Ok(()) };
+        let attempt = Attempt { engine, claim: self.claim, turn };
+        if self.has_handler(engine) { attempt.pause().await } else { attempt.end().await }
+    }
+
+    fn has_handler(&self, engine: &Engine) -> bool {
+        engine.handler.is_some() && !self.prepared.records.is_empty()
+    }
+}
+
+/// Has a handler decide what a batch does, before its transaction: however long that takes, no lock is held meanwhile, and
+/// Postgres does not end the session of a transaction that stands still. What it has read is of no use once the fence has
+/// moved; then the transaction fails.
+pub async fn decide(
+    engine: &Arc<Engine>,
+    partition: &Arc<Partition>,
+    session: &Session,
+    work: &mut Work<'_>,
+) -> Result<(), Failure> {
+    let Some(handler) = engine.handler.as_ref().filter(|_| work.has_handler(engine)) else { return Ok(()) };
+    let turn = work.watched.clone();
+    let attempt = turn.as_ref().map(|turn| Attempt { engine: engine.as_ref(), claim: work.claim, turn });
+    if let Some(attempt) = attempt {
+        attempt.resume().await?;
+    }
+    let records = std::mem::take(&mut work.prepared.records);
+    let mut state = State { session, schema: &engine.schema, attempt };
+    let overdue = Overdue::watch(engine, partition, &records);
+    handler.apply(&records, &mut state, &mut work.prepared.effects).await.map_err(|e| match e {
+        HandlerError::Store(e) => Failure::Store(e),
+        HandlerError::Reject { offset, reason } => {
+            Failure::Record(offset, Fault { class: "handler", reason, record_type: None })
+        }
+        HandlerError::Retry { offset, reason } => {
+            Failure::Record(offset, Fault { class: RETRY, reason, record_type: None })
+        }
+    })?;
+    drop(overdue);
+    work.prepared.effects.check(&engine.compiled)?;
+    if let Some(attempt) = attempt {
         attempt.end().await?;
     }
+    Ok(())
+}
+
+/// Runs the transaction to its commit, with what [`decide`] left in `work`.
+pub async fn run(engine: &Engine, session: &mut Session, mut work: Work<'_>) -> Result<Committed, Failure> {
     session.run("begin").await?;
-    if let Some(handler) = handler {
-        let schema = &engine.schema;
-        let mut state = State { session, schema, attempt };
-        let records = std::mem::take(&mut work.prepared.records);
-        handler.apply(&records, &mut state, &mut work.prepared.effects).await.map_err(|e| match e {
-            HandlerError::Store(e) => Failure::Store(e),
-            HandlerError::Reject { offset, reason } => {
-                Failure::Record(offset, Fault { class: "handler", reason, record_type: None })
-            }
-            HandlerError::Retry { offset, reason } => {
-                Failure::Record(offset, Fault { class: RETRY, reason, record_type: None })
-            }
-        })?;
-        work.prepared.effects.check(&engine.compiled)?;
-        if let Some(attempt) = attempt {
-            attempt.end().await?;
-        }
-    }
     let mut with_rows = BTreeSet::new();
     for (index, rows) in std::mem::take(&mut work.prepared.relations).into_iter().enumerate() {
         if rows.rows() > 0 {

@@ -4,6 +4,7 @@
 
 mod crash;
 mod foreign;
+mod handlers;
 mod kafka_outage;
 mod log;
 mod outbox;
