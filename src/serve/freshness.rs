@@ -111,7 +111,9 @@ const FENCES: &str = "\
       from millpond.fences f where f.projection = $1 and f.version = $2";
 
 /// The records of `w` (topic, partition, first, next) that a version has set aside, the first `MAX_OUTCOMES`; columns
-/// `offset`, `code`, `reason`, `head`. What was discarded is among them: it has no effect, and nobody is to think it has.
+/// `offset`, `code`, `reason`, `head`. What was discarded is among them: it has no effect, and nobody is to think it has. That
+/// holds for what this version has passed over: what stands above its fence it has not compared with the log yet, and of what
+/// the log does not have any more the verdict is void.
 pub fn set_aside(projection: &str, version: &str) -> String {
     let of = |table: &str| {
         format!(
@@ -127,7 +129,10 @@ pub fn set_aside(projection: &str, version: &str) -> String {
               where {} and d.version = {version} order by d.\"offset\" limit {MAX_OUTCOMES}) \
             union all \
             (select v.\"offset\", 'discarded', 'discarded by ' || v.decided_by || coalesce(': ' || v.reason, ''), null \
-               from millpond.verdicts v where {} and v.what = 'discard' order by v.\"offset\" limit {MAX_OUTCOMES})) l \
+               from millpond.verdicts v where {} and v.what = 'discard' and not v.void and v.\"offset\" < \
+                    (select f.next_offset from millpond.fences f where f.projection = {projection} and f.version = {version} \
+                        and f.topic = w.topic and f.partition = w.partition) \
+              order by v.\"offset\" limit {MAX_OUTCOMES})) l \
           order by l.\"offset\" limit {MAX_OUTCOMES}",
         of("d"),
         of("v"),
