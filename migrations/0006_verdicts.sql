@@ -1,8 +1,12 @@
--- Verdicts are written by one function, and know whether the log still has the record that they are about.
+-- Verdicts are written by one function, and know whether the log still has the record that they are about; and a breaker
+-- may rest.
 
 -- Set by the worker that reads the log again and finds another record at the offset, for the topic was made anew; taken back
 -- when it finds the old one there again. Nobody acts by a void verdict, and nobody is told of it.
 alter table millpond.verdicts add column void boolean not null default false;
+
+-- Until then the breaker lets everything pass: somebody has looked, and what is in the log may be set aside as it comes.
+alter table millpond.projections add column breaker_rests_until timestamptz;
 
 -- What was decided about a record last is what counts.
 create function millpond.decide(

@@ -63,7 +63,8 @@ pub fn breaker(consumer: &str, failures: usize, records: usize) -> Halt {
         reason: format!(
             "{failures} of {records} records of {consumer} failed within a minute, which looks like a faulty deploy rather \
              than faulty data; look at the reasons with `millpond dlq list {consumer}`, stop what sends such records or mend the \
-             folder, then run `millpond consumer restart {consumer}`"
+             folder, then run `millpond consumer restart {consumer}`, with --no-breaker where all that is left of them may be \
+             set aside"
         ),
     }
 }

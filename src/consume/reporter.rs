@@ -137,6 +137,7 @@ impl Reporter {
         };
         let switches = answer(status::switches(connection, &engine.projection)).await?;
         engine.vitals.set_paused(switches.paused);
+        engine.vitals.set_breaker_rests(switches.breaker_rests);
         if switches.live_version != Some(engine.version) {
             engine.vitals.supersede();
             return Ok(false);

@@ -126,17 +126,37 @@ pub async fn set_paused(connection: &mut PgConnection, projection: &str, paused:
 pub struct Switches {
     pub paused: bool,
     pub live_version: Option<i32>,
+    /// Whether the breaker lets everything pass for now.
+    pub breaker_rests: bool,
 }
 
 pub async fn switches(connection: &mut PgConnection, projection: &str) -> Result<Switches, Error> {
-    let row = sqlx::query("select paused, live_version from millpond.projections where projection = $1")
-        .bind(projection)
-        .fetch_optional(connection)
-        .await?;
+    let row = sqlx::query(
+        "select paused, live_version, coalesce(breaker_rests_until > now(), false) as breaker_rests
+           from millpond.projections where projection = $1",
+    )
+    .bind(projection)
+    .fetch_optional(connection)
+    .await?;
     match row {
         None => Ok(Switches::default()),
-        Some(row) => Ok(Switches { paused: row.try_get("paused")?, live_version: row.try_get("live_version")? }),
+        Some(row) => Ok(Switches {
+            paused: row.try_get("paused")?,
+            live_version: row.try_get("live_version")?,
+            breaker_rests: row.try_get("breaker_rests")?,
+        }),
     }
+}
+
+/// Has the breaker let everything pass for ten minutes: enough for what is in the log, too short to be forgotten.
+pub async fn rest_breaker(connection: &mut PgConnection, projection: &str) -> Result<(), Error> {
+    sqlx::query(
+        "update millpond.projections set breaker_rests_until = now() + interval '10 minutes' where projection = $1",
+    )
+    .bind(projection)
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// Ends the halts of the live version; returns how many partitions had halted.
