@@ -8,7 +8,7 @@ use std::{collections::HashMap, time::Duration};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{CopyBuffer, Error, Session, fence::Claim};
+use super::{CopyBuffer, Error, Session, fence::Claim, run};
 use crate::domain::{Fingerprint, TopicPartition, ident, literal};
 
 /// Where a batch puts the ids that it adds. Made in the first transaction of a session that needs it: Postgres empties
@@ -106,6 +106,11 @@ pub fn insert_sql(schema: &str, claim: &Claim) -> String {
     )
 }
 
+/// How the statement of [`purge`] is planned. Before a table is analysed Postgres takes all that is too old for a few rows,
+/// and would gather and sort all of it for each statement that removes some.
+pub const BY_INDEX: &str =
+    "set local enable_bitmapscan = off; set local enable_seqscan = off; set local enable_sort = off";
+
 /// The statement of [`purge`]: version (`$1`, `$2`), partition (`$3`, `$4`), window in milliseconds, limit.
 pub fn purge_sql(schema: &str) -> String {
     let table = table(schema);
@@ -121,7 +126,7 @@ pub fn purge_sql(schema: &str) -> String {
 }
 
 /// Removes at most `limit` ids that are older than the window on one partition; how many there were. Log time only
-/// grows, so that none of them can decide anything any more.
+/// grows, so that none of them can decide anything any more. After an error the connection must not be used again.
 pub async fn purge(
     connection: &mut PgConnection,
     (projection, version, schema): (&str, i32, &str),
@@ -129,6 +134,7 @@ pub async fn purge(
     window: Duration,
     limit: i64,
 ) -> Result<u64, Error> {
+    run(connection, format!("begin; {BY_INDEX}")).await?;
     let done = sqlx::query(sqlx::AssertSqlSafe(purge_sql(schema)))
         .bind(projection)
         .bind(version)
@@ -136,8 +142,9 @@ pub async fn purge(
         .bind(at.partition)
         .bind(i64::try_from(window.as_millis()).unwrap_or(i64::MAX))
         .bind(limit)
-        .execute(connection)
+        .execute(&mut *connection)
         .await?;
+    run(connection, "commit").await?;
     Ok(done.rows_affected())
 }
 
