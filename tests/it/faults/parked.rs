@@ -303,6 +303,16 @@ async fn late_record_is_applied_only_where_order_does_not_matter() {
     assert_eq!((answer.status, &answer.json()["code"]), (409, &json!("MP6010")), "{}", answer.text);
     let answer = all.web.get("/v1/views/ledger", &[("millpond-min-position", last.position())]).await;
     assert_eq!(answer.status, 200, "{}", answer.text);
+    // It was given up for one projection, and applied in the other.
+    let path = format!("/v1/positions/{}", bad.position().replace('/', "%2F"));
+    let told = all.web.get(&path, &[]).await.json();
+    let outcomes: BTreeMap<&str, &str> = told["projections"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|of| (of["consumer"].as_str().unwrap(), of["outcome"].as_str().unwrap()))
+        .collect();
+    assert_eq!(outcomes, BTreeMap::from([("ledger", "dead_lettered"), ("sums", "applied")]), "{told}");
 
     cluster.succeeds(&["consumer", "restart", "sums", "--from-zero"]);
     let again = "select next_offset from millpond.fences f join millpond.versions v using (projection, version)
