@@ -9,12 +9,12 @@ use std::{
     sync::Arc,
 };
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use uuid::Uuid;
 
 use super::{
     buffer::Chunk,
-    dead_letter::{self, DeadLetter, base64},
+    dead_letter::{self, DeadLetter},
     drained::Drained,
     engine::Engine,
     guard::{Attempt, Turn},
@@ -23,7 +23,7 @@ use super::{
     parked::RETRY,
     partition::Partition,
     prepare::{Fault, Prepared},
-    verdict::Decision,
+    verdict::{self, Decision},
 };
 use crate::{
     domain::{Fingerprint, HEADER_EVENT_ID, HEADER_FINGERPRINT, literal},
@@ -32,6 +32,7 @@ use crate::{
     store::{
         self, CopyBuffer, Session,
         fence::{Advance, Claim},
+        headers,
         seen::{self, Entry},
     },
 };
@@ -63,6 +64,8 @@ pub struct Work<'a> {
     pub log_time: Option<i64>,
     /// What the engine itself has decided about records of the batch.
     pub decisions: Vec<Decision>,
+    /// Offsets of verdicts that turn out to be about another record than the log has (true), or about the one it has again.
+    pub reviewed: Vec<(i64, bool)>,
     /// What becomes of records that were set aside before; the fence stays where it is then.
     pub drained: Option<Drained<'a>>,
 }
@@ -83,6 +86,7 @@ impl<'a> Work<'a> {
             ids: BTreeMap::new(),
             log_time: None,
             decisions,
+            reviewed: Vec::new(),
             drained: None,
         }
     }
@@ -213,6 +217,9 @@ fn flush_sql(engine: &Engine, work: &Work<'_>, emitted: i64, with_rows: &BTreeSe
     if let Some(drained) = &work.drained {
         sql.push_str(&drained.sql(engine, &work.claim.at));
     }
+    if !work.reviewed.is_empty() {
+        sql.push_str(&verdict::review_sql(engine, &work.claim.at, &work.reviewed));
+    }
     for decision in &work.decisions {
         sql.push_str(&decision.sql(engine, &work.claim.at));
     }
@@ -268,10 +275,11 @@ async fn stage_outbox(engine: &Engine, session: &mut Session, work: &Work<'_>) -
         seq += 1;
         let id = event_id(engine, work.claim, event.source_offset, index);
         // By it those who read the event know it when they meet it again: sent twice by the relay, or emitted anew by a
-        // version that reads the log from its start.
+        // version that reads the log from its start. Of every event: who will read the log, and when, is not known here, and
+        // the one that comes first has to carry it.
         let said = fingerprint(&event.record_type, event.json.as_bytes()).map(|hash| Fingerprint::from(hash).to_hex());
-        let said = said.map(|said| json!([HEADER_FINGERPRINT, base64(&said)]));
-        let headers = std::iter::once(json!([HEADER_EVENT_ID, base64(id.to_string().as_bytes())])).chain(said);
+        let said = said.map(|said| headers::to_json(HEADER_FINGERPRINT, Some(&said)));
+        let headers = std::iter::once(headers::to_json(HEADER_EVENT_ID, Some(id.to_string().as_bytes()))).chain(said);
         let headers = Value::from_iter(headers).to_string();
         rows.begin_row(9);
         rows.int8(seq);

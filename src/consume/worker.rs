@@ -246,6 +246,13 @@ impl Worker {
             }
             let aside = self.aside(chunk, &division);
             let heads = aside.heads(chunk);
+            if range.len() > 1 && self.parked.is_full_for(heads.len()) {
+                // As many are parked as there is room for, so that each one that is decided about makes room for another.
+                let middle = range.start + range.len() / 2;
+                ranges.push(middle..range.end);
+                ranges.push(range.start..middle);
+                continue;
+            }
             self.check_room(heads.len())?;
             let failures = division.failures();
             match self.transact(chunk, &range, division, (&aside, heads), &repeats).await {
@@ -359,6 +366,7 @@ impl Worker {
         work.from = if planted::is(Bug::GapIgnored) { claim.next_offset.max(chunk.from) } else { work.from };
         work.watched = self.guard.turn();
         work.decisions = division.decisions;
+        work.reviewed = self.recalled.reviewed(chunk.records[range.start].offset, to);
         work.dead = aside.letters();
         work.ids = repeats.entries(chunk, range);
         work.log_time = chunk.records[range.clone()].iter().map(|record| record.timestamp).max();

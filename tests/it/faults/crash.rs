@@ -1,7 +1,7 @@
 //! The crash guard: a record that ends the process is set aside after three attempts; one around which the process is killed
 //! is not.
 
-use std::{collections::HashMap, ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
+use std::{collections::HashMap, path::PathBuf, time::Duration};
 
 use millpond::handler::{Effects, Handler, HandlerError, Record, State, async_trait};
 use serde::{Deserialize, Serialize};
@@ -9,11 +9,9 @@ use serde_json::json;
 use sqlx::{Executor as _, Row as _};
 
 use super::FAST_REBALANCE;
-use crate::cluster::{Cluster, Process, Project, SOON};
+use crate::cluster::{Cluster, Process, Project, SOON, run_with_handler};
 use crate::harness::eventually_async;
 
-/// Where the process of a consumer finds its arguments.
-const ARGUMENTS: &str = "MILLPOND_TEST_ARGUMENTS";
 /// An amount that ends the process which meets it.
 const DEADLY: i64 = 666;
 /// An amount that takes the handler longer than Postgres lets a transaction stand still (8 s), and than it may take to answer
@@ -69,10 +67,7 @@ impl Handler for Sums {
 #[test]
 #[ignore = "a process of other tests, which run it by default"]
 fn consumer_process() {
-    let Ok(arguments) = std::env::var(ARGUMENTS) else { return };
-    let arguments: Vec<OsString> =
-        serde_json::from_str::<Vec<String>>(&arguments).unwrap().into_iter().map(OsString::from).collect();
-    assert_eq!(millpond::Application::new().handler("deadly", Sums).main_from(arguments), ExitCode::SUCCESS);
+    run_with_handler("deadly", Sums);
 }
 
 pub fn deadly(dir: PathBuf, unique: &str) -> Project {
@@ -88,10 +83,7 @@ fn deadly_on(dir: PathBuf, unique: &str, partitions: u32) -> Project {
 }
 
 pub fn consume(cluster: &Cluster) -> Process {
-    let own = std::env::current_exe().unwrap().into_os_string();
-    let program =
-        [own, "--exact".into(), "faults::crash::consumer_process".into(), "--ignored".into(), "--nocapture".into()];
-    cluster.start_other(&program, ARGUMENTS, "consume", &FAST_REBALANCE)
+    cluster.start_application("faults::crash::consumer_process", "consume", &FAST_REBALANCE)
 }
 
 /// Payments of one account, of which one is deadly.
