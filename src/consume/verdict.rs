@@ -305,12 +305,9 @@ mod tests {
         assert_eq!(discarded, BTreeSet::from([1]));
         assert_eq!(faulty.into_iter().map(|(index, fault)| (index, fault.class)).collect::<Vec<_>>(), [(3, CRASH)]);
         assert_eq!(recalled.within(&chunk, 2..3).0, BTreeSet::new());
-<<<<<<< HEAD
         assert_eq!(recalled.wanted(&chunk, 0..4), BTreeSet::from([0]));
-=======
         // The table learns of the record that is there again, and of the one that is not there any more.
         assert_eq!(recalled.reviewed(3, 12), [(5, false), (6, true)]);
         assert_eq!(recalled.reviewed(6, 9), [(6, true)]);
->>>>>>> w-ops
     }
 }
