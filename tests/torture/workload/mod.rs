@@ -21,7 +21,6 @@ use self::history::{History, Kind, Outcome, Request};
 use self::operator::{Desk, Operator};
 use crate::arguments::Runs;
 use crate::random::{Random, hash};
-use crate::values;
 use crate::web::Web;
 
 /// Clients that append. Together they send so many requests a second, of as many values as the rate wants, or of so many at
