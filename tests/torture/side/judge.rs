@@ -95,11 +95,16 @@ fn lost(log: &[Placed<Note>], sent: &[Sent], excused: &Excused) -> Vec<String> {
             _ => {}
         }
     }
-    let known: BTreeSet<i64> = sent.iter().flat_map(|request| request.first..request.first + request.count).collect();
+    // By the number of a note what it has to have in the field of the newer schema.
+    let fields = |request: &Sent| {
+        let newer = request.newer;
+        (request.first..request.first + request.count).map(move |n| (n, newer.then(|| writer::extra(n))))
+    };
+    let known: BTreeMap<i64, Option<String>> = sent.iter().flat_map(fields).collect();
     for placed in log {
         let note = &placed.value;
-        let good = note.n < 0 || known.contains(&note.n) && note.key == writer::key(note.n);
-        if !good || note.extra.as_ref().is_some_and(|extra| *extra != writer::extra(note.n)) {
+        let as_sent = known.get(&note.n).is_some_and(|extra| *extra == note.extra);
+        if note.n >= 0 && !(as_sent && note.key == writer::key(note.n)) {
             wrong.push(format!("{placed:?} was never sent"));
         }
     }

@@ -57,8 +57,13 @@ const CASES: &[Case] = &[
         let removed = world.log.remove(index);
         world.excused.removed.push(removed);
     }),
-    ("new_field_lost", true, |world| {
-        world.log[5].value.extra = Some(writer::extra(world.log[5].value.n));
+    ("new_field_lost", true, |world| give_new_field(world)),
+    ("new_field_lost_on_the_way_to_the_log", true, |world| world.sent[0].newer = true),
+    ("new_field_in_the_row", false, |world| {
+        give_new_field(world);
+        for n in 1..=REQUEST {
+            world.rows.get_mut(&n).expect("a row").2 = Some(writer::extra(n));
+        }
     }),
 ];
 
@@ -72,6 +77,14 @@ pub fn run() -> Vec<(String, Option<String>)> {
         (format!("judge_beside_of_{name}"), mistaken.then(|| format!("it has found {found:?}")))
     };
     CASES.iter().map(judged).collect()
+}
+
+/// Sends the first request with the field of the newer schema, and has it in the log.
+fn give_new_field(world: &mut World) {
+    world.sent[0].newer = true;
+    for placed in world.log.iter_mut().filter(|placed| placed.value.n <= REQUEST) {
+        placed.value.extra = Some(writer::extra(placed.value.n));
+    }
 }
 
 fn place(world: &World, n: i64) -> (i32, i64) {
