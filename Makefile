@@ -35,7 +35,7 @@ fmt-check:
 lint: ## clippy, every warning an error
 	cargo clippy --all-targets -- -D warnings
 
-bench: bootstrap ## measure beside the limits of this machine, 5 minutes after the build (ARGS="single bulk sink reads", --quick)
+bench: bootstrap ## measure beside the limits of this machine, 5 minutes after the build (ARGS="single bulk sink reads", price, --quick)
 	cargo bench --locked --bench limits -- $(ARGS)
 
 .PHONY: instructions

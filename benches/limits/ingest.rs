@@ -7,7 +7,7 @@ use crate::{
     http::{self, Outcome, Requests, Until},
     kafka::{self, Headers},
     millpond::Running,
-    project::{BACKLOG, COMMAND, Flight},
+    project::{Backlog, COMMAND, Flight},
     report::Report,
     stats::Series,
 };
@@ -15,9 +15,9 @@ use crate::{
 /// Requests that differ.
 const DIFFERENT: u64 = 20_000;
 /// Records of one bulk request.
-const BULK: u64 = 500;
+pub const BULK: u64 = 500;
 /// Connections that post in bulk.
-const BULK_CONNECTIONS: usize = 16;
+pub const BULK_CONNECTIONS: usize = 16;
 /// Records that librdkafka alone writes in one repetition.
 const LIMIT_RECORDS: usize = 1_000_000;
 
@@ -26,8 +26,8 @@ const BROKER_WARM_UP: Duration = Duration::from_secs(15);
 
 /// Rates, latencies and CPU time of one contestant.
 #[derive(Debug, Default)]
-struct Measured {
-    rate: Series,
+pub struct Measured {
+    pub rate: Series,
     p50: Series,
     p99: Series,
     /// Microseconds a request.
@@ -35,7 +35,7 @@ struct Measured {
 }
 
 impl Measured {
-    fn add(&mut self, (outcome, cpu, records): (Outcome, f64, u64)) {
+    pub fn add(&mut self, (outcome, cpu, records): (Outcome, f64, u64)) {
         self.rate.add(outcome.rate * records as f64);
         self.p50.add(outcome.p50.as_secs_f64() * 1e3);
         self.p99.add(outcome.p99.as_secs_f64() * 1e3);
@@ -43,7 +43,7 @@ impl Measured {
         self.cpu.add(cpu * 1e6 / (outcome.requests * records) as f64);
     }
 
-    fn more(&self) -> String {
+    pub fn more(&self) -> String {
         format!(
             "p50 {:.1} ms, p99 {:.1} ms, CPU {:.1} µs each",
             self.p50.median(),
@@ -56,10 +56,7 @@ impl Measured {
 /// One event a request, with 256 and with 64 connections.
 pub async fn single(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     eprintln!("single events over HTTP");
-    let flights = (0..DIFFERENT).map(|n| Flight::new(n, n).json());
-    let path = format!("/v1/commands/{COMMAND}");
-    let post = |(n, json): (usize, String)| http::post(&path, "application/json", bench.key(n), json.as_bytes());
-    let requests: Requests = flights.enumerate().map(post).collect();
+    let requests = single_requests(bench.ids);
     let limit = bare::start().await?;
     let ingest = Running::role(bench, "ingest", &bench.project, &[]).await?;
     let idle = ingest.idle_memory().await?;
@@ -94,14 +91,22 @@ pub async fn single(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     ingest.stop().await
 }
 
+/// Requests with one event each.
+pub fn single_requests(ids: bool) -> Requests {
+    let path = format!("/v1/commands/{COMMAND}");
+    let flights = (0..DIFFERENT).map(|n| Flight::new(n, n).json());
+    let post = |(n, json): (usize, String)| http::post(&path, "application/json", ids.then_some(n), json.as_bytes());
+    flights.enumerate().map(post).collect()
+}
+
 /// Has the broker run this load for a while before anything is measured: it compiles itself as it goes, on the CPUs that
 /// everybody shares, and what it costs meanwhile nobody meets who runs it for longer than a minute.
-async fn warm_up(ingest: &Running, requests: &Requests, connections: usize) -> anyhow::Result<()> {
+pub async fn warm_up(ingest: &Running, requests: &Requests, connections: usize) -> anyhow::Result<()> {
     http::load(ingest.address, connections, requests, 202, Until::Elapsed(BROKER_WARM_UP)).await.map(drop)
 }
 
 /// Outcome, CPU seconds, records a request.
-async fn under_load(
+pub async fn under_load(
     process: &Running,
     connections: usize,
     requests: &Requests,
@@ -115,7 +120,7 @@ async fn under_load(
 /// 500 events a request.
 pub async fn bulk(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     eprintln!("bulk of {BULK} over HTTP");
-    let requests = bulk_requests(bench, COMMAND, (0..DIFFERENT * 5).map(|n| Flight::new(n, n)));
+    let requests = bulk_requests(bench.ids, COMMAND, (0..DIFFERENT * 5).map(|n| Flight::new(n, n)));
     let ingest = Running::role(bench, "ingest", &bench.project, &[]).await?;
     let idle = ingest.idle_memory().await?;
     let records = kafka::records()?;
@@ -139,17 +144,17 @@ pub async fn bulk(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     ingest.stop().await
 }
 
-/// Posts the backlog of the sink: `records` of `keys` keys, in an order that looks random.
-pub async fn backlog(bench: &Bench, records: usize, keys: usize) -> anyhow::Result<()> {
+/// Posts a backlog for the sink: `records` of `keys` keys, in an order that looks random.
+pub async fn backlog(bench: &Bench, of: &Backlog, records: usize, keys: usize) -> anyhow::Result<()> {
     let ingest = Running::role(bench, "ingest", &bench.project, &[]).await?;
     let mut random = crate::project::Random(7);
     let flights = (0..records as u64).map(|n| Flight::new(random.below(keys as u64), n));
-    let requests = bulk_requests(bench, BACKLOG, flights);
+    let requests = bulk_requests(bench.ids || of.ids, of.record, flights);
     http::load(ingest.address, BULK_CONNECTIONS, &requests, 202, Until::Sent).await?;
     ingest.stop().await
 }
 
-fn bulk_requests(bench: &Bench, record: &str, mut flights: impl Iterator<Item = Flight>) -> Requests {
+pub fn bulk_requests(ids: bool, record: &str, mut flights: impl Iterator<Item = Flight>) -> Requests {
     let path = format!("/v1/commands/{record}");
     let mut requests = Vec::new();
     loop {
@@ -157,7 +162,7 @@ fn bulk_requests(bench: &Bench, record: &str, mut flights: impl Iterator<Item = 
         if lines.is_empty() {
             return Arc::from(requests);
         }
-        let key = bench.key(requests.len());
+        let key = ids.then_some(requests.len());
         requests.push(http::post(&path, "application/x-ndjson", key, lines.join("\n").as_bytes()));
     }
 }

@@ -5,13 +5,14 @@
 //! says what is measured and how. Millpond runs as it ships: the release binary, a process per role, on a project of its own.
 //!
 //! `make bench ARGS="single bulk sink reads"` runs some of the sections; `ARGS=--quick` runs all of them once, briefly; with
-//! `--ids` clients give ids to their events.
+//! `--ids` clients give ids to their events. `ARGS=price` measures in one run what ids, parked keys and transactions cost.
 
 mod bare;
 mod http;
 mod ingest;
 mod kafka;
 mod millpond;
+mod price;
 mod project;
 mod reads;
 mod report;
@@ -27,6 +28,8 @@ use self::{project::Project, report::Report};
 
 /// The four sections, in the order in which they run; `reads` needs the table that `sink` fills.
 const SECTIONS: [&str; 4] = ["single", "bulk", "sink", "reads"];
+/// Runs only when it is named: it compares Millpond with itself.
+const PRICE: &str = "price";
 /// Away from a `millpond dev` and from the tests on the same machine.
 const KAFKA_PORT: u16 = 29_192;
 const POSTGRES_PORT: u16 = 29_432;
@@ -46,13 +49,6 @@ pub struct Bench {
     pub ids: bool,
 }
 
-impl Bench {
-    /// The key of a request, if it gets one.
-    pub fn key(&self, request: usize) -> Option<usize> {
-        self.ids.then_some(request)
-    }
-}
-
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -62,8 +58,8 @@ fn main() -> anyhow::Result<()> {
     let quick = arguments.iter().any(|a| a == "--quick");
     let ids = arguments.iter().any(|a| a == "--ids");
     let named: Vec<&str> = arguments.iter().map(String::as_str).filter(|a| !["--quick", "--ids"].contains(a)).collect();
-    if let Some(stray) = named.iter().find(|name| !SECTIONS.contains(name)) {
-        bail!("there is no section {stray}; there are {}", SECTIONS.join(", "));
+    if let Some(stray) = named.iter().find(|name| !SECTIONS.contains(name) && **name != PRICE) {
+        bail!("there is no section {stray}; there are {}, {PRICE}", SECTIONS.join(", "));
     }
     let runs = |section: &str| named.is_empty() || named.contains(&section);
 
@@ -93,6 +89,9 @@ fn main() -> anyhow::Result<()> {
         }
         if runs("reads") {
             reads::run(&bench, &mut report).await.context("reads")?;
+        }
+        if named.contains(&PRICE) {
+            price::run(&bench, &mut report).await.context(PRICE)?;
         }
         anyhow::Ok(())
     });

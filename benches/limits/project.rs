@@ -13,9 +13,17 @@ use crate::{Bench, millpond::Running};
 /// The command that clients post one by one and in bulk, and its topic.
 pub const COMMAND: &str = "ScheduleFlight";
 const COMMANDS_TOPIC: &str = "bench.commands.v1";
-/// The same record as it waits for the sink, and its topic.
-pub const BACKLOG: &str = "RescheduleFlight";
-pub const BACKLOG_TOPIC: &str = "bench.backlog.v1";
+/// The same record as it waits for the sink.
+pub struct Backlog {
+    pub record: &'static str,
+    pub topic: &'static str,
+    /// Whether its clients give ids whatever the run says of others.
+    pub ids: bool,
+}
+
+pub const BACKLOG: Backlog = Backlog { record: "RescheduleFlight", topic: "bench.backlog.v1", ids: false };
+pub const BACKLOG_WITH_IDS: Backlog =
+    Backlog { record: "RescheduleFlightOnce", topic: "bench.backlog_with_ids.v1", ids: true };
 /// Where librdkafka alone writes.
 pub const LIMIT_TOPIC: &str = "bench.limit.v1";
 const PARTITIONS: u32 = 6;
@@ -42,13 +50,14 @@ impl Project {
     pub fn write(folder: &Path) -> anyhow::Result<Self> {
         fs::remove_dir_all(folder).ok();
         let mut contract = String::new();
-        for (name, topic) in [(COMMAND, COMMANDS_TOPIC), (BACKLOG, BACKLOG_TOPIC)] {
+        let backlogs = [BACKLOG, BACKLOG_WITH_IDS].map(|backlog| (backlog.record, backlog.topic));
+        for (name, topic) in [(COMMAND, COMMANDS_TOPIC)].into_iter().chain(backlogs) {
             let schemas = folder.join("schemas").join(name);
             fs::create_dir_all(&schemas)?;
             fs::write(schemas.join("v1.avsc"), schema(name))?;
             write!(contract, "[commands.{name}]\ntopic = \"{topic}\"\nkey = \"flight_id\"\n\n")?;
         }
-        for topic in [COMMANDS_TOPIC, BACKLOG_TOPIC, LIMIT_TOPIC] {
+        for topic in [COMMANDS_TOPIC, BACKLOG.topic, BACKLOG_WITH_IDS.topic, LIMIT_TOPIC] {
             write!(contract, "[topics.\"{topic}\"]\npartitions = {PARTITIONS}\n\n")?;
         }
         fs::create_dir_all(folder.join("producers/airline"))?;
@@ -57,11 +66,13 @@ impl Project {
     }
 
     /// The same project with one consumer that keeps the latest record of each key, without SQL.
-    pub fn with_consumer(&self, name: &str) -> anyhow::Result<Self> {
+    pub fn with_consumer(&self, name: &str, of: &Backlog, on_error: &str) -> anyhow::Result<Self> {
         let project = Self::write(&self.folder.with_file_name(format!("project-{name}")))?;
         let folder = project.folder.join("consumers").join(name);
         fs::create_dir_all(&folder)?;
-        fs::write(folder.join("consumer.toml"), format!("topics = [\"{BACKLOG_TOPIC}\"]\ntypes = [\"{BACKLOG}\"]\n"))?;
+        let Backlog { record, topic, .. } = of;
+        let manifest = format!("topics = [\"{topic}\"]\ntypes = [\"{record}\"]\non_error = \"{on_error}\"\n");
+        fs::write(folder.join("consumer.toml"), manifest)?;
         Ok(project)
     }
 

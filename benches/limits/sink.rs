@@ -18,7 +18,7 @@ use tokio_postgres::{Client, NoTls};
 use crate::{
     Bench, ingest,
     millpond::Running,
-    project::{BACKLOG_TOPIC, COLUMNS, Flight, Random},
+    project::{BACKLOG, Backlog, COLUMNS, Flight, Random},
     report::Report,
     stats::Series,
 };
@@ -36,10 +36,10 @@ type Batch = Vec<Flight>;
 pub async fn run(bench: &Bench, report: &mut Report, measured: bool) -> anyhow::Result<()> {
     let (records, keys) = bench.backlog;
     eprintln!("sink: {records} records of {keys} keys");
-    ingest::backlog(bench, records, keys).await?;
+    ingest::backlog(bench, &BACKLOG, records, keys).await?;
     let client = connect(&bench.postgres).await?;
     if !measured {
-        drain(bench, &client, CONSUMER, 1).await?;
+        drain(bench, &client, &Case::plain(CONSUMER, 1)).await?;
         return Ok(());
     }
     let batches = batches(records, keys);
@@ -50,7 +50,8 @@ pub async fn run(bench: &Bench, report: &mut Report, measured: bool) -> anyhow::
         for repetition in 0..bench.repetitions {
             upserts.add(records as f64 / by_hand(bench, &client, &batches, connections, Way::Upsert).await?);
             copies.add(records as f64 / by_hand(bench, &client, &batches, connections, Way::Copy).await?);
-            let drained = drain(bench, &client, &format!("sink_c{connections}_r{repetition}"), connections).await?;
+            let name = format!("sink_c{connections}_r{repetition}");
+            let drained = drain(bench, &client, &Case::plain(&name, connections)).await?;
             ours.add(records as f64 / drained.seconds);
             cpu.add(drained.cpu * 1e6 / records as f64);
             idle.add(drained.idle);
@@ -68,16 +69,31 @@ pub async fn run(bench: &Bench, report: &mut Report, measured: bool) -> anyhow::
     Ok(())
 }
 
-struct Drained {
-    seconds: f64,
-    cpu: f64,
+/// A consumer that has a backlog before it.
+pub struct Case<'a> {
+    pub name: &'a str,
+    pub backlog: &'a Backlog,
+    pub on_error: &'a str,
+    pub connections: usize,
+}
+
+impl<'a> Case<'a> {
+    fn plain(name: &'a str, connections: usize) -> Self {
+        Self { name, backlog: &BACKLOG, on_error: "skip", connections }
+    }
+}
+
+pub struct Drained {
+    pub seconds: f64,
+    pub cpu: f64,
     idle: f64,
     peak: f64,
 }
 
 /// Runs a consumer on the whole backlog: from its first claim until every partition is applied to its end.
-async fn drain(bench: &Bench, client: &Client, name: &str, connections: usize) -> anyhow::Result<Drained> {
-    let project = bench.project.with_consumer(name)?;
+pub async fn drain(bench: &Bench, client: &Client, case: &Case<'_>) -> anyhow::Result<Drained> {
+    let Case { name, connections, .. } = case;
+    let project = bench.project.with_consumer(name, case.backlog, case.on_error)?;
     client.batch_execute("checkpoint").await?;
     let setting = format!("consume.connections={connections}");
     let consume = Running::role(bench, "consume", &project, &[&setting]).await?;
@@ -87,10 +103,10 @@ async fn drain(bench: &Bench, client: &Client, name: &str, connections: usize) -
                from millpond.fences where projection = $1",
         )
         .await?;
-    let wanted = ends(&bench.brokers)?;
+    let wanted = ends(&bench.brokers, case.backlog.topic)?;
     let (begun, mut claimed) = (Instant::now(), None);
     let seconds = loop {
-        let row = client.query_one(&look, &[&name]).await?;
+        let row = client.query_one(&look, &[name]).await?;
         let (fences, applied, halt): (i64, i64, String) = (row.get(0), row.get(1), row.get(2));
         if fences > 0 {
             claimed.get_or_insert_with(Instant::now);
@@ -109,16 +125,16 @@ async fn drain(bench: &Bench, client: &Client, name: &str, connections: usize) -
     Ok(Drained { seconds, cpu, idle, peak })
 }
 
-/// Sum of the ends of all partitions of the backlog.
-fn ends(brokers: &str) -> anyhow::Result<i64> {
+/// Sum of the ends of all partitions of a backlog.
+fn ends(brokers: &str, topic: &str) -> anyhow::Result<i64> {
     let consumer: BaseConsumer =
         ClientConfig::new().set("bootstrap.servers", brokers).set("group.id", "bench").create()?;
     let limit = Duration::from_secs(10);
-    let metadata = consumer.fetch_metadata(Some(BACKLOG_TOPIC), limit)?;
-    let topic = metadata.topics().first().context("no such topic")?;
+    let metadata = consumer.fetch_metadata(Some(topic), limit)?;
+    let partitions = metadata.topics().first().context("no such topic")?.partitions();
     let mut sum = 0;
-    for partition in topic.partitions() {
-        sum += consumer.fetch_watermarks(BACKLOG_TOPIC, partition.id(), limit)?.1;
+    for partition in partitions {
+        sum += consumer.fetch_watermarks(topic, partition.id(), limit)?.1;
     }
     Ok(sum)
 }

@@ -420,7 +420,9 @@ pub async fn command(config: &Config, command: Consumer, handlers: &Handlers) ->
         Consumer::Pause { name } => set_paused(config, &name, true).await?,
         Consumer::Resume { name } => set_paused(config, &name, false).await?,
         Consumer::Drop { name, discard_unsent } => drop_projection(config, &name, discard_unsent).await?,
-        Consumer::Restart { name, from_zero, skip_removed } => restart(config, &name, from_zero, skip_removed).await?,
+        Consumer::Restart { name, from_zero, skip_removed, no_breaker } => {
+            restart(config, &name, from_zero, skip_removed, no_breaker).await?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -446,7 +448,7 @@ async fn drop_projection(config: &Config, name: &str, discard_unsent: bool) -> a
 }
 
 /// Moves the fences of partitions whose log was cut to where the log starts now.
-async fn skip(config: &Config, name: &str, connection: &mut PgConnection) -> anyhow::Result<()> {
+async fn skip_removed(config: &Config, name: &str, connection: &mut PgConnection) -> anyhow::Result<()> {
     let reader = Reader::open(&wiring::kafka_options(config))?;
     for at in status::cut_partitions(connection, name).await? {
         let (low, _) = reader.watermarks(&at.topic, at.partition)?;
@@ -465,7 +467,7 @@ async fn set_paused(config: &Config, name: &str, paused: bool) -> anyhow::Result
     Ok(())
 }
 
-async fn restart(config: &Config, name: &str, from_zero: bool, skip_removed: bool) -> anyhow::Result<()> {
+async fn restart(config: &Config, name: &str, from_zero: bool, skip: bool, no_breaker: bool) -> anyhow::Result<()> {
     let mut connection = wiring::database(config, "millpond consumer").await?;
     if from_zero {
         let found = versions::start_over(&mut connection, name).await;
@@ -477,11 +479,15 @@ async fn restart(config: &Config, name: &str, from_zero: bool, skip_removed: boo
         );
         return Ok(());
     }
-    if skip_removed {
-        skip(config, name, &mut connection).await?;
+    if skip {
+        skip_removed(config, name, &mut connection).await?;
     }
     if !status::projections(&mut connection).await?.iter().any(|p| p.projection == name) {
         bail!("there is no projection {name} in this database; see `millpond status`");
+    }
+    if no_breaker {
+        status::rest_breaker(&mut connection, name).await?;
+        say!("{name}: for ten minutes the breaker halts nothing, and what cannot be applied is set aside");
     }
     let ended = status::end_halts(&mut connection, name).await?;
     say!(

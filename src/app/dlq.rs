@@ -123,7 +123,7 @@ async fn list(connection: &mut PgConnection, selection: &Selection, limit: usize
     let name = selection.consumer.as_deref().unwrap_or("CONSUMER");
     say!("\nmillpond dlq show {name} TOPIC/PARTITION/OFFSET prints one, decoded");
     say!("millpond dlq redrive, edit or discard {name} … decides about them; --dry-run says what would be met");
-    say!("millpond explain CLASS says what decode, refused_by_postgres, handler, crash, retry or waits means");
+    say!("millpond explain CLASS says what a class such as refused_by_postgres means, and its usual cause");
     Ok(())
 }
 

@@ -82,6 +82,14 @@ async fn broker(config: &Config, project: Option<&Project>) -> Result<String, St
     if !leaderless.is_empty() {
         return Err(format!("partitions without a leader in {}: see the brokers' logs", leaderless.join(", ")));
     }
+    let lagging: Vec<&str> = topics.iter().filter(|t| t.lagging > 0).map(|t| t.name.as_str()).collect();
+    if !lagging.is_empty() {
+        return Err(format!(
+            "partitions without all of their replicas in sync in {}: a broker is away or cannot keep up; where fewer than \
+             min.insync.replicas are in sync no write is taken; see the brokers' logs",
+            lagging.join(", ")
+        ));
+    }
     let declared = project.map(Project::topics).unwrap_or_default();
     let missing: Vec<&str> =
         declared.iter().map(|t| t.name.as_str()).filter(|name| topics.iter().all(|t| t.name != *name)).collect();
@@ -136,6 +144,7 @@ async fn downstream(config: &Config) -> Option<Result<String, String>> {
     Some(match store::relay::delivery(&mut connection).await {
         Err(error) => Err(error.to_string()),
         Ok(None) => Ok("nothing was sent yet: no process with the role publish has led".to_owned()),
+        Ok(Some(Delivery::NotAtAll(why))) => Err(format!("nothing is sent: {why}")),
         Ok(Some(Delivery::ExactlyOnce)) => Ok("exactly once, for readers of committed records".to_owned()),
         Ok(Some(Delivery::AtLeastOnce(why))) if config.publish.transactions == "off" => {
             Ok(format!("at least once, as it is set: {why}"))

@@ -1,7 +1,7 @@
 //! `millpond explain`: what a code means and what to do.
 //!
-//! Errors that leave over HTTP are explained by their own catalogues; halts and classes of dead letters by the pages of
-//! the runbook, which are a part of the binary, so that there is one text of each.
+//! Errors that leave over HTTP are explained by their own catalogues; halts by a page of the runbook and classes of dead
+//! letters by that for operators, which are a part of the binary, so that there is one text of each.
 
 use std::process::ExitCode;
 
@@ -9,8 +9,9 @@ use anyhow::bail;
 
 use crate::{cli::say::say, domain::nearest, http::Kind, ingest};
 
-const RUNBOOK: &str = include_str!("../../docs/operating.md");
-/// The heading of the runbook below which classes are in a table.
+const HALTS: &str = include_str!("../../docs/runbook/halted.md");
+const OPERATING: &str = include_str!("../../docs/operating.md");
+/// The heading of the page below which classes are in a table.
 const DEAD_LETTERS: &str = "\n## Dead letters\n";
 
 /// Something of the runbook.
@@ -54,8 +55,8 @@ fn catalogue() -> Vec<&'static Kind> {
 
 /// The halts and the classes of dead letters.
 fn runbook() -> Vec<Entry> {
-    let mut entries: Vec<Entry> = RUNBOOK.split("\n#### `").skip(1).filter_map(halt).collect();
-    let classes = RUNBOOK.split_once(DEAD_LETTERS).map_or("", |(_, rest)| rest);
+    let mut entries: Vec<Entry> = HALTS.split("\n#### `").skip(1).filter_map(halt).collect();
+    let classes = OPERATING.split_once(DEAD_LETTERS).map_or("", |(_, rest)| rest);
     let classes = classes.split("\n## ").next().unwrap_or_default();
     entries.extend(classes.lines().filter_map(class));
     entries

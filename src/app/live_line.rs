@@ -120,6 +120,7 @@ mod tests {
             seen_seconds: Some(age),
             age_seconds: Some(age),
             last_error: None,
+            last_error_seconds: None,
         };
         ProjectionStatus {
             projection: name.into(),

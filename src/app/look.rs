@@ -1,7 +1,7 @@
 //! What an operator looks at: `status`, `topic`.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     ops::ControlFlow,
     path::Path,
     process::ExitCode,
@@ -59,7 +59,9 @@ fn judge(projection: &ProjectionStatus, project: &Path) -> Verdict {
     }
     let silent = |p: &PartitionStatus| p.seen_seconds.is_none_or(|s| s > SILENT_SECONDS);
     if projection.partitions.is_empty() || projection.partitions.iter().all(silent) {
-        return bad("not running", "no process with the role consume reports yet: start one (millpond consume), or wait a moment after a start".to_owned());
+        let advice = "no process with the role consume has reported for 10 s: start one (millpond consume), or wait a moment \
+                      after a start; if one runs, see its log and run `millpond doctor`";
+        return bad("not running", advice.to_owned());
     }
     if projection.partitions.iter().any(|p| p.age_seconds.is_some_and(|a| a > BEHIND_SECONDS)) {
         return bad(
@@ -133,16 +135,22 @@ pub async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> 
                 let (keys, records) = (projection.parked_keys, projection.parked_records);
                 say!("    {keys} key{} parked, {records} record{} of them", plural(keys), plural(records));
             }
-            for (error, of) in last_errors(projection) {
-                say!("    last error of {of}: {}", printable(error));
+            for Told { error, of, seconds } in last_errors(projection) {
+                say!("    last error of {of}: {} ({seconds:.0} s ago)", printable(error));
             }
             if let Some(advice) = verdict.advice {
                 say!("    next: {}", printable(&advice));
             }
+            for code in halt_codes(projection) {
+                say!("    more: millpond explain {}", printable(code));
+            }
         }
     }
-    if let (false, Some(Delivery::AtLeastOnce(why))) = (as_json, &delivery) {
-        say!("downstream events are sent at least once: {}", printable(why));
+    match &delivery {
+        _ if as_json => {}
+        Some(Delivery::AtLeastOnce(why)) => say!("downstream events are sent at least once: {}", printable(why)),
+        Some(Delivery::NotAtAll(why)) => say!("downstream events are not sent: {}", printable(why)),
+        Some(Delivery::ExactlyOnce) | None => {}
     }
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -152,6 +160,7 @@ fn word(delivery: &Delivery) -> &'static str {
     match delivery {
         Delivery::ExactlyOnce => "exactly_once",
         Delivery::AtLeastOnce(_) => "at_least_once",
+        Delivery::NotAtAll(_) => "not_at_all",
     }
 }
 
@@ -177,15 +186,34 @@ fn halts(projection: &ProjectionStatus) -> Option<String> {
     (!told.is_empty()).then(|| told.join("; besides: "))
 }
 
-/// Errors of the last minute, each with the partitions that have it; those that halted are told of already.
-fn last_errors(projection: &ProjectionStatus) -> Vec<(&str, String)> {
-    let mut errors: Vec<(&str, String)> = Vec::new();
+/// Why partitions have halted, each reason once.
+fn halt_codes(projection: &ProjectionStatus) -> BTreeSet<&str> {
+    let halted = projection.partitions.iter().filter(|p| p.state == "halted");
+    halted.filter_map(|p| p.halt_code.as_deref()).collect()
+}
+
+/// An error of the last minute.
+struct Told<'a> {
+    error: &'a str,
+    /// The partitions that have it.
+    of: String,
+    /// Since the last of them.
+    seconds: f64,
+}
+
+/// Errors of the last minute, each once; those that halted are told of already.
+fn last_errors(projection: &ProjectionStatus) -> Vec<Told<'_>> {
+    let mut errors: Vec<Told<'_>> = Vec::new();
     for partition in projection.partitions.iter().filter(|p| p.state != "halted") {
         let Some(error) = partition.last_error.as_deref() else { continue };
         let at = format!("{}/{}", partition.topic, partition.partition);
-        match errors.iter_mut().find(|(known, _)| *known == error) {
-            Some((_, of)) => *of = format!("{of}, {at}"),
-            None => errors.push((error, at)),
+        let seconds = partition.last_error_seconds.unwrap_or_default().max(0.0);
+        match errors.iter_mut().find(|told| told.error == error) {
+            Some(told) => {
+                told.of = format!("{}, {at}", told.of);
+                told.seconds = told.seconds.min(seconds);
+            }
+            None => errors.push(Told { error, of: at, seconds }),
         }
     }
     errors
@@ -196,8 +224,9 @@ fn lag(projection: &ProjectionStatus) -> Option<i64> {
 }
 
 fn age(projection: &ProjectionStatus) -> Option<f64> {
-    let ages: Vec<f64> = projection.partitions.iter().filter_map(|p| p.age_seconds).collect();
-    ages.into_iter().reduce(f64::max)
+    let ages = projection.partitions.iter().filter_map(|p| p.age_seconds);
+    // Written in the transaction that is still under way here, it may be of a later moment.
+    ages.reduce(f64::max).map(|age| age.max(0.0))
 }
 
 pub async fn topic(config: &Config, command: Topic) -> anyhow::Result<()> {

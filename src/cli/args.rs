@@ -223,6 +223,9 @@ pub enum Consumer {
         /// Pass over the records that were removed from the log before they were applied, and go on at its start
         #[arg(long)]
         skip_removed: bool,
+        /// For ten minutes let the breaker halt nothing: what cannot be applied is set aside, however much it is
+        #[arg(long, conflicts_with = "from_zero")]
+        no_breaker: bool,
     },
 }
 

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     domain::{Fingerprint, HEADER_DLQ_FINGERPRINT, HEADER_FINGERPRINT, TopicPartition, literal},
     schema::encode::fingerprint,
-    store::CopyBuffer,
+    store::{CopyBuffer, headers},
 };
 
 /// Room for what a mirror gets on top of its record: coordinates, ids, and the reason.
@@ -117,9 +117,9 @@ impl DeadLetter<'_> {
         }
         let place = json!([&*at.topic, at.partition, self.record.offset]).to_string();
         if let Some(hash) = fingerprint("dead letter", place.as_bytes()) {
-            headers.push(json!([HEADER_FINGERPRINT, base64(&Fingerprint::from(hash).to_hex())]));
+            headers.push(headers::to_json(HEADER_FINGERPRINT, Some(&Fingerprint::from(hash).to_hex())));
         }
-        headers.extend(own.into_iter().map(|(name, value)| json!([name, base64(value.as_bytes())])));
+        headers.extend(own.into_iter().map(|(name, value)| headers::to_json(name, Some(value.as_bytes()))));
 
         rows.begin_row(9);
         rows.int8(seq);
@@ -133,10 +133,9 @@ impl DeadLetter<'_> {
         rows.jsonb(&Value::from(headers).to_string());
     }
 
-    /// Pairs of name and value. JSON in Postgres has no NUL.
+    /// As they stand in the tables.
     fn headers(&self, chunk: &Chunk) -> Vec<Value> {
-        let headers = chunk.headers(self.record).into_iter();
-        headers.map(|(name, value)| json!([name.replace('\0', ""), value.map(|v| base64(&v))])).collect()
+        chunk.headers(self.record).iter().map(|(name, value)| headers::to_json(name, value.as_deref())).collect()
     }
 }
 
@@ -176,10 +175,4 @@ pub fn retry_at_sql(attempts: i32) -> String {
 
 fn cut(reason: &str) -> &str {
     &reason[..reason.floor_char_boundary(LONGEST_REASON)]
-}
-
-/// How bytes stand in JSON.
-pub(super) fn base64(bytes: &[u8]) -> String {
-    use base64::Engine as _;
-    base64::engine::general_purpose::STANDARD.encode(bytes)
 }

@@ -192,7 +192,7 @@ impl Worker {
         }
         for (index, parked_at) in &division.waiting {
             let record = &chunk.records[*index];
-            let reason = format!("waits: its key was parked with the record at offset {parked_at}");
+            let reason = format!("its key was parked with the record at offset {parked_at}");
             let fault = Fault { class: WAITS, reason, record_type: self.engine.preparer.record_type(chunk, record) };
             aside.insert(*index, (record, fault, Place::Behind(*parked_at)));
         }

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     kafka::subscription::Incoming,
     store::{
-        self, Class,
+        self, Class, headers,
         parked::{self, Lane, SetAside, Wish},
     },
 };
@@ -143,10 +143,10 @@ impl Worker {
     ) -> Result<(), Failure> {
         let Some(claim) = self.claim.clone() else { return Ok(()) };
         let (lane, released, goes_on) = (drained.lane, drained.is_released(), drained.goes_on());
-        let started = Instant::now();
+        let (records, started) = (tally.applied + tally.skipped, Instant::now());
         // The record that the fence speaks of is the last one of the log.
         let mut work = Work::new(&claim, chunk, claim.next_offset, Prepared { last: None, ..prepared });
-        work.watched = self.guard.is_watching();
+        work.watched = self.guard.turn();
         work.drained = Some(drained);
         let committed = self.commit(work).await?;
         self.parked.set_attempts(lane, 0);
@@ -157,7 +157,7 @@ impl Worker {
             debug!(consumer = %self.engine.projection, partition = %self.partition.at, parked_at, "released a parked key");
             self.parked.release(parked_at);
         }
-        self.done(started);
+        self.done(records, started);
         tally.report(&self.engine.projection, committed.refused, started);
         Ok(())
     }
@@ -236,7 +236,7 @@ fn applicable(lane: Lane, rows: &[SetAside]) -> usize {
 fn chunk(rows: &[SetAside]) -> Chunk {
     let mut chunk = Chunk::default();
     for (index, row) in rows.iter().enumerate() {
-        let headers = headers(&row.headers);
+        let headers = headers::from_json(&row.headers);
         let mut headers = headers.iter().map(|(name, value)| (name.as_str(), value.as_deref()));
         let (key, payload) = (row.key.as_deref(), row.payload.as_deref());
         chunk.push(Incoming { offset: row.offset, timestamp: row.timestamp, key, payload, headers: &mut headers });
@@ -245,15 +245,6 @@ fn chunk(rows: &[SetAside]) -> Chunk {
         }
     }
     chunk
-}
-
-fn headers(json: &serde_json::Value) -> Vec<(String, Option<Vec<u8>>)> {
-    use base64::Engine as _;
-    let header = |pair: &serde_json::Value| {
-        let value = pair.get(1)?.as_str().and_then(|v| base64::engine::general_purpose::STANDARD.decode(v).ok());
-        Some((pair.get(0)?.as_str()?.to_owned(), value))
-    };
-    json.as_array().into_iter().flatten().filter_map(header).collect()
 }
 
 /// A fault that is not tried again by itself, as if the handler had rejected the record.

@@ -71,6 +71,7 @@ pub struct Engine {
 /// What changes while an engine runs, told between its workers and its reporter.
 pub struct Vitals {
     paused: AtomicBool,
+    breaker_rests: AtomicBool,
     superseded: AtomicBool,
     reported: Mutex<Instant>,
     breaker: Mutex<Breaker>,
@@ -81,6 +82,7 @@ impl Default for Vitals {
     fn default() -> Self {
         Self {
             paused: AtomicBool::new(false),
+            breaker_rests: AtomicBool::new(false),
             superseded: AtomicBool::new(false),
             reported: Mutex::new(Instant::now()),
             breaker: Mutex::default(),
@@ -174,9 +176,19 @@ impl Vitals {
         self.paused.load(Ordering::Relaxed)
     }
 
+    /// Says whether an operator lets everything pass the breaker for now.
+    pub fn set_breaker_rests(&self, rests: bool) {
+        self.breaker_rests.store(rests, Ordering::Relaxed);
+    }
+
     /// Counts a batch of any partition; records and failures of the last minute when the breaker trips.
     pub fn count(&self, records: usize, failures: usize) -> Option<(usize, usize)> {
         let mut breaker = self.breaker.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.breaker_rests.load(Ordering::Relaxed) {
+            // It begins anew when it is on again.
+            *breaker = Breaker::default();
+            return None;
+        }
         breaker.count(Instant::now(), records, failures)
     }
 

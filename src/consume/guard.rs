@@ -3,9 +3,17 @@
 //!
 //! Whoever claims a fence that was not released takes small steps, from a single record on. An attempt is counted in the
 //! fence before it is begun, and no longer once the process has outlived it: when the records are decoded and a handler is
-//! done with them. While the process waits for Postgres it is not counted either, for waiting ends no process. So only what
-//! kills it from outside within the fractions of a millisecond in which a record is at work is mistaken for the record's
-//! doing. A single record over which three processes have ended is not touched again.
+//! done with them. While the process waits for Postgres it is not counted either, for waiting ends no process. And of all
+//! partitions of a process only one has a record at work at a time, or those that are at work beside the one that ends it
+//! would be taken for it. So only what kills it from outside within the fractions of a millisecond in which a record is at
+//! work is mistaken for the record's doing. A single record over which three processes have ended is not touched again.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{engine::Engine, prepare::Fault};
 use crate::store::{
@@ -16,10 +24,41 @@ use crate::store::{
 /// Attempts that a record gets.
 const ATTEMPTS: i32 = 3;
 
+/// Who has a record at work under the eyes of a guard: one worker of the process.
+static AT_WORK: Semaphore = Semaphore::const_new(1);
+
+/// Longest wait for the others. Decoding takes fractions of a millisecond, but a handler as long as it takes: that it does
+/// must not hold up the other consumers of the process. Whoever has waited for so long goes on beside it.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A worker's turn to have a record at work; its copies are the same turn.
+#[derive(Debug, Default, Clone)]
+pub struct Turn(Arc<Mutex<Option<SemaphorePermit<'static>>>>);
+
+impl Turn {
+    async fn take(&self) {
+        if self.lock().is_some() {
+            return;
+        }
+        let waited = tokio::time::timeout(PATIENCE, AT_WORK.acquire()).await;
+        *self.lock() = waited.ok().and_then(Result::ok);
+    }
+
+    /// Lets another have it.
+    fn give_up(&self) {
+        self.lock().take();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<SemaphorePermit<'static>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// What one worker knows of it.
 #[derive(Debug, Default)]
 pub struct Guard {
     watching: bool,
+    turn: Turn,
     /// The token of the claim that this worker had last.
     owner: Option<uuid::Uuid>,
     /// Where its last attempt began: if it begins there again, it has outlived that one.
@@ -39,6 +78,16 @@ impl Guard {
         self.watching
     }
 
+    /// The turn to be at work, while it watches.
+    pub fn turn(&self) -> Option<Turn> {
+        self.watching.then(|| self.turn.clone())
+    }
+
+    /// Nothing is at work any more, whatever became of it.
+    pub fn give_up_turn(&self) {
+        self.turn.give_up();
+    }
+
     /// Notes that `records` from offset `from` on are begun. A fault when it is a single one that has had its attempts.
     pub async fn begin(
         &mut self,
@@ -47,6 +96,7 @@ impl Guard {
         from: i64,
         records: usize,
     ) -> Result<Option<Fault>, store::Error> {
+        self.turn.take().await;
         let attempt = (from, self.begun.replace(from) == Some(from));
         let mut lease = engine.sessions.control().await?;
         let noting = fence::note_attempt(&mut lease.connection, &engine.projection, engine.version, claim, attempt);
@@ -71,22 +121,28 @@ impl Guard {
 pub struct Attempt<'a> {
     pub engine: &'a Engine,
     pub claim: &'a Claim,
+    pub turn: &'a Turn,
 }
 
 impl Attempt<'_> {
     /// The process waits for Postgres, whatever the record is like: to be ended now does not count.
     pub async fn pause(self) -> Result<(), store::Error> {
-        self.count(-1).await
+        let counted = self.count(-1).await;
+        self.turn.give_up();
+        counted
     }
 
     /// The record is at work again.
     pub async fn resume(self) -> Result<(), store::Error> {
+        self.turn.take().await;
         self.count(1).await
     }
 
     /// The process has outlived it: the record cannot be what ends it.
     pub async fn end(self) -> Result<(), store::Error> {
-        self.count(-ATTEMPTS - 1).await
+        let counted = self.count(-ATTEMPTS - 1).await;
+        self.turn.give_up();
+        counted
     }
 
     async fn count(self, by: i32) -> Result<(), store::Error> {

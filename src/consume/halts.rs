@@ -1,7 +1,10 @@
 //! Why a partition halts: a stable code, which the runbook has a page for, and a sentence that ends with what to type.
 //! Those about the log itself are in `compare`.
 
-use super::{parked::MAX_KEYS, prepare::Fault};
+use super::{
+    parked::{MAX_KEY_BYTES, MAX_KEYS},
+    prepare::Fault,
+};
 use crate::{
     domain::TopicPartition,
     store::{self, fence::Halt},
@@ -14,7 +17,8 @@ pub fn poison(consumer: &str, at: &TopicPartition, offset: i64, fault: &Fault) -
         reason: format!(
             "the record at {at} offset {offset} cannot be applied: {}; to build the tables anew from a mended folder, run \
              `millpond consumer restart {consumer} --from-zero`; to set the record aside, set on_error = \"skip\" in the \
-             folder, restart the processes with the role consume, and run `millpond consumer restart {consumer}`",
+             folder, or \"park_key\" to have it and the later records of its key wait for a decision, restart the processes \
+             with the role consume, and run `millpond consumer restart {consumer}`",
             fault.reason
         ),
     }
@@ -58,7 +62,9 @@ pub fn breaker(consumer: &str, failures: usize, records: usize) -> Halt {
         code: "breaker",
         reason: format!(
             "{failures} of {records} records of {consumer} failed within a minute, which looks like a faulty deploy rather \
-             than faulty data; see `millpond dlq list {consumer}`, then run `millpond consumer restart {consumer}`"
+             than faulty data; look at the reasons with `millpond dlq list {consumer}`, stop what sends such records or mend the \
+             folder, then run `millpond consumer restart {consumer}`, with --no-breaker where all that is left of them may be \
+             set aside"
         ),
     }
 }
@@ -68,9 +74,10 @@ pub fn too_many_parked_keys(consumer: &str, at: &TopicPartition) -> Halt {
     Halt {
         code: "too_many_parked_keys",
         reason: format!(
-            "more than {MAX_KEYS} keys of {at} would be parked, which is no longer a matter of single records; mend the cause, \
-             decide about those that wait with `millpond dlq redrive {consumer}` or `millpond dlq discard {consumer}`, then \
-             run `millpond consumer restart {consumer}`"
+            "more than {MAX_KEYS} keys of {at}, or of {} MiB together, would be parked, which is no longer a matter of single \
+             records; mend the cause, decide about those that wait with `millpond dlq redrive {consumer} --all` or `millpond dlq discard {consumer} \
+             --all`, then run `millpond consumer restart {consumer}`",
+            MAX_KEY_BYTES >> 20
         ),
     }
 }

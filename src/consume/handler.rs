@@ -106,7 +106,7 @@ impl State<'_> {
         if let Some(attempt) = self.attempt {
             attempt.pause().await?;
         }
-        let rows = self.session.query(&sql, &[&keys]).await?;
+        let rows = store::bounded(self.session.query(&sql, &[&keys])).await?;
         if let Some(attempt) = self.attempt {
             attempt.resume().await?;
         }

@@ -22,7 +22,7 @@ use crate::{
     store::{
         self,
         fence::{self, Claim, Claimed, Halt},
-        parked, verdicts,
+        parked, status, verdicts,
     },
 };
 
@@ -98,10 +98,13 @@ impl Worker {
             let keys = parked::load(connection, name, version, at, MAX_KEYS).await?;
             let due = parked::due(connection, name, version, at).await?;
             let greatest = verdicts::greatest(connection, name, at).await?;
+            // Who ends a halt says it with the same command: here it is known before the next record.
+            let switches = status::switches(connection, name).await?;
             lease.give_back();
-            Ok::<_, store::Error>((keys, due, greatest))
+            Ok::<_, store::Error>((keys, due, greatest, switches))
         };
-        let (keys, due, greatest) = store::bounded(read).await.map_err(|error| self.broken(error))?;
+        let (keys, due, greatest, switches) = store::bounded(read).await.map_err(|error| self.broken(error))?;
+        self.engine.vitals.set_breaker_rests(switches.breaker_rests);
         if keys.len() > MAX_KEYS {
             return Err(Broken::Halt(halts::too_many_parked_keys(self.name(), &self.partition.at)));
         }

@@ -1,10 +1,14 @@
-//! How many records one transaction may have: fewer after the database was too slow for more, or after a process ended
-//! over what it had under way.
+//! How many records one transaction may have: fewer after the database or a handler was too slow for more, or after a process
+//! ended over what it had under way.
 
 use std::time::Duration;
 
 /// A transaction that took less leaves room for one of twice as many records.
 const QUICK: Duration = Duration::from_secs(5);
+
+/// One that took longer is followed by smaller ones: what is under way is lost when the process ends, and nothing of it is
+/// seen before.
+const SLOW: Duration = Duration::from_secs(10);
 
 /// The bound of one partition. There is none until a transaction took too long.
 #[derive(Debug)]
@@ -34,10 +38,13 @@ impl Limit {
         self.most = (records / 2).max(1);
     }
 
-    /// One was done.
-    pub fn done(&mut self, took: Duration) {
+    /// One of so many records was done.
+    pub fn done(&mut self, records: usize, took: Duration) {
         if took < QUICK {
             self.most = self.most.saturating_mul(2);
+        } else if took > SLOW {
+            let fit = records as f64 * (QUICK.as_secs_f64() / took.as_secs_f64());
+            self.most = (fit as usize).max(1);
         }
     }
 }
@@ -56,10 +63,10 @@ mod tests {
             limit.too_slow(limit.of(5000));
         }
         assert_eq!(limit.of(5000), 1);
-        limit.done(QUICK);
+        limit.done(1, QUICK);
         assert_eq!(limit.of(5000), 1, "twice as many might take too long again");
         for _ in 0..13 {
-            limit.done(Duration::from_millis(10));
+            limit.done(1, Duration::from_millis(10));
         }
         assert_eq!(limit.of(5000), 5000);
     }
@@ -69,5 +76,16 @@ mod tests {
         let mut limit = Limit::default();
         limit.too_slow(10);
         assert_eq!(limit.of(5000), 5);
+    }
+
+    #[test]
+    fn limit_after_a_slow_handler_is_what_it_does_in_five_seconds() {
+        let mut limit = Limit::default();
+        limit.done(5000, Duration::from_secs(100));
+        assert_eq!(limit.of(5000), 250);
+        limit.done(250, Duration::from_secs(5));
+        assert_eq!(limit.of(5000), 250, "neither quick nor slow");
+        limit.done(1, Duration::from_secs(60));
+        assert_eq!(limit.of(5000), 1);
     }
 }

@@ -19,6 +19,7 @@ mod halts;
 pub mod handler;
 mod hold;
 mod limit;
+mod overdue;
 mod parked;
 mod partition;
 mod prepare;

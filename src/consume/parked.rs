@@ -18,7 +18,7 @@ use crate::store::parked::{Lane, ParkedKey};
 /// Parked keys of one partition. More are a faulty deploy or a key that is no key; each takes memory of its worker.
 pub const MAX_KEYS: usize = 10_000;
 /// Bytes of all of them together: a key may be as long as a record.
-const MAX_KEY_BYTES: usize = 16 << 20;
+pub const MAX_KEY_BYTES: usize = 16 << 20;
 
 /// Class of a record that is at fault for nothing but standing behind another one.
 pub const WAITS: &str = "waits";

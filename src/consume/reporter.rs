@@ -1,13 +1,17 @@
 //! Once a second: how far the ends of this member's partitions are, for lag and age; whether an operator paused it, or
 //! decided something about records that were set aside.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::watch;
 use tracing::debug;
 
 use super::{group::Group, partition::Partition};
 use crate::{
+    domain::TopicPartition,
     kafka::{
         self, Options, Reader,
         gaps::{self, Gap},
@@ -35,6 +39,8 @@ pub struct Reporter {
     reader: Option<Reader>,
     /// Where idle partitions and their ends were at the last look.
     gaps: Vec<Gap>,
+    /// How old the data was when that was last known, and when that was.
+    age: Option<(f64, Instant)>,
 }
 
 /// What one look at Kafka brought, and the reader back.
@@ -45,7 +51,7 @@ struct Looked {
 
 impl Reporter {
     pub fn new(group: Arc<Group>, options: Options) -> Self {
-        Self { group, options, connection: None, reader: None, gaps: Vec::new() }
+        Self { group, options, connection: None, reader: None, gaps: Vec::new(), age: None }
     }
 
     /// Reports until told to stop.
@@ -61,6 +67,7 @@ impl Reporter {
                     // The workers say that the database is away; here it only means that lag is not known.
                     debug!(consumer = %self.group.engine.projection, error, "cannot report");
                     self.connection = None;
+                    self.grow_old();
                 }
             }
             tokio::select! {
@@ -70,7 +77,56 @@ impl Reporter {
         }
     }
 
+    /// What nobody knows anything new of grows older: an alert on the age must not sleep while a server is away.
+    fn grow_old(&self) {
+        let Some((age, at)) = self.age else { return };
+        let labels = [self.group.engine.projection.as_str()];
+        metrics::FRESHNESS_SECONDS.with_label_values(&labels).set(age + at.elapsed().as_secs_f64());
+    }
+
     async fn report(&mut self) -> Result<(), String> {
+        match self.ask_postgres().await {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(error) => {
+                // Lag is Kafka's to tell.
+                self.look(&self.group.partitions()).await.ok();
+                return Err(error);
+            }
+        }
+        let engine = Arc::clone(&self.group.engine);
+        let held = self.group.partitions();
+        if held.is_empty() {
+            return Ok(());
+        }
+        let ends = match self.look(&held).await {
+            Ok(ends) if ends.is_empty() => Err("no end of a partition can be had from Kafka".to_owned()),
+            looked => looked,
+        };
+        let ends = match ends {
+            Ok(ends) => ends,
+            Err(error) => {
+                let at: Vec<TopicPartition> = held.iter().map(|partition| partition.at.clone()).collect();
+                if let Some(connection) = &mut self.connection {
+                    let (name, version) = (&engine.projection, engine.version);
+                    answer(status::note_silence(connection, name, version, &at, &error)).await?;
+                }
+                return Err(error);
+            }
+        };
+        let end = |(at, end_offset): (TopicPartition, i64)| {
+            let error = held.iter().find(|partition| partition.at == at).and_then(|partition| partition.take_error());
+            End { at, end_offset, error }
+        };
+        let ends: Vec<End> = ends.into_iter().map(end).collect();
+        if let Some(connection) = &mut self.connection {
+            answer(status::note_ends(connection, &engine.projection, engine.version, &ends)).await?;
+        }
+        self.close_gaps(&held, &ends).await
+    }
+
+    /// Learns what operators want, and how the version is doing as a whole; false when it is not the live one any more.
+    async fn ask_postgres(&mut self) -> Result<bool, String> {
         let engine = Arc::clone(&self.group.engine);
         let connection = match &mut self.connection {
             Some(connection) => connection,
@@ -81,37 +137,32 @@ impl Reporter {
         };
         let switches = answer(status::switches(connection, &engine.projection)).await?;
         engine.vitals.set_paused(switches.paused);
+        engine.vitals.set_breaker_rests(switches.breaker_rests);
         if switches.live_version != Some(engine.version) {
             engine.vitals.supersede();
-            return Ok(());
+            return Ok(false);
         }
         let vitals = answer(status::vitals(connection, &engine.projection, engine.version)).await?;
         let labels = [engine.projection.as_str()];
         metrics::HALTED.with_label_values(&labels).set(vitals.halted_partitions);
         if let Some(age) = vitals.age_seconds {
-            metrics::FRESHNESS_SECONDS.with_label_values(&labels).set(age);
+            metrics::FRESHNESS_SECONDS.with_label_values(&labels).set(age.max(0.0));
+            self.age = Some((age, Instant::now()));
         }
         metrics::PARKED_KEYS.with_label_values(&labels).set(vitals.parked_keys);
         metrics::PARKED_RECORDS.with_label_values(&labels).set(vitals.parked_records);
         let held = self.group.partitions();
         if held.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         // Workers do not ask for themselves: a batch would cost a query more, for what happens once a week.
         let due = answer(parked::due_partitions(connection, &engine.projection, engine.version)).await?;
         held.iter().filter(|partition| due.contains(&partition.at)).for_each(|partition| partition.look());
-        let ends = self.look(&held).await?;
-        if ends.is_empty() {
-            return Err("no partition's end is known".to_owned());
-        }
-        if let Some(connection) = &mut self.connection {
-            answer(status::note_ends(connection, &engine.projection, engine.version, &ends)).await?;
-        }
-        self.close_gaps(&held, &ends).await
+        Ok(true)
     }
 
     /// Asks Kafka for the ends of partitions. Not ended early, or threads that ask would pile up.
-    async fn look(&mut self, held: &[Arc<Partition>]) -> Result<Vec<End>, String> {
+    async fn look(&mut self, held: &[Arc<Partition>]) -> Result<Vec<(TopicPartition, i64)>, String> {
         let (reader, options) = (self.reader.take(), self.options.clone());
         let asked = held.to_vec();
         let ask = move || -> Result<Looked, kafka::Error> {
@@ -137,7 +188,7 @@ impl Reporter {
             let lag = (end_offset - partition.next_offset().unwrap_or_default()).max(0);
             let labels = [self.group.engine.projection.as_str(), &at.topic, &at.partition.to_string()];
             metrics::LAG.with_label_values(&labels).set(lag);
-            ends.push(End { at: at.clone(), end_offset, error: partition.take_error() });
+            ends.push((at.clone(), end_offset));
         }
         Ok(ends)
     }

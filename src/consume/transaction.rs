@@ -1,23 +1,29 @@
-//! One batch, one transaction: stage, then fence, rows, dead letters, outbox and commit in a single flush.
+//! One batch, one transaction: stage, then fence, rows, dead letters, outbox and commit in a single flush. Before it, what a
+//! handler decides.
 //!
 //! Rows are staged before the fence row is touched, so that its lock is never held while the server waits for us:
 //! from the compare-and-set to COMMIT there is one message and one answer.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use uuid::Uuid;
 
 use super::{
     buffer::Chunk,
-    dead_letter::{self, DeadLetter, base64},
+    dead_letter::{self, DeadLetter},
     drained::Drained,
     engine::Engine,
-    guard::Attempt,
+    guard::{Attempt, Turn},
     handler::{self, HandlerError, State},
+    overdue::Overdue,
     parked::RETRY,
+    partition::Partition,
     prepare::{Fault, Prepared},
-    verdict::Decision,
+    verdict::{self, Decision},
 };
 use crate::{
     domain::{Fingerprint, HEADER_EVENT_ID, HEADER_FINGERPRINT, literal},
@@ -26,6 +32,7 @@ use crate::{
     store::{
         self, CopyBuffer, Session,
         fence::{Advance, Claim},
+        headers,
         seen::{self, Entry},
     },
 };
@@ -48,8 +55,8 @@ pub struct Work<'a> {
     pub from: i64,
     pub to: i64,
     pub prepared: Prepared,
-    /// Whether the crash guard wants to know that the process has outlived it.
-    pub watched: bool,
+    /// While the crash guard watches, the turn to be at work: it wants to know when nothing is any more.
+    pub watched: Option<Turn>,
     pub dead: Vec<DeadLetter<'a>>,
     /// Ids to be remembered from now on.
     pub ids: BTreeMap<&'a str, Entry>,
@@ -57,6 +64,8 @@ pub struct Work<'a> {
     pub log_time: Option<i64>,
     /// What the engine itself has decided about records of the batch.
     pub decisions: Vec<Decision>,
+    /// Offsets of verdicts that turn out to be about another record than the log has (true), or about the one it has again.
+    pub reviewed: Vec<(i64, bool)>,
     /// What becomes of records that were set aside before; the fence stays where it is then.
     pub drained: Option<Drained<'a>>,
 }
@@ -72,11 +81,12 @@ impl<'a> Work<'a> {
             from,
             to,
             prepared,
-            watched: false,
+            watched: None,
             dead,
             ids: BTreeMap::new(),
             log_time: None,
             decisions,
+            reviewed: Vec::new(),
             drained: None,
         }
     }
@@ -100,32 +110,57 @@ pub struct Committed {
     pub refused: usize,
 }
 
-/// Runs the transaction to its commit.
-pub async fn run(engine: &Engine, session: &mut Session, mut work: Work<'_>) -> Result<Committed, Failure> {
-    let handler = engine.handler.as_ref().filter(|_| !work.prepared.records.is_empty());
-    let attempt = work.watched.then_some(Attempt { engine, claim: work.claim });
-    if let (Some(attempt), None) = (attempt, handler) {
+impl Work<'_> {
+    /// The batch is decoded, and waits for a session: that ends no process.
+    pub async fn wait(&self, engine: &Engine) -> Result<(), store::Error> {
+        let Some(turn) = &self.watched else { return Ok(()) };
+        let attempt = Attempt { engine, claim: self.claim, turn };
+        if self.has_handler(engine) { attempt.pause().await } else { attempt.end().await }
+    }
+
+    fn has_handler(&self, engine: &Engine) -> bool {
+        engine.handler.is_some() && !self.prepared.records.is_empty()
+    }
+}
+
+/// Has a handler decide what a batch does, before its transaction: however long that takes, no lock is held meanwhile, and
+/// Postgres does not end the session of a transaction that stands still. What it has read is of no use once the fence has
+/// moved; then the transaction fails.
+pub async fn decide(
+    engine: &Arc<Engine>,
+    partition: &Arc<Partition>,
+    session: &Session,
+    work: &mut Work<'_>,
+) -> Result<(), Failure> {
+    let Some(handler) = engine.handler.as_ref().filter(|_| work.has_handler(engine)) else { return Ok(()) };
+    let turn = work.watched.clone();
+    let attempt = turn.as_ref().map(|turn| Attempt { engine: engine.as_ref(), claim: work.claim, turn });
+    if let Some(attempt) = attempt {
+        attempt.resume().await?;
+    }
+    let records = std::mem::take(&mut work.prepared.records);
+    let mut state = State { session, schema: &engine.schema, attempt };
+    let overdue = Overdue::watch(engine, partition, &records);
+    handler.apply(&records, &mut state, &mut work.prepared.effects).await.map_err(|e| match e {
+        HandlerError::Store(e) => Failure::Store(e),
+        HandlerError::Reject { offset, reason } => {
+            Failure::Record(offset, Fault { class: "handler", reason, record_type: None })
+        }
+        HandlerError::Retry { offset, reason } => {
+            Failure::Record(offset, Fault { class: RETRY, reason, record_type: None })
+        }
+    })?;
+    drop(overdue);
+    work.prepared.effects.check(&engine.compiled)?;
+    if let Some(attempt) = attempt {
         attempt.end().await?;
     }
+    Ok(())
+}
+
+/// Runs the transaction to its commit, with what [`decide`] left in `work`.
+pub async fn run(engine: &Engine, session: &mut Session, mut work: Work<'_>) -> Result<Committed, Failure> {
     session.run("begin").await?;
-    if let Some(handler) = handler {
-        let schema = &engine.schema;
-        let mut state = State { session, schema, attempt };
-        let records = std::mem::take(&mut work.prepared.records);
-        handler.apply(&records, &mut state, &mut work.prepared.effects).await.map_err(|e| match e {
-            HandlerError::Store(e) => Failure::Store(e),
-            HandlerError::Reject { offset, reason } => {
-                Failure::Record(offset, Fault { class: "handler", reason, record_type: None })
-            }
-            HandlerError::Retry { offset, reason } => {
-                Failure::Record(offset, Fault { class: RETRY, reason, record_type: None })
-            }
-        })?;
-        work.prepared.effects.check(&engine.compiled)?;
-        if let Some(attempt) = attempt {
-            attempt.end().await?;
-        }
-    }
     let mut with_rows = BTreeSet::new();
     for (index, rows) in std::mem::take(&mut work.prepared.relations).into_iter().enumerate() {
         if rows.rows() > 0 {
@@ -182,6 +217,9 @@ fn flush_sql(engine: &Engine, work: &Work<'_>, emitted: i64, with_rows: &BTreeSe
     if let Some(drained) = &work.drained {
         sql.push_str(&drained.sql(engine, &work.claim.at));
     }
+    if !work.reviewed.is_empty() {
+        sql.push_str(&verdict::review_sql(engine, &work.claim.at, &work.reviewed));
+    }
     for decision in &work.decisions {
         sql.push_str(&decision.sql(engine, &work.claim.at));
     }
@@ -237,10 +275,11 @@ async fn stage_outbox(engine: &Engine, session: &mut Session, work: &Work<'_>) -
         seq += 1;
         let id = event_id(engine, work.claim, event.source_offset, index);
         // By it those who read the event know it when they meet it again: sent twice by the relay, or emitted anew by a
-        // version that reads the log from its start.
+        // version that reads the log from its start. Of every event: who will read the log, and when, is not known here, and
+        // the one that comes first has to carry it.
         let said = fingerprint(&event.record_type, event.json.as_bytes()).map(|hash| Fingerprint::from(hash).to_hex());
-        let said = said.map(|said| json!([HEADER_FINGERPRINT, base64(&said)]));
-        let headers = std::iter::once(json!([HEADER_EVENT_ID, base64(id.to_string().as_bytes())])).chain(said);
+        let said = said.map(|said| headers::to_json(HEADER_FINGERPRINT, Some(&said)));
+        let headers = std::iter::once(headers::to_json(HEADER_EVENT_ID, Some(id.to_string().as_bytes()))).chain(said);
         let headers = Value::from_iter(headers).to_string();
         rows.begin_row(9);
         rows.int8(seq);

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use chrono::{SecondsFormat, Utc};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -11,7 +12,6 @@ use uuid::Uuid;
 
 use super::{
     buffer::{Chunk, RawRecord},
-    dead_letter::base64,
     engine::Engine,
     parked::CRASH,
     prepare::Fault,
@@ -100,10 +100,7 @@ impl Decision {
     /// The statement that writes down a decision of the engine's own; wishes are written down by `millpond.settle`.
     pub fn sql(&self, engine: &Engine, at: &TopicPartition) -> String {
         format!(
-            "insert into millpond.verdicts (projection, topic, partition, \"offset\", checksum, what, class, reason, decided_by)
-             values ({}, {}, {}, {}, {}, {}, {}, {}, {}) on conflict (projection, topic, partition, \"offset\") do update
-                set checksum = excluded.checksum, what = excluded.what, payload = null, class = excluded.class, reason = excluded.reason,
-                    decided_by = excluded.decided_by, decided_at = excluded.decided_at;\n",
+            "select millpond.decide({}, {}, {}, {}, {}, {}, null, {}, {}, {});\n",
             literal(&engine.projection),
             literal(&at.topic),
             at.partition,
@@ -127,7 +124,7 @@ impl Decision {
         });
         if let Some(payload) = &self.payload {
             // One that cannot be sent would hold up all that follows it.
-            let text = base64(payload);
+            let text = STANDARD.encode(payload);
             if text.len() <= engine.max_record_bytes.saturating_sub(OVERHEAD) {
                 value["payload"] = json!(text);
             } else {
@@ -147,41 +144,70 @@ impl Decision {
     }
 }
 
+/// The statement that writes down which verdicts are void. Another version may find the same at the same time.
+pub fn review_sql(engine: &Engine, at: &TopicPartition, reviewed: &[(i64, bool)]) -> String {
+    let rows: Vec<String> = reviewed.iter().map(|(offset, void)| format!("({offset}, {void})")).collect();
+    format!(
+        "update millpond.verdicts v set void = r.void from (values {}) as r(\"offset\", void)
+          where (v.projection, v.topic, v.partition) = ({}, {}, {}) and v.\"offset\" = r.\"offset\";\n",
+        rows.join(", "),
+        literal(&engine.projection),
+        literal(&at.topic),
+        at.partition,
+    )
+}
+
 /// What earlier readings of the log have decided about the records of a batch.
 #[derive(Debug, Default)]
-pub struct Recalled(BTreeMap<i64, Verdict>);
+pub struct Recalled {
+    /// By offset.
+    acts: BTreeMap<i64, Verdict>,
+    /// Whether verdicts are void of which the table says otherwise.
+    reviewed: BTreeMap<i64, bool>,
+}
 
 impl Recalled {
     /// Puts edited values where they were edited, and keeps the rest for the batch. What was decided about a record that
     /// is not there any more, for the topic was made anew, says nothing about the one that has its offset now.
     pub fn of(found: Vec<Decided>, chunk: &mut Chunk) -> Self {
-        let mut kept = BTreeMap::new();
-        for Decided { offset, checksum: expected, verdict } in found {
+        let mut recalled = Self::default();
+        for Decided { offset, checksum: expected, void, verdict } in found {
             let index = chunk.records.partition_point(|record| record.offset < offset);
             let Some(record) = chunk.records.get(index).filter(|record| record.offset == offset) else { continue };
-            if checksum(chunk.key(record), chunk.logged(record)) != expected {
-                warn!(offset, "a verdict is about another record than the log has there now; not acting by it");
+            let another = checksum(chunk.key(record), chunk.logged(record)) != expected;
+            if another != void {
+                recalled.reviewed.insert(offset, another);
+            }
+            if another {
+                if !void {
+                    warn!(offset, "a verdict is about another record than the log has there now; not acting by it");
+                }
                 continue;
             }
             match verdict {
                 Verdict::Edit(value) => {
                     chunk.edit(index, &value);
-                    kept.insert(offset, Verdict::Apply);
+                    recalled.acts.insert(offset, Verdict::Apply);
                 }
-                verdict => drop(kept.insert(offset, verdict)),
+                verdict => drop(recalled.acts.insert(offset, verdict)),
             }
         }
-        Self(kept)
+        recalled
+    }
+
+    /// Verdicts from offset `from` to before `to` that the table has to be put right about.
+    pub fn reviewed(&self, from: i64, to: i64) -> Vec<(i64, bool)> {
+        self.reviewed.range(from..to).map(|(offset, void)| (*offset, *void)).collect()
     }
 
     /// Those of `range` that are passed over, and those that are set aside without a look.
     pub fn within(&self, chunk: &Chunk, range: std::ops::Range<usize>) -> (BTreeSet<usize>, BTreeMap<usize, Fault>) {
         let (mut discarded, mut faulty) = (BTreeSet::new(), BTreeMap::new());
-        if self.0.is_empty() {
+        if self.acts.is_empty() {
             return (discarded, faulty);
         }
         for index in range {
-            match self.0.get(&chunk.records[index].offset) {
+            match self.acts.get(&chunk.records[index].offset) {
                 Some(Verdict::Discard) => drop(discarded.insert(index)),
                 Some(Verdict::DeadLetter { class, reason }) => {
                     let class = if class == CRASH { CRASH } else { "handler" };
@@ -195,8 +221,8 @@ impl Recalled {
 
     /// Those of `range` that somebody wanted to have applied.
     pub fn wanted(&self, chunk: &Chunk, range: std::ops::Range<usize>) -> BTreeSet<usize> {
-        let wanted = |index: &usize| self.0.get(&chunk.records[*index].offset) == Some(&Verdict::Apply);
-        if self.0.is_empty() { BTreeSet::new() } else { range.filter(wanted).collect() }
+        let wanted = |index: &usize| self.acts.get(&chunk.records[*index].offset) == Some(&Verdict::Apply);
+        if self.acts.is_empty() { BTreeSet::new() } else { range.filter(wanted).collect() }
     }
 }
 
@@ -254,28 +280,34 @@ mod tests {
     #[test]
     fn recalled_verdicts_meet_the_records_they_are_about_and_no_others() {
         let mut chunk = Chunk::default();
-        for offset in [3, 5, 6, 9] {
+        for offset in [3, 5, 6, 9, 11] {
             let headers = &mut std::iter::empty();
             chunk.push(Incoming { offset, timestamp: 0, key: None, payload: Some(b"v"), headers });
         }
         let crash = Verdict::DeadLetter { class: "crash".to_owned(), reason: "r".to_owned() };
         let edit = |text: &[u8]| Verdict::Edit(text.to_vec());
-        let about =
-            |offset, payload: &[u8], verdict| Decided { offset, checksum: checksum(None, Some(payload)), verdict };
+        let about = |offset, payload: &[u8], void, verdict| {
+            let checksum = checksum(None, Some(payload));
+            Decided { offset, checksum, void, verdict }
+        };
         let found = vec![
-            about(3, b"v", edit(b"e")),
-            about(4, b"v", edit(b"x")),
-            about(5, b"v", Verdict::Discard),
-            about(6, b"of another topic", Verdict::Discard),
-            about(9, b"v", crash),
+            about(3, b"v", false, edit(b"e")),
+            about(4, b"v", false, edit(b"x")),
+            about(5, b"v", true, Verdict::Discard),
+            about(6, b"of another topic", false, Verdict::Discard),
+            about(9, b"v", false, crash),
+            about(11, b"of another topic", true, Verdict::Discard),
         ];
         let recalled = Recalled::of(found, &mut chunk);
         let payloads: Vec<_> = chunk.records.iter().map(|record| chunk.payload(record).unwrap()).collect();
-        assert_eq!(payloads, [&b"e"[..], b"v", b"v", b"v"]);
-        let (discarded, faulty) = recalled.within(&chunk, 0..4);
+        assert_eq!(payloads, [&b"e"[..], b"v", b"v", b"v", b"v"]);
+        let (discarded, faulty) = recalled.within(&chunk, 0..5);
         assert_eq!(discarded, BTreeSet::from([1]));
         assert_eq!(faulty.into_iter().map(|(index, fault)| (index, fault.class)).collect::<Vec<_>>(), [(3, CRASH)]);
         assert_eq!(recalled.within(&chunk, 2..3).0, BTreeSet::new());
         assert_eq!(recalled.wanted(&chunk, 0..4), BTreeSet::from([0]));
+        // The table learns of the record that is there again, and of the one that is not there any more.
+        assert_eq!(recalled.reviewed(3, 12), [(5, false), (6, true)]);
+        assert_eq!(recalled.reviewed(6, 9), [(6, true)]);
     }
 }

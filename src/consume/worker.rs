@@ -101,6 +101,7 @@ impl Worker {
         let mut waits = backoff();
         while self.partition.stopping() == Stop::Run {
             let turn = AssertUnwindSafe(self.turn()).catch_unwind().await;
+            self.guard.give_up_turn();
             match turn.unwrap_or_else(|panic| Err(Broken::Halt(self.panicked(panic.as_ref())))) {
                 Ok(true) => waits = backoff(),
                 Ok(false) => {}
@@ -245,6 +246,13 @@ impl Worker {
             }
             let aside = self.aside(chunk, &division);
             let heads = aside.heads(chunk);
+            if range.len() > 1 && self.parked.is_full_for(heads.len()) {
+                // As many are parked as there is room for, so that each one that is decided about makes room for another.
+                let middle = range.start + range.len() / 2;
+                ranges.push(middle..range.end);
+                ranges.push(range.start..middle);
+                continue;
+            }
             self.check_room(heads.len())?;
             let failures = division.failures();
             match self.transact(chunk, &range, division, (&aside, heads), &repeats).await {
@@ -356,29 +364,33 @@ impl Worker {
         let tally = division.tally(range.len(), heads.len());
         let mut work = Work::new(&claim, chunk, to, division.prepared);
         work.from = if planted::is(Bug::GapIgnored) { claim.next_offset.max(chunk.from) } else { work.from };
-        work.watched = self.guard.is_watching();
+        work.watched = self.guard.turn();
         work.decisions = division.decisions;
+        work.reviewed = self.recalled.reviewed(chunk.records[range.start].offset, to);
         work.dead = aside.letters();
         work.ids = repeats.entries(chunk, range);
         work.log_time = chunk.records[range.clone()].iter().map(|record| record.timestamp).max();
         let committed = self.commit(work).await?;
         heads.into_iter().for_each(|key| self.parked.park(key));
-        self.done(started);
+        self.done(range.len(), started);
         tally.report(&self.engine.projection, committed.refused, started);
         Ok(())
     }
 
-    /// A transaction was done: the next ones may be larger.
-    pub(super) fn done(&mut self, started: Instant) {
-        self.limit.done(started.elapsed());
+    /// A transaction of so many records was done: the next ones may be larger, or have to be smaller.
+    pub(super) fn done(&mut self, records: usize, started: Instant) {
+        self.limit.done(records, started.elapsed());
         if self.limit.of(self.engine.bounds.max_records) == self.engine.bounds.max_records {
             self.guard.rest();
         }
     }
 
-    pub(super) async fn commit(&mut self, work: Work<'_>) -> Result<Committed, Failure> {
+    pub(super) async fn commit(&mut self, mut work: Work<'_>) -> Result<Committed, Failure> {
         let (to, log_time) = (work.to, work.log_time);
+        work.wait(&self.engine).await?;
         let mut lease = store::bounded(self.engine.sessions.batch()).await?;
+        // It may take as long as it takes; Postgres may not.
+        transaction::decide(&self.engine, &self.partition, &lease.connection, &mut work).await?;
         let committed = store::bounded(transaction::run(&self.engine, &mut lease.connection, work)).await?;
         lease.give_back();
         if let Some(claim) = &mut self.claim {

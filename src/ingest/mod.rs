@@ -144,7 +144,7 @@ impl Shared {
     fn check_kafka(&self) -> Result<(), String> {
         match self.publisher.health() {
             kafka::Health::Ready => Ok(()),
-            kafka::Health::Degraded { why, .. } => Err(why.to_string()),
+            kafka::Health::Degraded { why, .. } => Err(format!("{why}; run `millpond doctor`")),
         }
     }
 

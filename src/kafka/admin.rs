@@ -62,6 +62,8 @@ pub struct TopicDescription {
     pub replicas: usize,
     /// Partitions without a leader now.
     pub leaderless: usize,
+    /// Partitions of which not every replica is in sync now.
+    pub lagging: usize,
 }
 
 /// A client for topics.
@@ -198,6 +200,7 @@ impl Admin {
                 partitions: topic.partitions().len(),
                 replicas: topic.partitions().first().map_or(0, |p| p.replicas().len()),
                 leaderless: topic.partitions().iter().filter(|p| p.leader() < 0).count(),
+                lagging: topic.partitions().iter().filter(|p| p.isr().len() < p.replicas().len()).count(),
             };
             let mut topics: Vec<_> = metadata.topics().iter().map(describe).filter(|t| t.partitions > 0).collect();
             topics.sort_by(|a, b| a.name.cmp(&b.name));

@@ -338,7 +338,8 @@ pub(super) fn watermarks<C: ClientContext>(
     watermarks_within(client, topic, partition, WATERMARK_LIMIT)
 }
 
-/// [`watermarks`], tried for `limit`.
+/// [`watermarks`], tried for `limit`. A leader that does not answer may not be it any more: librdkafka asks the one that it
+/// knows, for minutes if need be, so it is told anew in between. Where no leader answers this takes half as long again.
 pub(super) fn watermarks_within<C: ClientContext>(
     client: &Client<C>,
     topic: &str,
@@ -347,9 +348,13 @@ pub(super) fn watermarks_within<C: ClientContext>(
 ) -> Result<(i64, i64), Error> {
     let started = Instant::now();
     loop {
-        match client.fetch_watermarks(topic, partition, limit) {
+        match client.fetch_watermarks(topic, partition, limit / 2) {
             Ok(watermarks) => return Ok(watermarks),
-            Err(error) if is_passing(&error) && started.elapsed() < limit => thread::sleep(PAUSE),
+            Err(error) if is_passing(&error) && started.elapsed() < limit => {
+                // Whether that could be had the next attempt says.
+                let _ = client.fetch_metadata(Some(topic), limit / 2);
+                thread::sleep(PAUSE);
+            }
             Err(error) => match error.rdkafka_error_code() {
                 Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) => {
                     check_exists(client, topic, partition)?;

@@ -82,11 +82,18 @@ pub async fn relay(
         _ = stop.wait_for(|stop| *stop) => return Ok(None),
     };
     if let Err(error) = opened {
-        let refused = error.forbids_transactions() && options.transactions == Transactions::Auto;
-        return if refused { Ok(Some(error.to_string())) } else { Err(Interrupted::Kafka(told(&error))) };
+        let forbidden = error.forbids_transactions();
+        if forbidden && options.transactions == Transactions::Auto {
+            return Ok(Some(error.to_string()));
+        }
+        if forbidden || matches!(error, kafka::Error::NoTopic { .. }) {
+            // Nothing passes by itself here: whoever looks is told.
+            store::bounded(relay::note(relay.connection, None, Some(&told(&error)))).await?;
+        }
+        return Err(Interrupted::Kafka(told(&error)));
     }
     info!("relaying downstream events, exactly once for readers of committed records");
-    store::bounded(relay::note(relay.connection, true, None)).await?;
+    store::bounded(relay::note(relay.connection, Some(true), None)).await?;
     metrics::EXACTLY_ONCE.set(1);
     let mut counter = Counter::default();
     while !*stop.borrow() && relay.publisher.health() == Health::Ready {

@@ -2,13 +2,10 @@
 
 use std::borrow::Cow;
 
-use base64::Engine as _;
-use serde_json::Value;
-
 use crate::{
     domain::{HEADER_DLQ_EVENT_ID, HEADER_EVENT_ID},
     kafka::{EncodedBatch, EncodedRecord},
-    store::outbox::OutboxRow,
+    store::{headers, outbox::OutboxRow},
 };
 
 /// Name and value, or null.
@@ -18,19 +15,12 @@ pub type Header = (Cow<'static, str>, Option<Vec<u8>>);
 /// letter mirrors: it goes by another name, for a record has one id.
 pub fn headers(row: &OutboxRow) -> Vec<Header> {
     let own = row.event_id.to_string();
-    let header = |pair: &Value| {
-        let name = pair.get(0)?.as_str()?;
-        let value = match pair.get(1)? {
-            Value::Null => None,
-            value => Some(base64::engine::general_purpose::STANDARD.decode(value.as_str()?).ok()?),
-        };
-        match name {
-            HEADER_EVENT_ID if value.as_deref() == Some(own.as_bytes()) => None,
-            HEADER_EVENT_ID => Some((Cow::Borrowed(HEADER_DLQ_EVENT_ID), value)),
-            name => Some((Cow::Owned(name.to_owned()), value)),
-        }
+    let header = |(name, value): headers::Header| match name.as_str() {
+        HEADER_EVENT_ID if value.as_deref() == Some(own.as_bytes()) => None,
+        HEADER_EVENT_ID => Some((Cow::Borrowed(HEADER_DLQ_EVENT_ID), value)),
+        _ => Some((Cow::Owned(name), value)),
     };
-    row.headers.as_array().into_iter().flatten().filter_map(header).collect()
+    headers::from_json(&row.headers).into_iter().filter_map(header).collect()
 }
 
 /// The headers of the record, its id at the end.
@@ -60,7 +50,8 @@ pub fn batch(row: &OutboxRow) -> EncodedBatch {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use base64::Engine as _;
+    use serde_json::{Value, json};
     use uuid::Uuid;
 
     use super::*;

@@ -111,7 +111,9 @@ const FENCES: &str = "\
       from millpond.fences f where f.projection = $1 and f.version = $2";
 
 /// The records of `w` (topic, partition, first, next) that a version has set aside, the first `MAX_OUTCOMES`; columns
-/// `offset`, `code`, `reason`, `head`. What was discarded is among them: it has no effect, and nobody is to think it has.
+/// `offset`, `code`, `reason`, `head`. What was discarded is among them: it has no effect, and nobody is to think it has. That
+/// holds for what this version has passed over: what stands above its fence it has not compared with the log yet, and of what
+/// the log does not have any more the verdict is void. Names of tables in `projection` and `version` must not be used in here.
 pub fn set_aside(projection: &str, version: &str) -> String {
     let of = |table: &str| {
         format!(
@@ -126,11 +128,14 @@ pub fn set_aside(projection: &str, version: &str) -> String {
                     and k.topic = d.topic and k.partition = d.partition and k.parked_at = d.parked_at \
               where {} and d.version = {version} order by d.\"offset\" limit {MAX_OUTCOMES}) \
             union all \
-            (select v.\"offset\", 'discarded', 'discarded by ' || v.decided_by || coalesce(': ' || v.reason, ''), null \
-               from millpond.verdicts v where {} and v.what = 'discard' order by v.\"offset\" limit {MAX_OUTCOMES})) l \
+            (select x.\"offset\", 'discarded', 'discarded by ' || x.decided_by || coalesce(': ' || x.reason, ''), null \
+               from millpond.verdicts x where {} and x.what = 'discard' and not x.void and x.\"offset\" < \
+                    (select y.next_offset from millpond.fences y where y.projection = {projection} and y.version = {version} \
+                        and y.topic = w.topic and y.partition = w.partition) \
+              order by x.\"offset\" limit {MAX_OUTCOMES})) l \
           order by l.\"offset\" limit {MAX_OUTCOMES}",
         of("d"),
-        of("v"),
+        of("x"),
     )
 }
 

@@ -8,6 +8,7 @@ mod binary_copy;
 pub mod dead_letters;
 mod error;
 pub mod fence;
+pub mod headers;
 pub mod outbox;
 pub mod parked;
 pub mod relay;
@@ -82,12 +83,13 @@ pub async fn run(connection: &mut PgConnection, sql: impl Into<String>) -> Resul
     Ok(())
 }
 
-const MIGRATIONS: [(i64, &str, &str); 5] = [
+const MIGRATIONS: [(i64, &str, &str); 6] = [
     (1, "platform", include_str!("../../migrations/0001_platform.sql")),
     (2, "crash guard", include_str!("../../migrations/0002_crash_guard.sql")),
     (3, "parked keys", include_str!("../../migrations/0003_parked_keys.sql")),
     (4, "seen", include_str!("../../migrations/0004_seen.sql")),
     (5, "relay", include_str!("../../migrations/0005_relay.sql")),
+    (6, "verdicts", include_str!("../../migrations/0006_verdicts.sql")),
 ];
 
 /// Brings the platform tables up to this binary's version; safe to run from many processes at once. After an error the

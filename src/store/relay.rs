@@ -11,8 +11,12 @@ pub async fn installation(connection: &mut PgConnection) -> Result<Uuid, Error> 
     Ok(sqlx::query_scalar("select installation from millpond.relay").fetch_one(connection).await?)
 }
 
-/// Notes how the relay that leads now sends; `reason` says why it is at least once.
-pub async fn note(connection: &mut PgConnection, exactly_once: bool, reason: Option<&str>) -> Result<(), Error> {
+/// Notes how the relay that leads now sends: exactly once, or at least once, or not at all; `reason` says why.
+pub async fn note(
+    connection: &mut PgConnection,
+    exactly_once: Option<bool>,
+    reason: Option<&str>,
+) -> Result<(), Error> {
     // A relay without transactions has not asked who it is.
     sqlx::query(
         "insert into millpond.relay (exactly_once, reason, since) values ($1, $2, now())
@@ -31,6 +35,8 @@ pub enum Delivery {
     ExactlyOnce,
     /// And why.
     AtLeastOnce(String),
+    /// And why; a person has to mend it.
+    NotAtAll(String),
 }
 
 /// How downstream events are sent; none before a relay has led.
@@ -41,12 +47,12 @@ pub async fn delivery(connection: &mut PgConnection) -> Result<Option<Delivery>,
     if !is_there {
         return Ok(None);
     }
-    let found = sqlx::query("select exactly_once, reason from millpond.relay where exactly_once is not null")
-        .fetch_optional(connection)
-        .await?;
+    let found = sqlx::query("select exactly_once, reason from millpond.relay").fetch_optional(connection).await?;
     let Some(row) = found else { return Ok(None) };
-    if row.try_get("exactly_once")? {
-        return Ok(Some(Delivery::ExactlyOnce));
-    }
-    Ok(Some(Delivery::AtLeastOnce(row.try_get::<Option<String>, _>("reason")?.unwrap_or_default())))
+    let reason: Option<String> = row.try_get("reason")?;
+    Ok(match row.try_get("exactly_once")? {
+        Some(true) => Some(Delivery::ExactlyOnce),
+        Some(false) => Some(Delivery::AtLeastOnce(reason.unwrap_or_default())),
+        None => reason.map(Delivery::NotAtAll),
+    })
 }

@@ -8,7 +8,7 @@ use std::{collections::HashMap, time::Duration};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{CopyBuffer, Error, Session, fence::Claim};
+use super::{CopyBuffer, Error, Session, fence::Claim, run};
 use crate::domain::{Fingerprint, TopicPartition, ident, literal};
 
 /// Where a batch puts the ids that it adds. Made in the first transaction of a session that needs it: Postgres empties
@@ -50,6 +50,16 @@ pub fn create_sql(schema: &str) -> String {
     )
 }
 
+/// The query of [`known`]: `$1` is the number of the fence, `$2` the ids.
+pub fn known_sql(schema: &str) -> String {
+    // One look into the index for each id, whatever Postgres believes of a table that it has not analysed yet.
+    format!(
+        "select s.* from unnest($2::text[]) i(event_id) cross join lateral
+           (select event_id, fingerprint, \"offset\", log_time from {} where fence = $1 and event_id = i.event_id limit 1) s",
+        table(schema)
+    )
+}
+
 /// What is remembered of those of `ids` that are.
 pub async fn known(
     session: &mut Session,
@@ -57,13 +67,7 @@ pub async fn known(
     claim: &Claim,
     ids: &[&str],
 ) -> Result<HashMap<String, Entry>, Error> {
-    // One look into the index for each id, whatever Postgres believes of a table that it has not analysed yet.
-    let sql = format!(
-        "select s.* from unnest($2::text[]) i(event_id) cross join lateral
-           (select event_id, fingerprint, \"offset\", log_time from {} where fence = $1 and event_id = i.event_id limit 1) s",
-        table(schema)
-    );
-    let rows = session.query_prepared(&sql, &[&claim.number, &ids]).await?;
+    let rows = session.query_prepared(&known_sql(schema), &[&claim.number, &ids]).await?;
     let mut known = HashMap::with_capacity(rows.len());
     for row in rows {
         let fingerprint = Fingerprint::from(row.try_get::<_, Uuid>("fingerprint")?.as_u128());
@@ -102,8 +106,27 @@ pub fn insert_sql(schema: &str, claim: &Claim) -> String {
     )
 }
 
+/// How the statement of [`purge`] is planned. Before a table is analysed Postgres takes all that is too old for a few rows,
+/// and would gather and sort all of it for each statement that removes some.
+pub const BY_INDEX: &str =
+    "set local enable_bitmapscan = off; set local enable_seqscan = off; set local enable_sort = off";
+
+/// The statement of [`purge`]: version (`$1`, `$2`), partition (`$3`, `$4`), window in milliseconds, limit.
+pub fn purge_sql(schema: &str) -> String {
+    let table = table(schema);
+    // Looked at again in the end: meanwhile an id may have got a new record.
+    format!(
+        "with f as (select number, log_time - $5::int8 as until from millpond.fences
+                     where projection = $1 and version = $2 and topic = $3 and partition = $4)
+         delete from {table} s using f
+          where s.fence = f.number and s.log_time < f.until and s.ctid = any(array(
+                select o.ctid from f cross join lateral
+                  (select ctid from {table} where fence = f.number and log_time < f.until order by log_time limit $6) o))"
+    )
+}
+
 /// Removes at most `limit` ids that are older than the window on one partition; how many there were. Log time only
-/// grows, so that none of them can decide anything any more.
+/// grows, so that none of them can decide anything any more. After an error the connection must not be used again.
 pub async fn purge(
     connection: &mut PgConnection,
     (projection, version, schema): (&str, i32, &str),
@@ -111,25 +134,17 @@ pub async fn purge(
     window: Duration,
     limit: i64,
 ) -> Result<u64, Error> {
-    let table = table(schema);
-    // Looked at again in the end: meanwhile an id may have got a new record.
-    let sql = format!(
-        "with f as (select number, log_time - $5::int8 as until from millpond.fences
-                     where projection = $1 and version = $2 and topic = $3 and partition = $4)
-         delete from {table} s using f
-          where s.fence = f.number and s.log_time < f.until and s.ctid = any(array(
-                select o.ctid from f cross join lateral
-                  (select ctid from {table} where fence = f.number and log_time < f.until order by log_time limit $6) o))"
-    );
-    let done = sqlx::query(sqlx::AssertSqlSafe(sql))
+    run(connection, format!("begin; {BY_INDEX}")).await?;
+    let done = sqlx::query(sqlx::AssertSqlSafe(purge_sql(schema)))
         .bind(projection)
         .bind(version)
         .bind(&*at.topic)
         .bind(at.partition)
         .bind(i64::try_from(window.as_millis()).unwrap_or(i64::MAX))
         .bind(limit)
-        .execute(connection)
+        .execute(&mut *connection)
         .await?;
+    run(connection, "commit").await?;
     Ok(done.rows_affected())
 }
 

@@ -24,6 +24,8 @@ pub struct PartitionStatus {
     pub age_seconds: Option<f64>,
     /// Of this partition, within the last minute.
     pub last_error: Option<String>,
+    /// Seconds since then.
+    pub last_error_seconds: Option<f64>,
 }
 
 /// One projection.
@@ -54,6 +56,7 @@ pub async fn projections(connection: &mut PgConnection) -> Result<Vec<Projection
                 k.keys as parked_keys, k.records as parked_records, o.rows as outbox, o.seconds as outbox_seconds,
                 f.topic, f.partition, f.next_offset, f.state, f.halt_code, f.halt_reason, f.owner is not null as owned,
                 e.end_offset, case when e.last_error_at > now() - interval '1 minute' then e.last_error end as last_error,
+                extract(epoch from now() - e.last_error_at)::float8 as last_error_seconds,
                 extract(epoch from now() - e.observed_at)::float8 as seen,
                 case when e.end_offset is null then null
                      when f.next_offset >= e.end_offset then extract(epoch from now() - e.observed_at)::float8
@@ -101,6 +104,7 @@ pub async fn projections(connection: &mut PgConnection) -> Result<Vec<Projection
                 seen_seconds: row.try_get("seen")?,
                 age_seconds: row.try_get("age")?,
                 last_error: row.try_get("last_error")?,
+                last_error_seconds: row.try_get("last_error_seconds")?,
             });
         }
     }
@@ -122,17 +126,37 @@ pub async fn set_paused(connection: &mut PgConnection, projection: &str, paused:
 pub struct Switches {
     pub paused: bool,
     pub live_version: Option<i32>,
+    /// Whether the breaker lets everything pass for now.
+    pub breaker_rests: bool,
 }
 
 pub async fn switches(connection: &mut PgConnection, projection: &str) -> Result<Switches, Error> {
-    let row = sqlx::query("select paused, live_version from millpond.projections where projection = $1")
-        .bind(projection)
-        .fetch_optional(connection)
-        .await?;
+    let row = sqlx::query(
+        "select paused, live_version, coalesce(breaker_rests_until > now(), false) as breaker_rests
+           from millpond.projections where projection = $1",
+    )
+    .bind(projection)
+    .fetch_optional(connection)
+    .await?;
     match row {
         None => Ok(Switches::default()),
-        Some(row) => Ok(Switches { paused: row.try_get("paused")?, live_version: row.try_get("live_version")? }),
+        Some(row) => Ok(Switches {
+            paused: row.try_get("paused")?,
+            live_version: row.try_get("live_version")?,
+            breaker_rests: row.try_get("breaker_rests")?,
+        }),
     }
+}
+
+/// Has the breaker let everything pass for ten minutes: enough for what is in the log, too short to be forgotten.
+pub async fn rest_breaker(connection: &mut PgConnection, projection: &str) -> Result<(), Error> {
+    sqlx::query(
+        "update millpond.projections set breaker_rests_until = now() + interval '10 minutes' where projection = $1",
+    )
+    .bind(projection)
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// Ends the halts of the live version; returns how many partitions had halted.
@@ -188,6 +212,29 @@ pub async fn note_ends(
     .bind(ends.iter().map(|e| e.at.partition).collect::<Vec<_>>())
     .bind(ends.iter().map(|e| e.end_offset).collect::<Vec<_>>())
     .bind(ends.iter().map(|e| e.error.as_deref().map(|error| error.replace('\0', ""))).collect::<Vec<_>>())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Notes that the ends of partitions cannot be had, and why. What was seen last stands, with its time.
+pub async fn note_silence(
+    connection: &mut PgConnection,
+    projection: &str,
+    version: i32,
+    partitions: &[TopicPartition],
+    error: &str,
+) -> Result<(), Error> {
+    sqlx::query(
+        "update millpond.ends e set last_error = $5, last_error_at = now()
+           from unnest($3::text[], $4::int4[]) as s(topic, partition)
+          where e.projection = $1 and e.version = $2 and e.topic = s.topic and e.partition = s.partition",
+    )
+    .bind(projection)
+    .bind(version)
+    .bind(partitions.iter().map(|at| at.topic.to_string()).collect::<Vec<_>>())
+    .bind(partitions.iter().map(|at| at.partition).collect::<Vec<_>>())
+    .bind(error.replace('\0', ""))
     .execute(connection)
     .await?;
     Ok(())

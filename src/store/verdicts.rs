@@ -47,6 +47,8 @@ pub struct Decided {
     pub offset: i64,
     /// Of the record, as the log had it.
     pub checksum: Vec<u8>,
+    /// Whether a reading of the log since then has found another record there.
+    pub void: bool,
     pub verdict: Verdict,
 }
 
@@ -58,7 +60,7 @@ pub async fn between(
     (from, to): (i64, i64),
 ) -> Result<Vec<Decided>, Error> {
     let sql = format!(
-        "select \"offset\", checksum, what, payload, class, reason from millpond.verdicts
+        "select \"offset\", checksum, void, what, payload, class, reason from millpond.verdicts
           where projection = $1 and topic = $2 and partition = $3 and \"offset\" between $4 and $5 and {ACTS}
           order by \"offset\""
     );
@@ -81,7 +83,8 @@ pub async fn between(
                 reason: row.try_get::<Option<String>, _>("reason")?.unwrap_or_default(),
             },
         };
-        Ok(Decided { offset: row.try_get("offset")?, checksum: row.try_get("checksum")?, verdict })
+        let (offset, checksum) = (row.try_get("offset")?, row.try_get("checksum")?);
+        Ok(Decided { offset, checksum, void: row.try_get("void")?, verdict })
     };
     rows.iter().map(read).collect()
 }
@@ -94,6 +97,9 @@ pub struct Shown {
     pub reason: Option<String>,
     pub decided_by: String,
     pub decided_at: String,
+    /// The log has another record there now: nobody acts by it any more.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub void: bool,
 }
 
 /// What was decided about one record.
@@ -104,7 +110,7 @@ pub async fn find(
     offset: i64,
 ) -> Result<Option<Shown>, Error> {
     let row = sqlx::query(
-        "select what, class, reason, decided_by,
+        "select what, class, reason, decided_by, void,
                 to_char(decided_at, 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') as decided_at
            from millpond.verdicts where projection = $1 and topic = $2 and partition = $3 and \"offset\" = $4",
     )
@@ -121,6 +127,7 @@ pub async fn find(
             reason: row.try_get("reason")?,
             decided_by: row.try_get("decided_by")?,
             decided_at: row.try_get("decided_at")?,
+            void: row.try_get("void")?,
         })
     };
     row.map(read).transpose()

@@ -55,7 +55,8 @@ fn error_catalogue_is_the_codes() {
         "# Errors\n\nGenerated from the code; do not edit. `millpond explain CODE` prints the same on a terminal.\n\n\
          Every error that leaves over HTTP is `application/problem+json` (RFC 9457): `type`, `title`, `status`, `code`, \
          `detail`, and where it helps more. The code is stable, the detail is for people. Halts of projections \
-         and classes of dead letters are in [Operating](operating.md), and `millpond explain` has those too.\n\n\
+         are in the [runbook](runbook/halted.md), classes of dead letters in [Operating](operating.md), and `millpond explain` \
+         has those too.\n\n\
          Requests that are no requests have answers without a body, and end their connection: 400 for what is not HTTP (a raw \
          `\"`, `<`, `>` or space in the URI among it: write `%22`, `%3C`, `%3E`, `%20`), 431 \
          for a head above `http.max_head` or of more than 100 fields, 414 for a URI above 64 KiB where `http.max_head` \
@@ -326,9 +327,29 @@ fn every_halt_is_in_the_runbook() {
         .flat_map(|mark| text.split(mark).skip(1).filter_map(|rest| Some(rest.split_once('"')?.0)))
         .collect();
     assert!(codes.len() >= 7, "the halts were not found: {codes:?}");
-    let page = fs::read_to_string(root().join("docs/operating.md")).unwrap();
+    let page = fs::read_to_string(root().join("docs/runbook/halted.md")).unwrap();
     for code in codes {
-        assert!(page.contains(&format!("#### `{code}`")), "docs/operating.md has no heading for the halt `{code}`");
+        assert!(
+            page.contains(&format!("#### `{code}`")),
+            "docs/runbook/halted.md has no heading for the halt `{code}`"
+        );
+    }
+}
+
+#[test]
+fn every_page_of_the_runbook_says_what_a_person_needs_and_is_in_its_index() {
+    let index = fs::read_to_string(root().join("docs/runbook/README.md")).unwrap();
+    for path in files("docs/runbook", "md") {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if name == "README.md" {
+            continue;
+        }
+        assert!(index.contains(&format!("]({name})")), "docs/runbook/README.md does not list {name}");
+        let page = fs::read_to_string(&path).unwrap().to_lowercase();
+        for part in ["what you see", "what to type", "what comes back by itself", "what not to do", "how to be sure"] {
+            let told = page.contains(part) || (part == "what to type" && page.contains("what ends it"));
+            assert!(told, "docs/runbook/{name} does not say {part}");
+        }
     }
 }
 

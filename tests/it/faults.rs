@@ -2,13 +2,16 @@
 //!
 //! After each the tables and the emitted events are, row by row, what the oracle computes from what was accepted.
 
+mod age;
 mod crash;
 mod foreign;
+mod handlers;
 mod kafka_outage;
 mod log;
 mod outbox;
 mod parked;
 mod poison;
+mod policy;
 mod rebalance;
 mod repeats;
 mod retries;

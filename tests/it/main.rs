@@ -21,6 +21,7 @@ mod reads;
 mod registry;
 mod registry_routes;
 mod relay;
+mod seen;
 mod serve;
 mod siege;
 mod startup;

@@ -2,9 +2,13 @@
 
 use std::{ops::ControlFlow, time::Duration};
 
-use millpond::kafka::{Admin, Error, Idle, OutgoingRecord, Publisher, Reader, Record, Start, TopicRange, TopicSpec};
+use millpond::kafka::{
+    Admin, Error, Idle, Options, OutgoingRecord, Publisher, Reader, Record, Start, TopicRange, TopicSpec,
+};
+use rdkafka::mocking::MockCluster;
 use uuid::Uuid;
 
+use crate::harness::eventually;
 use crate::publisher::{batch, new_topic, options, read_all};
 
 fn range(topic: &str) -> TopicRange {
@@ -182,4 +186,25 @@ async fn transaction_is_read_only_when_committed() {
     })
     .await
     .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ends_are_known_soon_after_the_leader_has_died_and_another_was_elected() {
+    const TOPIC: &str = "moved";
+    // librdkafka's own refresh comes after minutes.
+    const SOON: Duration = Duration::from_secs(10);
+    let cluster = MockCluster::new(3).unwrap();
+    cluster.create_topic(TOPIC, 1, 3).unwrap();
+    cluster.partition_leader(TOPIC, 0, Some(1)).unwrap();
+    let options = Options { brokers: cluster.bootstrap_servers(), ..options() };
+    let reader = tokio::task::spawn_blocking(move || {
+        let reader = Reader::open(&options).unwrap();
+        assert_eq!(reader.watermarks(TOPIC, 0).unwrap(), (0, 0));
+        reader
+    });
+    let reader = reader.await.unwrap();
+    cluster.partition_leader(TOPIC, 0, Some(2)).unwrap();
+    cluster.broker_down(1).unwrap();
+    let within = move || reader.watermarks_within(TOPIC, 0, Duration::from_secs(1)).is_ok();
+    tokio::task::spawn_blocking(move || eventually(SOON, within)).await.unwrap();
 }

@@ -25,6 +25,8 @@ use crate::workload::operator::Desk;
 const FENCE_LOG: &str = include_str!("fence_log.sql");
 /// How the project calls its topics; a run has topics of its own.
 const TOPIC_PREFIX: &str = "torture.";
+/// How many partitions the project gives to the appends; a scenario may want more.
+pub const PARTITIONS: usize = 6;
 
 /// A role that runs as one process, or is to.
 pub struct Slot {
@@ -54,6 +56,8 @@ pub struct Topics {
 pub struct Arena {
     pub slots: Vec<Slot>,
     pub topics: Topics,
+    /// Partitions of the appends.
+    pub partitions: usize,
     pub brokers: String,
     /// URL of the database, past every proxy.
     pub database: String,
@@ -84,13 +88,20 @@ const SLOTS: [(&str, &str, &[&str]); 6] = [
 
 impl Arena {
     /// Makes project, topics, schemas and database, and starts every process.
-    pub async fn open(servers: &Servers, name: &str, seed: u64, bug: Option<&str>) -> anyhow::Result<Self> {
+    pub async fn open(
+        servers: &Servers,
+        name: &str,
+        seed: u64,
+        partitions: usize,
+        bug: Option<&str>,
+    ) -> anyhow::Result<Self> {
         let unique = crate::harness::unique(name);
         let path = servers.folder().join("runs").join(&unique);
         let folder = Arc::new(Folder::open(&path)?);
         let project = path.join("project");
         let topic = |what: &str| format!("{unique}.{what}.v1");
         copy_project(&crate::source().join("project"), &project, TOPIC_PREFIX, &format!("{unique}."))?;
+        set_partitions(&project, partitions)?;
         let application = path.join("millpond");
         std::os::unix::fs::symlink(std::env::current_exe()?, &application)?;
         servers.create_database(&unique).await?;
@@ -110,6 +121,7 @@ impl Arena {
                 credits: topic("credits"),
                 lanes: topic("lanes"),
             },
+            partitions,
             brokers: servers.brokers(),
             database: servers.database_url(&unique, servers.direct.port())?,
             database_name: unique,
@@ -172,10 +184,10 @@ impl Arena {
             starting.push((*slot, name, self.command(servers, *slot)?));
         }
         let folder = &self.folder;
-        let started: Vec<(usize, String, Process)> = tokio::task::block_in_place(|| {
+        let started: Vec<(usize, String, Result<Process, String>)> = tokio::task::block_in_place(|| {
             std::thread::scope(|scope| {
                 let start = |(slot, name, words): (usize, String, Vec<OsString>)| {
-                    scope.spawn(move || (slot, name.clone(), Process::start_program(folder, &name, words, false)))
+                    scope.spawn(move || (slot, name.clone(), Process::try_start_program(folder, &name, words, false)))
                 };
                 let starting: Vec<_> = starting.into_iter().map(start).collect();
                 let all = starting.into_iter().map(|one| one.join().unwrap_or_else(|panic| resume_unwind(panic)));
@@ -185,6 +197,7 @@ impl Arena {
         for (slot, name, process) in started {
             let slot = &mut self.slots[slot];
             slot.logs.push(self.folder.path().join(format!("{name}.log")));
+            let process = process.map_err(anyhow::Error::msg)?;
             slot.web.send_replace(Some(process.web.clone()));
             slot.process = Some(process);
         }
@@ -211,6 +224,33 @@ impl Arena {
             words.extend(["--set".into(), setting.into()]);
         }
         Ok(words)
+    }
+
+    /// Starts another process of a role, in a slot of its own: `workload` knows nothing of it.
+    pub async fn add(
+        &mut self,
+        servers: &Servers,
+        name: &str,
+        role: &'static str,
+        settings: &'static [&'static str],
+    ) -> anyhow::Result<usize> {
+        let postgres = Proxy::listen(Protocol::Postgres, 0).await?;
+        postgres.forward_to(servers.postgres_port()?);
+        let (name, web) = (name.to_owned(), watch::Sender::new(None));
+        self.slots.push(Slot { name, role, settings, process: None, postgres, web, logs: Vec::new() });
+        let slot = self.slots.len() - 1;
+        self.start(servers, slot)?;
+        Ok(slot)
+    }
+
+    /// Starts the process of a slot anew if it has ended by itself; whether it had.
+    pub fn revive(&mut self, servers: &Servers, slot: usize) -> anyhow::Result<bool> {
+        let ended = self.slots[slot].process.as_mut().is_none_or(Process::has_ended);
+        if ended {
+            self.kill_9(slot);
+            self.start(servers, slot)?;
+        }
+        Ok(ended)
     }
 
     /// Kills the process of a slot, and makes sure that its connections are as dead as it is.
@@ -292,6 +332,16 @@ async fn remove_topics(brokers: &str) -> anyhow::Result<()> {
     for result in admin.delete_topics(&names, &options).await? {
         result.map_err(|(topic, code)| anyhow::anyhow!("topic {topic} was not deleted: {code}"))?;
     }
+    Ok(())
+}
+
+/// Gives the appends as many partitions as a scenario wants.
+fn set_partitions(project: &Path, partitions: usize) -> anyhow::Result<()> {
+    let contract = project.join("producers/clients/producer.toml");
+    let usual = format!("partitions = {PARTITIONS}");
+    let text = fs::read_to_string(&contract)?;
+    ensure!(text.matches(&usual).count() == 1, "one topic of the project has {PARTITIONS} partitions, the appends'");
+    fs::write(contract, text.replace(&usual, &format!("partitions = {partitions}")))?;
     Ok(())
 }
 

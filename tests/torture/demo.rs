@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::arena::Arena;
+use crate::arena::{Arena, PARTITIONS};
 use crate::arguments::Runs;
 use crate::faults::{Fault, Field};
 use crate::proxy::{Action, Pattern, Trap};
@@ -43,7 +43,7 @@ pub async fn show() -> anyhow::Result<bool> {
     let seed = u64::from(std::process::id());
     let runs = Runs { rate: RATE, lag: BEHIND, ..Runs::default() };
     let mut servers = Servers::start(&crate::harness::own_folder("crash-demo"), seed).await?;
-    let mut arena = Arena::open(&servers, "demo", seed, None).await?;
+    let mut arena = Arena::open(&servers, "demo", seed, PARTITIONS, None).await?;
     println!("servers and processes are up after {} s\n", begun.elapsed().as_secs());
 
     let history = Arc::new(History::create(&arena.folder().join("history.jsonl"))?);

@@ -34,6 +34,9 @@ mod watch;
 #[path = "../it/cluster/web.rs"]
 #[allow(dead_code, reason = "shared with the integration tests, which use all of it")]
 mod web;
+#[path = "../it/siege/wire.rs"]
+#[allow(dead_code, reason = "shared with the integration tests, which use all of it")]
+mod wire;
 mod workload;
 
 #[path = "project/consumers/accounts/handler.rs"]

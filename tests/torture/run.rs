@@ -35,7 +35,8 @@ const MEMORY_BUDGET_KIB: u64 = 400 * 1024;
 /// Runs a scenario with a seed.
 pub async fn run(servers: &mut Servers, scenario: &str, seed: u64, runs: &Runs) -> anyhow::Result<Report> {
     let (begun, mut parts) = (Instant::now(), Parts::begin());
-    let mut arena = Arena::open(servers, &scenario.to_lowercase(), seed, runs.plant.as_deref()).await?;
+    let (name, partitions) = (scenario.to_lowercase(), faults::partitions(scenario));
+    let mut arena = Arena::open(servers, &name, seed, partitions, runs.plant.as_deref()).await?;
     parts.end("start");
     let history = Arc::new(History::create(&arena.folder().join("history.jsonl"))?);
     let pids = Pids::default();

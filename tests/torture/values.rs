@@ -1,5 +1,6 @@
 //! What clients send: it follows from seed, client and number, so that nothing but these has to be remembered.
 
+use crate::accounts::{ABORTS, OVERFLOWS};
 use crate::random::hash;
 
 /// Lists that values are appended to.
@@ -14,6 +15,11 @@ const POISON_EVERY: u64 = 4000;
 const PARKS_EVERY: u64 = 150;
 /// A client that sends bursts of which every other value does.
 pub const POISONER: i32 = 50;
+/// Clients that send as many values as there is room for.
+pub const BULK: std::ops::Range<i32> = 60..64;
+/// A client whose deposits now and then end the process that meets them.
+pub const KILLER: i32 = 150;
+const DEADLY_EVERY: i64 = 10;
 /// One command about money in so many is a deposit.
 const DEPOSIT_EVERY: u64 = 4;
 /// Added to the number of a value that goes out under an id that stands for the value without it: a client's mistake.
@@ -55,6 +61,11 @@ pub fn key(number: u64) -> String {
     format!("list-{number:04}")
 }
 
+/// Whether the handler of `accounts` does not survive this amount.
+pub fn is_deadly(amount: i64) -> bool {
+    [ABORTS, OVERFLOWS].contains(&amount)
+}
+
 pub fn enqueue(seed: u64, client: i32, n: i64) -> Append {
     let chance = hash(seed, client.unsigned_abs().into(), (n % ALTERED).unsigned_abs());
     let poison = i32::from((chance >> 32).is_multiple_of(PARKS_EVERY));
@@ -69,9 +80,12 @@ pub fn lane(number: u64) -> String {
 pub fn money(seed: u64, client: i32, n: i64) -> Money {
     let chance = hash(!seed, client.unsigned_abs().into(), (n % ALTERED).unsigned_abs());
     let account = |number: u64| format!("account-{:02}", number % ACCOUNTS);
-    let deposit = (chance >> 20).is_multiple_of(DEPOSIT_EVERY);
+    let deposit = client == KILLER || (chance >> 20).is_multiple_of(DEPOSIT_EVERY);
     let target = (!deposit).then(|| account(chance >> 40));
-    let amount = i64::try_from((chance >> 8) % 100 + 1).expect("at most a hundred") + i64::from(n >= ALTERED);
+    let amount = match i64::try_from((chance >> 8) % 100 + 1).expect("at most a hundred") {
+        amount if client == KILLER && n % DEADLY_EVERY == DEADLY_EVERY / 2 => [ABORTS, OVERFLOWS][amount as usize % 2],
+        amount => amount + i64::from(n >= ALTERED),
+    };
     Money { account: account(chance), target, amount, client, n }
 }
 

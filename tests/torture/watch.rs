@@ -155,7 +155,7 @@ pub fn resident(pid: i32) -> Option<u64> {
 }
 
 /// Seconds of processor time that a process has taken so far.
-fn processor_time(pid: i32) -> Option<f64> {
+pub fn processor_time(pid: i32) -> Option<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name before it may have spaces.
     let (_, fields) = stat.rsplit_once(") ")?;

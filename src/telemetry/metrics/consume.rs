@@ -7,6 +7,8 @@ metrics! {
         "Records whose fate was decided, by outcome: applied, skipped, repeated, refused, dead_lettered; or put off: parked", &["consumer", "outcome"];
     BATCH_SECONDS: HistogramVec = "millpond_consumer_batch_duration_seconds",
         "Time from a batch's first statement to its commit", (&["consumer"], seconds_buckets());
+    HANDLERS_OVERDUE: IntCounterVec = "millpond_consumer_handler_overdue_total",
+        "Times that a handler was found to have been at work on one batch for 10 s, or for 10 s more", &["consumer"];
     BATCHES: IntCounterVec = "millpond_consumer_batches_total",
         "Transactions, by outcome: committed, record_error, transient_error, fenced", &["consumer", "outcome"];
     REBALANCES: IntCounterVec = "millpond_consumer_rebalances_total",

@@ -4,6 +4,7 @@
 //! processes a test starts. All clusters share one Kafka and one Postgres, apart from those of the other tests, one test
 //! at a time: whoever has the servers may stop, kill and freeze them, and the next one finds them mended.
 
+mod application;
 mod commands;
 mod oracle;
 mod posting;
@@ -13,7 +14,6 @@ mod servers;
 mod web;
 
 use std::cell::Cell;
-use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
@@ -24,6 +24,7 @@ use millpond::kafka::{self, Admin};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
+pub use application::run_with_handler;
 pub use commands::{Command as FlightCommand, all_days, days, read as read_commands};
 pub use oracle::Slice;
 pub use posting::{Load, Pace, post, shares};
@@ -114,15 +115,6 @@ impl Cluster {
     /// Starts `millpond ROLE` and waits until it is ready.
     pub fn start(&self, role: &str, settings: &[&str]) -> Process {
         self.start_with(role, &[], settings, true)
-    }
-
-    /// Starts a role of another program, which gets the arguments, as JSON, in an environment variable of this name.
-    pub fn start_other(&self, program: &[OsString], variable: &str, role: &str, settings: &[&str]) -> Process {
-        let mut args = vec!["millpond".to_owned()];
-        args.extend(self.args(role, &[], &[settings, &["log.format=json"]].concat()));
-        let variable = format!("{variable}={}", serde_json::to_string(&args).unwrap());
-        let words = [OsString::from("env"), variable.into()].into_iter().chain(program.iter().cloned()).collect();
-        Process::start_program(&self.folder, &self.name(role), words, false)
     }
 
     /// Starts `millpond ROLE`, which may not be ready for some time.

@@ -34,6 +34,16 @@ impl Process {
 
     /// [`Self::start`] of another program, which writes the same lines to its log.
     pub fn start_program(folder: &Arc<Folder>, name: &str, words: Vec<OsString>, ready: bool) -> Self {
+        Self::try_start_program(folder, name, words, ready).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// [`Self::start_program`] of one that may end before it is ready.
+    pub fn try_start_program(
+        folder: &Arc<Folder>,
+        name: &str,
+        words: Vec<OsString>,
+        ready: bool,
+    ) -> Result<Self, String> {
         let mut words = words.into_iter();
         let program = PathBuf::from(words.next().expect("a program"));
         let log = folder.path().join(format!("{name}.log"));
@@ -55,10 +65,10 @@ impl Process {
             address = ready_at(&log);
             address.as_deref().is_some_and(|address| !ready || is_ready(address))
         });
-        started.unwrap_or_else(|error| panic!("{error}\n{}", std::fs::read_to_string(&log).unwrap()));
+        started.map_err(|error| format!("{error}\n{}", std::fs::read_to_string(&log).unwrap_or_default()))?;
         let identity = Identity::of(child.pid()).expect("it runs");
         let web = Web::new(&format!("http://{}", address.expect("ready")));
-        Self { child, name: name.to_owned(), identity, log, web }
+        Ok(Self { child, name: name.to_owned(), identity, log, web })
     }
 
     /// Kills it as a crash of the machine would.

@@ -1,7 +1,7 @@
 //! The crash guard: a record that ends the process is set aside after three attempts; one around which the process is killed
 //! is not.
 
-use std::{collections::HashMap, ffi::OsString, path::PathBuf, process::ExitCode};
+use std::{collections::HashMap, path::PathBuf, time::Duration};
 
 use millpond::handler::{Effects, Handler, HandlerError, Record, State, async_trait};
 use serde::{Deserialize, Serialize};
@@ -9,13 +9,15 @@ use serde_json::json;
 use sqlx::{Executor as _, Row as _};
 
 use super::FAST_REBALANCE;
-use crate::cluster::{Cluster, Process, Project, SOON};
+use crate::cluster::{Cluster, Process, Project, SOON, run_with_handler};
 use crate::harness::eventually_async;
 
-/// Where the process of a consumer finds its arguments.
-const ARGUMENTS: &str = "MILLPOND_TEST_ARGUMENTS";
 /// An amount that ends the process which meets it.
 const DEADLY: i64 = 666;
+/// An amount that takes the handler longer than Postgres lets a transaction stand still (8 s), and than it may take to answer
+/// (25 s).
+pub const TIRESOME: i64 = 777;
+const TAKES: Duration = Duration::from_secs(27);
 const PAYMENTS: i64 = 40;
 
 #[derive(Serialize, Deserialize)]
@@ -48,8 +50,10 @@ impl Handler for Sums {
         let mut sums: HashMap<String, Sum> = state.load("deadly", "account", &accounts).await?;
         for record in records {
             let Paid { account, amount } = record.decode()?;
-            if amount == DEADLY {
-                std::process::abort();
+            match amount {
+                DEADLY => std::process::abort(),
+                TIRESOME => tokio::time::sleep(TAKES).await,
+                _ => {}
             }
             let sum = sums.entry(account.clone()).or_insert(Sum { account, total: 0 });
             sum.total += amount;
@@ -59,29 +63,27 @@ impl Handler for Sums {
     }
 }
 
-/// The other process of the tests below.
+/// The other process of the tests below, and of those in `handlers`.
 #[test]
-#[ignore = "a process of the two tests below, which run it by default"]
+#[ignore = "a process of other tests, which run it by default"]
 fn consumer_process() {
-    let Ok(arguments) = std::env::var(ARGUMENTS) else { return };
-    let arguments: Vec<OsString> =
-        serde_json::from_str::<Vec<String>>(&arguments).unwrap().into_iter().map(OsString::from).collect();
-    assert_eq!(millpond::Application::new().handler("deadly", Sums).main_from(arguments), ExitCode::SUCCESS);
+    run_with_handler("deadly", Sums);
 }
 
-fn deadly(dir: PathBuf, unique: &str) -> Project {
-    let project = Project::shop(dir, unique, 1);
+pub fn deadly(dir: PathBuf, unique: &str) -> Project {
+    deadly_on(dir, unique, 1)
+}
+
+fn deadly_on(dir: PathBuf, unique: &str, partitions: u32) -> Project {
+    let project = Project::shop(dir, unique, partitions);
     let manifest = "topics = [\"TOPIC\"]\ntypes = [\"Paid\"]\nhandler = \"rust\"\n[tables.deadly]\nkey = [\"account\"]\n\
                     [tables.deadly.columns]\naccount = \"text\"\ntotal = \"int8\"\n";
     project.write("consumers/deadly/consumer.toml", manifest);
     project
 }
 
-fn consume(cluster: &Cluster) -> Process {
-    let own = std::env::current_exe().unwrap().into_os_string();
-    let program =
-        [own, "--exact".into(), "faults::crash::consumer_process".into(), "--ignored".into(), "--nocapture".into()];
-    cluster.start_other(&program, ARGUMENTS, "consume", &FAST_REBALANCE)
+pub fn consume(cluster: &Cluster) -> Process {
+    cluster.start_application("faults::crash::consumer_process", "consume", &FAST_REBALANCE)
 }
 
 /// Payments of one account, of which one is deadly.
@@ -95,9 +97,29 @@ async fn pay(cluster: &Cluster, deadly: Option<i64>) -> i64 {
     (0..PAYMENTS).filter(|n| Some(*n) != deadly).sum()
 }
 
-async fn total_is(cluster: &Cluster, total: i64) {
+pub async fn total_is(cluster: &Cluster, total: i64) {
     let sum = "select coalesce(sum(total), 0)::int8 from live.deadly";
     eventually_async(SOON, async || cluster.number(sum).await == Some(total)).await;
+}
+
+/// Starts a consumer again and again until one has applied so many records; that one, and how many have ended before.
+async fn until_it_lives(cluster: &Cluster, records: i64) -> (Process, usize) {
+    let mut ends = 0;
+    loop {
+        let mut consume = consume(cluster);
+        let deadline = std::time::Instant::now() + SOON;
+        while !consume.has_ended() && cluster.applied().await != Some(records) {
+            assert!(std::time::Instant::now() < deadline, "{}", consume.log());
+            tokio::task::yield_now().await;
+        }
+        if !consume.has_ended() {
+            return (consume, ends);
+        }
+        let (_, well) = consume.ended(SOON);
+        assert!(!well, "{}", consume.log());
+        ends += 1;
+        assert!(ends < 20, "it goes on and on");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -105,22 +127,7 @@ async fn record_that_ends_the_process_is_set_aside_and_nothing_else_is() {
     const CULPRIT: i64 = 25;
     let cluster = Cluster::of("deadly", deadly).await;
     let total = pay(&cluster, Some(CULPRIT)).await;
-    let mut ends = 0;
-    let alive = loop {
-        let mut consume = consume(&cluster);
-        let deadline = std::time::Instant::now() + SOON;
-        while !consume.has_ended() && cluster.applied().await != Some(PAYMENTS) {
-            assert!(std::time::Instant::now() < deadline, "{}", consume.log());
-            tokio::task::yield_now().await;
-        }
-        if !consume.has_ended() {
-            break consume;
-        }
-        let (_, well) = consume.ended(SOON);
-        assert!(!well, "{}", consume.log());
-        ends += 1;
-        assert!(ends < 20, "it goes on and on");
-    };
+    let (alive, ends) = until_it_lives(&cluster, PAYMENTS).await;
     total_is(&cluster, total).await;
     // In the whole batch; in a smaller one, or two; three times alone.
     assert!((4..=8).contains(&ends), "{ends} processes ended");
@@ -156,5 +163,50 @@ async fn record_around_which_the_process_is_killed_is_applied_all_the_same() {
     let alive = consume(&cluster);
     total_is(&cluster, total).await;
     assert_eq!(cluster.number("select count(*) from millpond.dead_letters").await, Some(0));
+    alive.stop();
+}
+
+/// Which fences had an attempt begun in which epoch.
+const BEGUN: &str = "create table public.begun (partition integer, epoch bigint, primary key (partition, epoch));
+    create function public.note_begun() returns trigger language plpgsql as $$
+        begin insert into public.begun values (new.partition, new.epoch) on conflict do nothing; return null; end $$;
+    create trigger note_begun after update of attempts_at on millpond.fences
+        for each row execute function public.note_begun();";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_that_wait_for_a_session_while_the_process_is_killed_are_applied_all_the_same() {
+    // Far more than a consumer has sessions: the first records of all are begun, and most wait for one.
+    const PARTITIONS: u32 = 6;
+    const ACCOUNTS: i64 = 60;
+    let cluster = Cluster::of("queue", |dir, unique| deadly_on(dir, unique, PARTITIONS)).await;
+    let ingest = cluster.start("ingest", &[]);
+    let post = async || {
+        let line = |n: i64| json!({"account": format!("a{n}"), "amount": 1}).to_string();
+        let lines: Vec<String> = (0..ACCOUNTS).map(line).collect();
+        let ndjson = [("content-type", "application/x-ndjson")];
+        let answer = ingest.web.post("/v1/events/Paid", &ndjson, &lines.join("\n")).await;
+        assert_eq!(answer.status, 202, "{}", answer.text);
+    };
+    post().await;
+    let first = consume(&cluster);
+    eventually_async(SOON, async || cluster.applied().await == Some(ACCOUNTS)).await;
+    first.kill_9();
+    post().await;
+    cluster.execute(BEGUN).await;
+    let mut lock = cluster.postgres().await;
+    lock.execute("begin").await.unwrap();
+    lock.execute("lock table p_deadly_v1.deadly in access exclusive mode").await.unwrap();
+    let waits = "select count(*) from pg_locks where not granted and relation = 'p_deadly_v1.deadly'::regclass";
+    let begun = "select count(*) from millpond.fences join public.begun using (partition, epoch)";
+    for _ in 0..5 {
+        let consume = consume(&cluster);
+        eventually_async(SOON, async || cluster.number(begun).await == Some(PARTITIONS.into())).await;
+        consume.kill_9();
+        eventually_async(SOON, async || cluster.number(waits).await == Some(0)).await;
+    }
+    lock.execute("rollback").await.unwrap();
+    let alive = consume(&cluster);
+    total_is(&cluster, 2 * ACCOUNTS).await;
+    assert_eq!(cluster.number("select count(*) from millpond.dead_letters").await, Some(0), "{}", alive.log());
     alive.stop();
 }

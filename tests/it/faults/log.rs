@@ -258,3 +258,60 @@ async fn log_that_ends_in_markers_and_aborted_records_is_applied_to_its_end() {
     total_is(&cluster, PAYMENTS as i64 + 2).await;
     consume.stop();
 }
+
+/// What became of a position.
+async fn fate(process: &Process, position: &str) -> Value {
+    let path = format!("/v1/positions/{}", position.replace('/', "%2F"));
+    process.web.get(&path, &[]).await.json()["projections"][0]["entries"][0].clone()
+}
+
+/// Makes the topic anew and has the consumer read it from its start, one payment long.
+async fn begun_anew(cluster: &Cluster, all: Process, amount: i64) -> (Process, String) {
+    all.stop();
+    recreate(cluster).await;
+    let all = cluster.start("all", &[]);
+    let (code, command) = halted(cluster).await;
+    assert_eq!(code, "log_is_shorter");
+    obey(cluster, &command);
+    let body = json!({"account": "a", "amount": amount}).to_string();
+    let answer = all.web.post("/v1/events/Paid", &[("content-type", "application/json")], &body).await;
+    assert_eq!(answer.status, 202, "{}", answer.text);
+    let position = answer.position().to_owned();
+    eventually_async(SOON, async || {
+        ["applied", "dead_lettered"].contains(&fate(&all, &position).await["outcome"].as_str().unwrap_or_default())
+    })
+    .await;
+    (all, position)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn discard_of_an_earlier_topic_of_the_name_says_nothing_about_the_record_that_is_there_now() {
+    let cluster = Cluster::of("anew", Project::sums).await;
+    let all = cluster.start("all", &[]);
+    pay(&all.web, 1, Project::TOO_MUCH).await;
+    let discarded = async |count| {
+        let sql = "select count(*) from millpond.verdicts where what = 'discard' and not void";
+        eventually_async(SOON, async || cluster.number(sql).await == Some(count)).await;
+    };
+    eventually_async(SOON, async || cluster.run(&["dlq", "discard", "sums", "--all"]).status.success()).await;
+    discarded(1).await;
+
+    // A sound record at the same offset.
+    let (all, position) = begun_anew(&cluster, all, 5).await;
+    assert_eq!(fate(&all, &position).await["outcome"], "applied");
+    let answer = all.web.get("/v1/views/sums", &[("millpond-min-position", &position)]).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    total_is(&cluster, 5).await;
+    discarded(0).await;
+    let record = format!("{}/0", position.split_once('@').unwrap().0);
+    let shown: Value = serde_json::from_str(&cluster.succeeds(&["dlq", "show", "sums", &record])).unwrap();
+    assert_eq!((&shown["verdict"]["what"], &shown["verdict"]["void"]), (&json!("discard"), &json!(true)), "{shown}");
+
+    // The record that was meant, in its place again: what was decided about it holds.
+    let (all, position) = begun_anew(&cluster, all, Project::TOO_MUCH).await;
+    let told = fate(&all, &position).await;
+    assert_eq!((&told["outcome"], &told["reason_class"]), (&json!("dead_lettered"), &json!("discarded")), "{told}");
+    discarded(1).await;
+    assert_eq!(cluster.number("select count(*) from millpond.dead_letters").await, Some(0));
+    all.stop();
+}

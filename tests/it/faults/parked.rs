@@ -12,13 +12,18 @@ use crate::cluster::{Answer, Cluster, Process, Project, SOON};
 use crate::harness::{eventually, eventually_async};
 
 /// Amounts from here on cannot be applied.
-const TOO_MUCH: i64 = 1_000_000;
+pub const TOO_MUCH: i64 = 1_000_000;
 
 /// Payments, and per account how many there were, what they come to and which was the last: what is applied twice, out of
 /// its order or not at all is seen.
 fn ledger(policy: &str) -> impl FnOnce(std::path::PathBuf, &str) -> Project {
+    ledger_on(policy, 2)
+}
+
+/// The same on so many partitions.
+pub fn ledger_on(policy: &str, partitions: u32) -> impl FnOnce(std::path::PathBuf, &str) -> Project {
     move |dir, unique| {
-        let project = Project::shop(dir, unique, 2);
+        let project = Project::shop(dir, unique, partitions);
         let manifest = format!(
             "topics = [\"TOPIC\"]\non_error = \"{policy}\"\n[tables.ledger]\nkey = [\"account\"]\n\
              merge = {{ payments = \"sum\", total = \"sum\" }}\n"
@@ -32,15 +37,15 @@ fn ledger(policy: &str) -> impl FnOnce(std::path::PathBuf, &str) -> Project {
     }
 }
 
-async fn pay(ingest: &Process, account: &str, amount: i64) -> Answer {
+pub async fn pay(ingest: &Process, account: &str, amount: i64) -> Answer {
     let body = json!({"account": account, "amount": amount}).to_string();
     let answer = ingest.web.post("/v1/events/Paid", &[("content-type", "application/json")], &body).await;
     assert_eq!(answer.status, 202, "{}", answer.text);
     answer
 }
 
-/// Many payments in one request.
-async fn pay_all(ingest: &Process, payments: &[(&str, i64)]) {
+/// Many payments in a request, or in few.
+pub async fn pay_all(ingest: &Process, payments: &[(&str, i64)]) {
     let lines: Vec<String> =
         payments.iter().map(|(account, amount)| json!({"account": account, "amount": amount}).to_string()).collect();
     for part in lines.chunks(5000) {
@@ -58,26 +63,26 @@ fn beside(account: &str) -> String {
 }
 
 /// What became of a position.
-async fn fate(serve: &Process, position: &str) -> Value {
+pub async fn fate(serve: &Process, position: &str) -> Value {
     let answer = serve.web.get(&format!("/v1/positions/{}", position.replace('/', "%2F")), &[]).await;
     assert_eq!(answer.status, 200, "{}", answer.text);
     answer.json()["projections"][0]["entries"][0].clone()
 }
 
-async fn becomes(serve: &Process, position: &str, outcome: &str) -> Value {
+pub async fn becomes(serve: &Process, position: &str, outcome: &str) -> Value {
     eventually_async(SOON, async || fate(serve, position).await["outcome"] == outcome).await;
     fate(serve, position).await
 }
 
 /// `account → payments, total, latest`
-async fn rows(cluster: &Cluster) -> BTreeMap<String, (i64, i64, i64)> {
+pub async fn rows(cluster: &Cluster) -> BTreeMap<String, (i64, i64, i64)> {
     let sql = "select account, payments::int8, total::int8, latest::int8 from live.ledger";
     let Ok(rows) = sqlx::query(sql).fetch_all(&mut cluster.postgres().await).await else { return BTreeMap::new() };
     rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2), row.get(3)))).collect()
 }
 
 /// The record that a position was given for, as `millpond dlq` names it.
-fn record(position: &str) -> String {
+pub fn record(position: &str) -> String {
     let (at, next) = position.split_once('@').unwrap();
     format!("{at}/{}", next.parse::<i64>().unwrap() - 1)
 }
@@ -89,7 +94,7 @@ fn fails(cluster: &Cluster, args: &[&str]) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-async fn parked_keys(cluster: &Cluster) -> Option<i64> {
+pub async fn parked_keys(cluster: &Cluster) -> Option<i64> {
     cluster.number("select count(*) from millpond.parked_keys").await
 }
 
@@ -298,6 +303,16 @@ async fn late_record_is_applied_only_where_order_does_not_matter() {
     assert_eq!((answer.status, &answer.json()["code"]), (409, &json!("MP6010")), "{}", answer.text);
     let answer = all.web.get("/v1/views/ledger", &[("millpond-min-position", last.position())]).await;
     assert_eq!(answer.status, 200, "{}", answer.text);
+    // It was given up for one projection, and applied in the other.
+    let path = format!("/v1/positions/{}", bad.position().replace('/', "%2F"));
+    let told = all.web.get(&path, &[]).await.json();
+    let outcomes: BTreeMap<&str, &str> = told["projections"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|of| (of["consumer"].as_str().unwrap(), of["outcome"].as_str().unwrap()))
+        .collect();
+    assert_eq!(outcomes, BTreeMap::from([("ledger", "dead_lettered"), ("sums", "applied")]), "{told}");
 
     cluster.succeeds(&["consumer", "restart", "sums", "--from-zero"]);
     let again = "select next_offset from millpond.fences f join millpond.versions v using (projection, version)

@@ -297,3 +297,33 @@ async fn flood_of_poison_trips_the_breaker_and_nothing_of_it_is_lost() {
     assert_eq!(cluster.number("select value::int8 from live.lenient").await, Some(2));
     all.stop();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flood_of_poison_is_worked_off_with_one_command_where_somebody_says_so() {
+    const FLOOD: usize = 100;
+    let cluster = Cluster::of("worked_off", readings).await;
+    let (all, foreigner) = (cluster.start("all", &["consume.max_records=10"]), Foreigner::of(&cluster, PARTITIONS));
+    for _ in 0..FLOOD {
+        foreigner.write(b"s", b"rubbish").await;
+    }
+    let behind = post(&all, &reading("s", 2, 1)).await;
+    let entry = becomes(&all, "lenient", behind.position(), "halted").await;
+    assert!(entry["halt"]["reason"].as_str().unwrap().contains("--no-breaker"), "{entry}");
+    let said = cluster.succeeds(&["consumer", "restart", "lenient", "--no-breaker"]);
+    assert!(said.contains("for ten minutes"), "{said}");
+    becomes(&all, "lenient", behind.position(), "applied").await;
+    let set_aside = "select count(*) from millpond.dead_letters where projection = 'lenient'";
+    assert_eq!(cluster.number(set_aside).await, Some(FLOOD as i64));
+    // Only for so long, and only where it was said.
+    let rests = "select count(*) from millpond.projections where breaker_rests_until > now()";
+    assert_eq!(cluster.number(rests).await, Some(1));
+    cluster.execute("update millpond.projections set breaker_rests_until = now()").await;
+    all.stop();
+    let all = cluster.start("all", &["consume.max_records=10"]);
+    for _ in 0..FLOOD {
+        foreigner.write(b"s", b"rubbish").await;
+    }
+    let behind = post(&all, &reading("s", 3, 1)).await;
+    becomes(&all, "lenient", behind.position(), "halted").await;
+    all.stop();
+}

@@ -399,3 +399,30 @@ async fn id_is_forgotten_when_the_log_is_the_window_later() {
     assert_eq!(cluster.number(&total("hour")).await, Some(i64::try_from(wanted).unwrap()));
     consume.stop();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_outcome_and_its_retry_under_the_same_key_take_effect_once() {
+    let mut cluster = Cluster::of("unknown_once", shop).await;
+    let (one, other) = (cluster.start("ingest", &[]), cluster.start("ingest", &[]));
+    let consume = cluster.start("consume", &FAST_REBALANCE);
+    pay(&one.web, "k-0", r#"{"account": "a", "amount": 1}"#).await;
+    applied_all(&cluster, 3).await;
+    // What it is sent while it is frozen it takes when it goes on.
+    cluster.servers.kafka().pause().unwrap();
+    let (body, headers) = (r#"{"account": "a", "amount": 7}"#, [JSON, ("idempotency-key", "k-1")]);
+    let answer = one.web.post("/v1/events/Paid", &headers, body).await;
+    assert_eq!((answer.status, &answer.json()["outcome"]), (504, &json!("unknown")), "{}", answer.text);
+    assert_eq!(answer.json()["code"], "MP1016");
+    assert!(answer.header("retry-after").is_some() && answer.text.contains("same id"), "{answer:?}");
+    cluster.servers.kafka().cont().unwrap();
+    // As its answer says, at the other node: until it is taken nothing of it is written.
+    eventually_async(SOON, async || other.web.post("/v1/events/Paid", &headers, body).await.status == 202).await;
+    let log = async || cluster.ends(&cluster.project.topic).await.iter().sum::<i64>();
+    eventually_async(SOON, async || log().await == 3).await;
+    applied_all(&cluster, 3).await;
+    assert_eq!(cluster.number(TOTAL).await, Some(1 + 7));
+    assert_eq!(cluster.number("select total::int8 from live.all_sums").await, Some(1 + 7 + 7), "both are in the log");
+    let metrics = consume.web.get("/metrics", &[]).await.text;
+    assert_eq!(metric(&metrics, r#"millpond_consumer_messages_total{consumer="sums",outcome="repeated"}"#), 1);
+    consume.stop();
+}

@@ -1,6 +1,8 @@
 //! Each event once for readers of committed records, whatever was forgotten on the way; and what clusters get that cannot
 //! do transactions.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use millpond::kafka::{Admin, Options, TopicSpec};
@@ -187,7 +189,40 @@ async fn cluster_that_forbids_transactions_gets_events_at_least_once_and_it_is_s
     relay.stop().await;
 }
 
-/// How fast an outbox empties, in transactions and one by one, and how long one event takes: for the figures in ADR 13.
+#[tokio::test(flavor = "multi_thread")]
+async fn cluster_that_forbids_transactions_gets_nothing_where_they_are_required() {
+    let outbox = Outbox::new().await;
+    outbox.version(1, "live").await;
+    outbox.rows(1, 0, 1..31, NUMBER).await;
+    let cluster = MockCluster::new(1).unwrap();
+    let refusal = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TRANSACTIONAL_ID_AUTHORIZATION_FAILED;
+    cluster.request_errors(RDKafkaApiKey::InitProducerId, &[refusal; 100]);
+    let kafka = Options { brokers: cluster.bootstrap_servers(), ..options() };
+    let relay = outbox.relay_by(Transactions::Required, kafka).await;
+    // It tries again and again, each time with a session of its own.
+    let sessions = RefCell::new(BTreeSet::new());
+    eventually_async(SOON, async || {
+        let mut postgres = outbox.connect().await;
+        let pids = "select pid from pg_stat_activity
+                     where datname = current_database() and application_name = 'millpond publish'";
+        let pids: Vec<i32> = sqlx::query_scalar(pids).fetch_all(&mut postgres).await.unwrap();
+        sessions.borrow_mut().extend(pids);
+        sessions.borrow().len() > 2
+    })
+    .await;
+    assert_eq!((outbox.left().await, outbox.sent().await), (30, 0));
+    let delivery = relay::delivery(&mut outbox.connect().await).await.unwrap();
+    assert!(matches!(&delivery, Some(Delivery::NotAtAll(why)) if why.contains("uthoriz")), "{delivery:?}");
+    relay.stop().await;
+
+    let relay = outbox.relay_by(Transactions::Required, options()).await;
+    outbox.is_empty().await;
+    assert_eq!(outbox.log(0).await, numbers(1..31));
+    assert_eq!(relay::delivery(&mut outbox.connect().await).await.unwrap(), Some(Delivery::ExactlyOnce));
+    relay.stop().await;
+}
+
+/// How fast an outbox empties, in transactions and one by one, and how long one event takes: for the figures in ADR 15.
 /// `cargo test --test it -- relay::once::rate --ignored --nocapture`
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "measures, and takes a minute"]

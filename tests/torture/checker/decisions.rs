@@ -2,7 +2,7 @@
 //! every verdict is somebody's decision, kept in the table and in the topic alike.
 
 use super::log::{Decided, Place};
-use super::model::{CONFLICT, REFUSED, WAITS};
+use super::model::{CONFLICT, CRASH, REFUSED, WAITS};
 use super::{Case, Finding, Model, Violation};
 use crate::workload::history::{Choice, Decision, Outcome};
 
@@ -37,6 +37,7 @@ pub fn verdicts(case: &Case<'_>, model: &Model, violations: &mut Vec<Violation>)
         }
         // A wish that was given and taken back with the database may stand beside one that was not.
         if !case.went_back
+            && !is_the_crash_guards(model, place, decided)
             && let Err(why) = is_somebodys(case.decisions, place, decided)
         {
             finding.add(|| format!("{place:?} is {decided:?}: {why}"));
@@ -56,6 +57,12 @@ pub fn verdicts(case: &Case<'_>, model: &Model, violations: &mut Vec<Violation>)
         }
     }
     finding.end(violations);
+}
+
+/// Whether the engine itself has given up a record over which processes end: another reading of the log must not try it.
+fn is_the_crash_guards(model: &Model, place: &Place, decided: &Decided) -> bool {
+    let deadly = model.tables.dead_letters.get(place).is_some_and(|class| class == CRASH);
+    deadly && decided.what == "dead_letter" && decided.class == CRASH
 }
 
 /// Whether a verdict is the decision whose name it bears.

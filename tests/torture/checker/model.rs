@@ -7,12 +7,13 @@ use sha2::{Digest as _, Sha256};
 
 use super::log::{Credit, Log, Place, Placed, Verdicts};
 use super::repeats::{OF_LANES, Sort, WEEK, sorts};
-use crate::values::Append;
+use crate::values::{self, Append};
 
 /// Why a record could not be applied.
 pub const REFUSED: &str = "refused_by_postgres";
 pub const CONFLICT: &str = "id_conflict";
 pub const WAITS: &str = "waits";
+pub const CRASH: &str = "crash";
 
 /// A row of `appends`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -230,6 +231,12 @@ impl Model {
                 *self.tables.amounts.entry(value.amount).or_default() += 1;
             }
             if !self.counts("accounts", placed, sort) {
+                continue;
+            }
+            if values::is_deadly(value.amount) {
+                let place: Place = ("accounts".to_owned(), placed.partition, placed.offset);
+                self.failed.insert(place.clone());
+                self.tables.dead_letters.insert(place, CRASH.to_owned());
                 continue;
             }
             let account = self.tables.accounts.entry(value.account.clone()).or_default();

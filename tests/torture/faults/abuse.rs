@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use super::{Fault, Field};
 
-const PATH: &str = "/v1/commands/Append";
+pub(super) const PATH: &str = "/v1/commands/Append";
 /// A value of a client that sends none: should it be in the log, it came by the back door.
 const HIDDEN: &str = r#"{"key":"list-0000","client":99,"n":1,"poison":0}"#;
 /// How long an answer to abuse is waited for.

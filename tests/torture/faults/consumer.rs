@@ -7,6 +7,8 @@ use anyhow::Context as _;
 use super::postgres::dead_letters;
 use super::{Fault, Field, SHOWS_WITHIN};
 use crate::proxy::{Action, Pattern, Trap};
+use crate::values;
+use crate::workload::history::Kind;
 
 /// Whose connections apply batches and claim fences.
 pub(super) const APPLYING: &str = "millpond consume";
@@ -237,7 +239,7 @@ pub async fn poisoned(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let before = dead_letters(field).await?;
     let values = field.random.between(20, 60);
     let injected = field.begin(format!("{values} values, every other one of them poisoned")).await?;
-    let sent = field.workload.burst(usize::try_from(values)?).await;
+    let sent = field.workload.burst(Kind::Append, values::POISONER, usize::try_from(values)?).await;
     let recovery = field.recovery(injected.at).await;
     let added = dead_letters(field).await? - before;
     let observed = format!("{added} dead letters, {} requests of the burst without a 202", usize::from(!sent));

@@ -5,17 +5,25 @@
 //! has taken a write that began after it, and every table shows those writes.
 
 mod abuse;
+mod backlog;
+mod bombs;
 mod consumer;
 mod disk;
 mod group;
+mod handler;
+mod http2;
 mod kafka;
+mod measure;
 mod narrow;
 mod outbox;
 mod postgres;
+mod postgres_disk;
 mod repeats;
 mod schema;
 mod tail;
 mod topic;
+
+pub use self::postgres_disk::take_own_mounts;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -25,7 +33,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row as _};
 
-use crate::arena::Arena;
+use crate::arena::{Arena, PARTITIONS};
 use crate::checker::Violation;
 use crate::random::Random;
 use crate::servers::Servers;
@@ -51,6 +59,16 @@ pub struct Scenario {
 /// Scenarios in which Postgres goes back in time. What had left the outbox by then comes before its cause is applied
 /// again, so that a snapshot may show a credit before its debit.
 pub const GO_BACK: [&str; 2] = ["P4", "P5"];
+
+/// Partitions of the appends that a scenario wants.
+pub fn partitions(scenario: &str) -> usize {
+    if scenario == "C12" { backlog::PARTITIONS } else { PARTITIONS }
+}
+
+/// Why a scenario cannot be run on this machine.
+pub fn hindrance(scenario: &str) -> Option<String> {
+    (scenario == "P7").then(postgres_disk::hindrance).flatten()
+}
 
 const fn scenario(name: &'static str, what: &'static str) -> Scenario {
     Scenario { name, what }
@@ -79,6 +97,7 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("P4", "kill -9 of Postgres that acknowledges commits before they are on disk"),
     scenario("P5", "failover to a standby that lags: the last commits are gone"),
     scenario("P6", "Postgres is slow: locked tables, late answers"),
+    scenario("P7", "Postgres' disk is full: that of its tables, or that of its log, of which it panics"),
     scenario("P8", "a stranger takes all connections"),
     scenario("P9", "deadlocks with a stranger's session"),
     scenario("P10", "a snapshot that is kept open for long"),
@@ -89,9 +108,12 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("C3", "a consumer is frozen inside a transaction; its last message arrives after it was replaced"),
     scenario("C4", "a consumer is frozen between assignment and claim, which arrives late"),
     scenario("C5", "consumers come and go all the time"),
+    scenario("C6", "a handler that takes longer than a group waits for a member"),
     scenario("C7", "bursts of values of which half make a projection fail"),
+    scenario("C8", "records that end the process that meets them, by abort and by a stack that overflows"),
     scenario("C9", "schemas change in the midst: a new version, one that does not fit, an unknown id, no registry"),
     scenario("C11", "ten times the same ids over two ingest nodes, while nodes and consumers die"),
+    scenario("C12", "a backlog of 200,000 values on 50 partitions, caught up with in little memory"),
     scenario("O1", "kill -9 of the relay between Kafka's acknowledgement and the outbox"),
     scenario(
         "C13",
@@ -104,6 +126,8 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("O2", "Kafka is away for the relay alone"),
     scenario("I1", "idle connections, slow heads, slow bodies"),
     scenario("I2", "requests that are too large, lie about their length, or mean two things (and I5)"),
+    scenario("I3", "bodies that unfold without end: gzip, zstd, stacked, cut off, before and after the key is known"),
+    scenario("I4", "floods of HTTP/2: resets, continuations, settings, pings, no window"),
     scenario("I6", "SIGTERM or kill -9 of an ingest node under load"),
 ];
 
@@ -133,7 +157,7 @@ pub fn judged(faults: &[Fault]) -> Option<Violation> {
         .flat_map(|fault| fault.wrong.iter().map(move |wrong| format!("{}: {wrong}", fault.what)))
         .collect();
     let count = witness.len();
-    (count > 0).then(|| Violation { check: 15, name: "what the fault itself demands".into(), count, witness })
+    (count > 0).then(|| Violation { check: 17, name: "what the fault itself demands".into(), count, witness })
 }
 
 /// Where faults are injected.
@@ -178,6 +202,7 @@ pub async fn inject(scenario: &str, field: &mut Field<'_>) -> anyhow::Result<Fau
         "P4" => postgres::unflushed(field).await,
         "P5" => postgres::failed_over(field).await,
         "P6" => postgres::slow(field).await,
+        "P7" => postgres_disk::full(field).await,
         "P8" => postgres::exhausted(field).await,
         "P9" => postgres::deadlocked(field).await,
         "P10" => postgres::long_snapshot(field).await,
@@ -188,11 +213,16 @@ pub async fn inject(scenario: &str, field: &mut Field<'_>) -> anyhow::Result<Fau
         "C3" => consumer::late_message(field).await,
         "C4" => consumer::late_claim(field).await,
         "C5" => consumer::storm(field).await,
+        "C6" => handler::slow(field).await,
         "C7" => consumer::poisoned(field).await,
+        "C8" => handler::deadly(field).await,
         "C9" => schema::changed(field).await,
         "C11" => repeats::storm(field).await,
+        "C12" => backlog::caught_up(field).await,
         "I1" => abuse::slow_clients(field).await,
         "I2" => abuse::malformed_requests(field).await,
+        "I3" => bombs::unfold(field).await,
+        "I4" => http2::floods(field).await,
         "I6" => consumer::ingest_gone(field).await,
         "O1" => outbox::relay_killed(field).await,
         "C13" => narrow::message_before_the_first(field).await,
@@ -240,7 +270,7 @@ impl Field<'_> {
         let all = async {
             let (mut wanted, mut look) = (BTreeMap::new(), Look::at(self.arena));
             loop {
-                if wanted.len() < 6 {
+                if wanted.len() < self.arena.partitions {
                     wanted = acknowledged(self.history, since);
                 } else if look.shows(&wanted).await.unwrap_or(false) {
                     return Duration::from_nanos(self.history.now() - since);

@@ -21,7 +21,6 @@ use self::history::{History, Kind, Outcome, Request};
 use self::operator::{Desk, Operator};
 use crate::arguments::Runs;
 use crate::random::{Random, hash};
-use crate::values;
 use crate::web::Web;
 
 /// Clients that append. Together they send so many requests a second, of as many values as the rate wants, or of so many at
@@ -152,11 +151,11 @@ impl Workload {
         self.shared.acknowledged.load(Ordering::Relaxed)
     }
 
-    /// Sends so many values of a client of which every other one is poisoned; whether all were acknowledged.
-    pub async fn burst(&self, count: usize) -> bool {
+    /// Sends so many values of a client that sends nothing else, in one request; whether all were acknowledged.
+    pub async fn burst(&self, kind: Kind, client: i32, count: usize) -> bool {
         let Some(web) = self.shared.choose(&self.shared.ingest, 0) else { return false };
         let first = self.shared.bursts.fetch_add(i64::try_from(count).expect("few"), Ordering::Relaxed);
-        let batch = Batch::new(self.shared.seed, Kind::Append, values::POISONER, first, count);
+        let batch = Batch::new(self.shared.seed, kind, client, first, count);
         self.shared.send(&web, &batch).await
     }
 

@@ -1,9 +1,19 @@
 //! The rule of accounts: a transfer is refused unless its account has enough; what is accepted is credited downstream.
+//!
+//! On request it misbehaves as handlers may: two amounts are the end of its process, and it takes as long as it is told.
 
 use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
 
 use millpond::handler::{Effects, Handler, HandlerError, Record, State, async_trait};
 use serde::{Deserialize, Serialize};
+
+/// An amount at which the process aborts.
+pub const ABORTS: i64 = 1_000_001;
+/// An amount at which the stack overflows.
+pub const OVERFLOWS: i64 = 1_000_002;
+/// A file in the folder in which the process runs: so many seconds a batch takes.
+pub const TAKES_SECONDS: &str = "accounts-take-seconds";
 
 /// The handler of `consumers/accounts`.
 pub struct Accounts;
@@ -45,6 +55,9 @@ impl Handler for Accounts {
         state: &mut State<'_>,
         effects: &mut Effects,
     ) -> Result<(), HandlerError> {
+        if let Some(time) = told_to_take() {
+            tokio::time::sleep(time).await;
+        }
         let commands = records.iter().map(Record::decode).collect::<Result<Vec<Command>, _>>()?;
         let names: BTreeSet<String> = commands.iter().map(|command| command.account.clone()).collect();
         let names: Vec<String> = names.into_iter().collect();
@@ -54,6 +67,8 @@ impl Handler for Accounts {
                 .entry(command.account.clone())
                 .or_insert_with(|| Account { account: command.account.clone(), ..Account::default() });
             match &command.target {
+                None if command.amount == ABORTS => std::process::abort(),
+                None if command.amount == OVERFLOWS => account.deposited += descend(command.amount),
                 None => account.deposited += command.amount,
                 Some(_) if account.deposited - account.debited < command.amount => {
                     effects.refuse(record, "not_enough", format!("account {} has not enough", command.account));
@@ -70,4 +85,15 @@ impl Handler for Accounts {
         }
         Ok(())
     }
+}
+
+/// How long somebody wants a batch to take.
+fn told_to_take() -> Option<Duration> {
+    std::fs::read_to_string(TAKES_SECONDS).ok()?.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// Goes deeper than any stack.
+fn descend(depth: i64) -> i64 {
+    let frame = std::hint::black_box([depth; 512]);
+    if depth == i64::MIN { 0 } else { descend(depth - 1) + frame[511] }
 }
