@@ -235,7 +235,7 @@ fn row(name: &str, lines: &[Line]) -> String {
     let seeds: BTreeSet<u64> = lines.iter().map(|line| line.seed).collect();
     let (p50, p99) = percentiles(lines.iter().flat_map(|line| line.recoveries_ms.clone()).collect());
     let judged: Vec<&Line> = lines.iter().filter(|line| line.error.is_none()).collect();
-    let available = judged.iter().map(|line| line.available).sum::<f64>() / judged.len().max(1) as f64;
+    let available = judged.iter().fold(0.0, |sum, line| sum + line.available) / judged.len().max(1) as f64;
     let lag = lines.iter().map(|line| line.greatest_lag).max().unwrap_or_default();
     let memory = lines.iter().map(|line| line.memory_mib).max().unwrap_or_default();
     format!(
