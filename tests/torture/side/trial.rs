@@ -84,6 +84,8 @@ fn world() -> World {
         partition: i32::from(n % 2 == 1),
         offset: (n - 1) / 2,
         event_id: n.to_string(),
+        fingerprint: None,
+        timestamp: 0,
         value: Note { key: writer::key(n), n, extra: None },
     };
     let log: Vec<_> = (1..=NOTES).map(note).collect();
