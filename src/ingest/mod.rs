@@ -130,7 +130,9 @@ impl IngestState {
     /// The checks that decide whether this process takes records: Kafka, and an id for every schema.
     pub fn health(&self) -> Health {
         let (kafka, schemas) = (self.clone(), self.clone());
-        Health::new().with("kafka", move || kafka.0.check_kafka()).with("schemas", move || {
+        // Clients are told why, too, but not what to type.
+        let check = move || kafka.0.check_kafka().map_err(|why| format!("{why}; run `millpond doctor`"));
+        Health::new().with("kafka", check).with("schemas", move || {
             let contracts = schemas.contracts();
             match contracts.unregistered()[..] {
                 [] => Ok(()),
@@ -144,7 +146,7 @@ impl Shared {
     fn check_kafka(&self) -> Result<(), String> {
         match self.publisher.health() {
             kafka::Health::Ready => Ok(()),
-            kafka::Health::Degraded { why, .. } => Err(format!("{why}; run `millpond doctor`")),
+            kafka::Health::Degraded { why, .. } => Err(why.to_string()),
         }
     }
 
