@@ -12,7 +12,7 @@ const ACCOUNTS: u64 = 60;
 /// One appended value in so many makes a consumer fail.
 const POISON_EVERY: u64 = 4000;
 /// One value of a lane in so many does, and parks the lane.
-const PARKS_EVERY: u64 = 150;
+const PARKS_EVERY: u64 = 400;
 /// A client that sends bursts of which every other value does.
 pub const POISONER: i32 = 50;
 /// Clients that send as many values as there is room for.

@@ -13,7 +13,7 @@ use crate::values::{self, Append};
 use crate::workload::history::{Choice, Decision, Kind, Outcome, Read, Request, View};
 
 /// Values of lanes.
-pub const QUEUED: i64 = 900;
+pub const QUEUED: i64 = 3000;
 /// The first of the appended values that went out under an id, a second time, and a third time as something else.
 const UNDER_AN_ID: i64 = 401;
 
