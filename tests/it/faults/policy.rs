@@ -36,7 +36,7 @@ async fn keys_of_too_many_bytes_halt_the_partition_until_one_of_them_is_decided_
     let cluster = Cluster::of("long_keys", ledger_on("park_key", 1)).await;
     let all = cluster.start("all", &[]);
     // Among many that are well, for few failures are no faulty deploy.
-    let keys: Vec<String> = (0..room).map(|n| format!("{n:x<LENGTH$}")).collect();
+    let keys: Vec<String> = (0..room).map(|n| format!("{n:02}{}", "x".repeat(LENGTH - 2))).collect();
     // Of a strict request key and value count, 8 MiB at most.
     for part in keys.chunks(5) {
         let mut payments: Vec<(&str, i64)> = part.iter().map(|key| (key.as_str(), TOO_MUCH)).collect();
