@@ -248,9 +248,7 @@ impl Worker {
             let heads = aside.heads(chunk);
             if range.len() > 1 && self.parked.is_full_for(heads.len()) {
                 // As many are parked as there is room for, so that each one that is decided about makes room for another.
-                let middle = range.start + range.len() / 2;
-                ranges.push(middle..range.end);
-                ranges.push(range.start..middle);
+                ranges.extend(halves(&range));
                 continue;
             }
             self.check_room(heads.len())?;
@@ -275,9 +273,7 @@ impl Worker {
                     let blamed = planted::is(Bug::DeadLetterOnDeadlock) && e.sqlstate() == Some("40P01");
                     if range.len() > 1 && !blamed {
                         // Bisect: each half is a transaction of its own that advances the fence.
-                        let middle = range.start + range.len() / 2;
-                        ranges.push(middle..range.end);
-                        ranges.push(range.start..middle);
+                        ranges.extend(halves(&range));
                     } else {
                         let record_type = self.engine.preparer.record_type(chunk, &chunk.records[range.start]);
                         let fault = Fault { class: "refused_by_postgres", reason: e.to_string(), record_type };
@@ -407,6 +403,12 @@ impl Worker {
         let Some((failures, records)) = self.engine.vitals.count(records, failures) else { return Ok(()) };
         Err(Broken::Halt(halts::breaker(self.name(), failures, records)))
     }
+}
+
+/// A range in two, the first half last, for the last one is taken next.
+fn halves(range: &std::ops::Range<usize>) -> [std::ops::Range<usize>; 2] {
+    let middle = range.start + range.len() / 2;
+    [middle..range.end, range.start..middle]
 }
 
 /// Longest wait between attempts while the database is away.

@@ -213,7 +213,7 @@ impl UnderWay {
     /// Waits for every acknowledgement, at most for `limit`, and adds what became of the records to `tally`.
     pub(super) async fn settle(mut self, limit: Duration, tally: &mut Tally, listing: Listing) {
         let Some(pending) = self.pending.as_mut() else { return };
-        let limit = if planted::is(Bug::AnsweredEarly) { Duration::from_millis(100) } else { limit };
+        let limit = if planted::is(Bug::AnsweredEarly) { Duration::from_millis(300) } else { limit };
         match tokio::time::timeout(limit, pending).await {
             Ok(receipt) => {
                 self.pending = None;

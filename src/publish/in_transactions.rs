@@ -30,7 +30,7 @@ use crate::{
     store::{
         self, PgConnection,
         outbox::{self, Bounds, Lane, Lanes, OutboxRow},
-        relay,
+        relay::{self, Delivery},
     },
     telemetry::metrics::publish as metrics,
 };
@@ -88,12 +88,12 @@ pub async fn relay(
         }
         if forbidden || matches!(error, kafka::Error::NoTopic { .. }) {
             // Nothing passes by itself here: whoever looks is told.
-            store::bounded(relay::note(relay.connection, None, Some(&told(&error)))).await?;
+            store::bounded(relay::note(relay.connection, &Delivery::NotAtAll(told(&error)))).await?;
         }
         return Err(Interrupted::Kafka(told(&error)));
     }
     info!("relaying downstream events, exactly once for readers of committed records");
-    store::bounded(relay::note(relay.connection, Some(true), None)).await?;
+    store::bounded(relay::note(relay.connection, &Delivery::ExactlyOnce)).await?;
     metrics::EXACTLY_ONCE.set(1);
     let mut counter = Counter::default();
     while !*stop.borrow() && relay.publisher.health() == Health::Ready {

@@ -22,7 +22,7 @@ use crate::{
     store::{
         self, PgConnection,
         outbox::{self, OutboxRow},
-        relay,
+        relay::{self, Delivery},
     },
     telemetry::metrics::publish as metrics,
 };
@@ -126,7 +126,7 @@ async fn lead(
              repeat some; give its account the rights that docs/operating.md names, or set publish.transactions = \"off\""
         );
     }
-    store::bounded(relay::note(&mut connection, Some(false), Some(&why))).await?;
+    store::bounded(relay::note(&mut connection, &Delivery::AtLeastOnce(why))).await?;
     Ok(one_by_one::relay(&mut connection, publisher, stop).await?)
 }
 

@@ -11,12 +11,13 @@ pub async fn installation(connection: &mut PgConnection) -> Result<Uuid, Error> 
     Ok(sqlx::query_scalar("select installation from millpond.relay").fetch_one(connection).await?)
 }
 
-/// Notes how the relay that leads now sends: exactly once, or at least once, or not at all; `reason` says why.
-pub async fn note(
-    connection: &mut PgConnection,
-    exactly_once: Option<bool>,
-    reason: Option<&str>,
-) -> Result<(), Error> {
+/// Notes how the relay that leads now sends.
+pub async fn note(connection: &mut PgConnection, delivery: &Delivery) -> Result<(), Error> {
+    let (exactly_once, reason) = match delivery {
+        Delivery::ExactlyOnce => (Some(true), None),
+        Delivery::AtLeastOnce(why) => (Some(false), Some(why)),
+        Delivery::NotAtAll(why) => (None, Some(why)),
+    };
     // A relay without transactions has not asked who it is.
     sqlx::query(
         "insert into millpond.relay (exactly_once, reason, since) values ($1, $2, now())

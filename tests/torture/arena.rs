@@ -264,6 +264,13 @@ impl Arena {
         slot.postgres.heal();
     }
 
+    /// Ends the process of a slot in good order.
+    pub fn stop(&mut self, slot: usize) {
+        if let Some(process) = self.slots[slot].process.take() {
+            tokio::task::block_in_place(|| process.stop());
+        }
+    }
+
     /// Leads every process to the server that is the primary now.
     pub fn follow_primary(&self, servers: &Servers) -> anyhow::Result<()> {
         let port = servers.postgres_port()?;
@@ -299,11 +306,7 @@ impl Arena {
                 process.terminate();
             }
         }
-        for slot in &mut self.slots {
-            if let Some(process) = slot.process.take() {
-                tokio::task::block_in_place(|| process.stop());
-            }
-        }
+        (0..self.slots.len()).for_each(|slot| self.stop(slot));
     }
 
     /// Removes topics, database and folder, that of a run that was kept aside.

@@ -112,7 +112,7 @@ async fn watch(database: String, history: Arc<History>, pids: Pids, seen: Arc<Mu
 }
 
 /// How many appends every projection has applied.
-async fn applied(connection: &mut PgConnection) -> sqlx::Result<i64> {
+pub async fn applied(connection: &mut PgConnection) -> sqlx::Result<i64> {
     let sql = "select coalesce(min(applied), 0)::int8 from (
                  select sum(next_offset) as applied from millpond.fences where projection in ('appends', 'chains')
                   group by projection) s";
@@ -149,9 +149,14 @@ async fn parked(connection: &mut PgConnection) -> sqlx::Result<Vec<String>> {
 
 /// Resident memory in KiB.
 pub fn resident(pid: i32) -> Option<u64> {
+    memory(pid, "VmRSS:")
+}
+
+/// What Linux says of a process's memory in that field, in KiB.
+pub fn memory(pid: i32, field: &str) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
-    line.split_ascii_whitespace().nth(1)?.parse().ok()
+    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+    line.split_ascii_whitespace().next()?.parse().ok()
 }
 
 /// Seconds of processor time that a process has taken so far.

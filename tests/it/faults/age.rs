@@ -21,6 +21,10 @@ async fn metric(consume: &Process, name: &str) -> f64 {
     values.map(|value| value.parse::<f64>().unwrap()).sum()
 }
 
+fn said(cluster: &Cluster) -> String {
+    String::from_utf8(cluster.run(&["status"]).stdout).unwrap()
+}
+
 const AGE: &str = "millpond_consumer_freshness_seconds";
 const LAG: &str = "millpond_consumer_lag_messages";
 
@@ -47,17 +51,15 @@ async fn status_says_what_keeps_a_consumer_that_runs_without_kafka() {
     let (ingest, consume) = (cluster.start("ingest", &[]), cluster.start("consume", &[]));
     pay(&ingest, 1).await;
     cluster.settled(&cluster.project.topic, 1).await;
-    let said = || String::from_utf8(cluster.run(&["status"]).stdout).unwrap();
     // Its ends have been told of once; `not running` is not it.
-    eventually_async(SOON, async || said().contains(" 1 running ")).await;
+    eventually_async(SOON, async || said(&cluster).contains(" 1 running ")).await;
     cluster.servers.kafka().kill_9().unwrap();
-    let said = || String::from_utf8(cluster.run(&["status"]).stdout).unwrap();
     eventually_async(SOON, async || {
-        let said = said();
+        let said = said(&cluster);
         said.contains("not running") && said.contains("no end of a partition can be had from Kafka")
     })
     .await;
-    assert!(said().contains("millpond doctor"), "{}", said());
+    assert!(said(&cluster).contains("millpond doctor"), "{}", said(&cluster));
     eventually_async(SOON, async || metric(&consume, AGE).await > 11.0).await;
     cluster.servers.kafka().restart().unwrap();
     // A broker that was killed recovers its logs first, and the member joins its group anew.

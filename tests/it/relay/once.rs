@@ -9,6 +9,7 @@ use millpond::kafka::{Admin, Options, TopicSpec};
 use millpond::publish::Transactions;
 use millpond::store::relay::{self, Delivery};
 use rdkafka::mocking::MockCluster;
+use rdkafka::producer::DefaultProducerContext;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 
@@ -164,14 +165,20 @@ async fn databases_that_share_a_kafka_do_not_take_each_other_for_themselves() {
     }
 }
 
+/// A cluster that gives nobody the right to transactions.
+fn forbidding() -> MockCluster<'static, DefaultProducerContext> {
+    let cluster = MockCluster::new(1).unwrap();
+    let refusal = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TRANSACTIONAL_ID_AUTHORIZATION_FAILED;
+    cluster.request_errors(RDKafkaApiKey::InitProducerId, &[refusal; 100]);
+    cluster
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn cluster_that_forbids_transactions_gets_events_at_least_once_and_it_is_said() {
     let outbox = Outbox::new().await;
     outbox.version(1, "live").await;
     outbox.rows(1, 0, 1..31, NUMBER).await;
-    let cluster = MockCluster::new(1).unwrap();
-    let refusal = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TRANSACTIONAL_ID_AUTHORIZATION_FAILED;
-    cluster.request_errors(RDKafkaApiKey::InitProducerId, &[refusal; 100]);
+    let cluster = forbidding();
     let kafka = Options { brokers: cluster.bootstrap_servers(), ..options() };
     let relay = outbox.relay_by(Transactions::Auto, kafka).await;
     outbox.is_empty().await;
@@ -194,9 +201,7 @@ async fn cluster_that_forbids_transactions_gets_nothing_where_they_are_required(
     let outbox = Outbox::new().await;
     outbox.version(1, "live").await;
     outbox.rows(1, 0, 1..31, NUMBER).await;
-    let cluster = MockCluster::new(1).unwrap();
-    let refusal = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TRANSACTIONAL_ID_AUTHORIZATION_FAILED;
-    cluster.request_errors(RDKafkaApiKey::InitProducerId, &[refusal; 100]);
+    let cluster = forbidding();
     let kafka = Options { brokers: cluster.bootstrap_servers(), ..options() };
     let relay = outbox.relay_by(Transactions::Required, kafka).await;
     // It tries again and again, each time with a session of its own.

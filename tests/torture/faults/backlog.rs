@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::measure::peak;
 use super::{Fault, Field};
 use crate::values;
+use crate::watch;
 use crate::workload::history::Kind;
 
 /// Partitions of the appends in this scenario: each has a buffer, and what librdkafka fetched in advance.
@@ -25,9 +26,7 @@ pub async fn caught_up(field: &mut Field<'_>) -> anyhow::Result<Fault> {
         field.begin(format!("nobody consumes until {values} values wait on {PARTITIONS} partitions")).await?;
     let slots = field.arena.of_role("consume");
     for slot in &slots {
-        if let Some(process) = field.arena.slots[*slot].process.take() {
-            tokio::task::block_in_place(|| process.stop());
-        }
+        field.arena.stop(*slot);
     }
     let requests = values.div_ceil(REQUEST * values::BULK.len());
     let workload = field.workload;
@@ -76,8 +75,5 @@ pub async fn caught_up(field: &mut Field<'_>) -> anyhow::Result<Fault> {
 
 /// How many appends are in both tables.
 async fn applied(field: &Field<'_>) -> anyhow::Result<i64> {
-    let sql = "select coalesce(min(applied), 0)::int8 from (
-                 select sum(next_offset) as applied from millpond.fences where projection in ('appends', 'chains')
-                  group by projection) s";
-    Ok(sqlx::query_scalar(sql).fetch_one(&mut field.arena.connect().await?).await?)
+    Ok(watch::applied(&mut field.arena.connect().await?).await?)
 }

@@ -88,10 +88,7 @@ pub async fn frozen(field: &mut Field<'_>) -> anyhow::Result<Fault> {
 /// else has claimed the partition.
 pub async fn late_message(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let slot = field.any("consume")?;
-    let trap = Trap::new(APPLYING, Pattern::Sent(FLUSH), Action::Hold);
-    field.arena.slots[slot].postgres.set(&trap);
-    anyhow::ensure!(trap.sprung(SPRINGS_WITHIN).await, "no batch was flushed within {SPRINGS_WITHIN:?}");
-    let flush = Flush::read(&trap.caught()).context("a flush names its fence")?;
+    let (trap, flush) = Flush::catch(field, slot).await?;
     let name = field.arena.slots[slot].name.clone();
     let injected = field.begin(format!("SIGSTOP of {name} with a flush on its way, which arrives late")).await?;
     field.arena.slots[slot].process.as_ref().context("it runs")?.pause();
@@ -125,6 +122,15 @@ pub(super) struct Flush {
 }
 
 impl Flush {
+    /// Holds the next flush of a consumer on its way, in the trap that comes with it.
+    pub async fn catch(field: &Field<'_>, slot: usize) -> anyhow::Result<(Trap, Self)> {
+        let trap = Trap::new(APPLYING, Pattern::Sent(FLUSH), Action::Hold);
+        field.arena.slots[slot].postgres.set(&trap);
+        anyhow::ensure!(trap.sprung(SPRINGS_WITHIN).await, "no batch was flushed within {SPRINGS_WITHIN:?}");
+        let flush = Self::read(&trap.caught()).context("a flush names its fence")?;
+        Ok((trap, flush))
+    }
+
     /// Reads the arguments of `advance_fence(projection, version, topic, partition, owner, epoch, from, …)`.
     pub fn read(statement: &str) -> Option<Self> {
         let (_, arguments) = statement.split_once(FLUSH)?;
@@ -219,9 +225,7 @@ pub async fn storm(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     for _ in 0..rounds {
         let orderly = field.random.below(2) == 0;
         if orderly {
-            if let Some(process) = field.arena.slots[slot].process.take() {
-                tokio::task::block_in_place(|| process.stop());
-            }
+            field.arena.stop(slot);
         } else {
             field.arena.kill_9(slot);
         }

@@ -4,27 +4,22 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::arena::Arena;
+use crate::watch;
 
 /// Most resident memory since [`forget_peak`], in bytes.
 pub fn peak(pid: i32) -> Option<u64> {
-    status(pid, "VmHWM:")
+    Some(watch::memory(pid, "VmHWM:")? << 10)
 }
 
 /// Resident memory, in bytes.
 pub fn resident(pid: i32) -> Option<u64> {
-    status(pid, "VmRSS:")
+    Some(watch::resident(pid)? << 10)
 }
 
 /// Lets the most begin anew from what it is now. Where the system does not, the most stays what it was, and so does a bound
 /// on what came on top.
 pub fn forget_peak(pid: i32) {
     let _ = std::fs::write(format!("/proc/{pid}/clear_refs"), "5");
-}
-
-fn status(pid: i32, field: &str) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
-    Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? << 10)
 }
 
 /// Where the logs of all processes ended at some time, to tell what was said since.

@@ -157,7 +157,7 @@ pub fn judged(faults: &[Fault]) -> Option<Violation> {
         .flat_map(|fault| fault.wrong.iter().map(move |wrong| format!("{}: {wrong}", fault.what)))
         .collect();
     let count = witness.len();
-    (count > 0).then(|| Violation { check: 17, name: "what the fault itself demands".into(), count, witness })
+    (count > 0).then(|| Violation { check: 15, name: "what the fault itself demands".into(), count, witness })
 }
 
 /// Where faults are injected.

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use sqlx::Row as _;
 
-use super::consumer::{APPLYING, FLUSH, Flush, SPRINGS_WITHIN};
+use super::consumer::Flush;
 use super::kafka::{CLIENTS, a_leader, kill, moved, restart, wait_until};
 use super::{Fault, Field, SHOWS_WITHIN};
-use crate::proxy::{Action, Direction, Effect, Pattern, Trap};
+use crate::proxy::{Direction, Effect};
 
 /// Rows that several partitions write: every tenth amount.
 const SHARED: &str = "select 1 from p_amounts_v1.amounts where amount % 10 = 0 order by amount for update";
@@ -19,10 +19,7 @@ const HELD: Duration = Duration::from_millis(2500);
 /// has claimed the partition and not yet moved its fence. Only the owner tells the two apart.
 pub async fn message_before_the_first(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let slot = field.any("consume")?;
-    let trap = Trap::new(APPLYING, Pattern::Sent(FLUSH), Action::Hold);
-    field.arena.slots[slot].postgres.set(&trap);
-    anyhow::ensure!(trap.sprung(SPRINGS_WITHIN).await, "no batch was flushed within {SPRINGS_WITHIN:?}");
-    let flush = Flush::read(&trap.caught()).context("a flush names its fence")?;
+    let (trap, flush) = Flush::catch(field, slot).await?;
     let name = field.arena.slots[slot].name.clone();
     let injected =
         field.begin(format!("SIGSTOP of {name} with a flush on its way, which arrives after a claim")).await?;
