@@ -5,7 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::store::{self, PgConnection, Session};
+use super::transaction::Failure;
+use crate::store::{self, Class, PgConnection, Session};
 
 /// Claims at once: as many as partitions usually come with one assignment; each is short.
 const CONTROLS: usize = 4;
@@ -18,7 +19,7 @@ pub struct Sessions {
     controls: Slots<PgConnection>,
 }
 
-/// A bounded set of connections. One that saw an error is dropped, never lent again.
+/// A bounded set of connections. One that saw an error is dropped, never lent again, unless the error was about a record.
 struct Slots<C> {
     idle: Mutex<Vec<C>>,
     permits: Semaphore,
@@ -91,5 +92,19 @@ impl<C> Lease<'_, C> {
     /// Returns the connection after work that ended well.
     pub fn give_back(self) {
         self.slots.idle().push(self.connection);
+    }
+}
+
+impl Lease<'_, Session> {
+    /// Returns the session of a transaction that failed, rolled back, if only a record was refused: the search for it takes a
+    /// dozen transactions, and none is to pay for a session of its own. Any other failure closes it.
+    pub async fn give_back_after(self, failure: &Failure) {
+        let refused = match failure {
+            Failure::Store(error) => error.class() == Class::Record,
+            Failure::Record(..) => true,
+        };
+        if refused && store::bounded(self.connection.run("rollback")).await.is_ok() {
+            self.give_back();
+        }
     }
 }

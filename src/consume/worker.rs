@@ -386,8 +386,17 @@ impl Worker {
         work.wait(&self.engine).await?;
         let mut lease = store::bounded(self.engine.sessions.batch()).await?;
         // It may take as long as it takes; Postgres may not.
-        transaction::decide(&self.engine, &self.partition, &lease.connection, &mut work).await?;
-        let committed = store::bounded(transaction::run(&self.engine, &mut lease.connection, work)).await?;
+        let committed = match transaction::decide(&self.engine, &self.partition, &lease.connection, &mut work).await {
+            Ok(()) => store::bounded(transaction::run(&self.engine, &mut lease.connection, work)).await,
+            Err(failure) => Err(failure),
+        };
+        let committed = match committed {
+            Ok(committed) => committed,
+            Err(failure) => {
+                lease.give_back_after(&failure).await;
+                return Err(failure);
+            }
+        };
         lease.give_back();
         if let Some(claim) = &mut self.claim {
             claim.next_offset = to;

@@ -53,12 +53,12 @@ impl Default for Runs {
         Self {
             scenarios: Vec::new(),
             seeds,
-            // All scenarios with one seed take some forty minutes so.
-            seconds: 25,
+            // All scenarios with one seed take less than forty minutes so.
+            seconds: 15,
             scale: 1.0,
             // What the profile of `make torture` applies on two cores; clients of a slower build wait for the tables.
-            rate: 6000,
-            lag: 20_000,
+            rate: 7000,
+            lag: 12_000,
             plant: None,
             resume: false,
             keep: false,
@@ -81,10 +81,10 @@ pub const USAGE: &str = "make torture ARGS=\"…\"
   demo                   two to three minutes to look at; `make crash-demo`
   --scenario K1[,C1…]    these (default: all)
   --seed 7[,8…|..12]     these seeds (default: 1)
-  --seconds 25           how long each is under load
+  --seconds 15           how long each is under load
   --scale 1              factor on the length of outages
-  --rate 6000            events a second that clients offer
-  --lag 20000            values that tables may be behind before clients wait for them
+  --rate 7000            events a second that clients offer
+  --lag 12000            values that tables may be behind before clients wait for them
   planted                every planted bug, each in the runs that are to find it, then the same runs without any
   --plant m[,n|none]     these planted bugs alone; with --scenario in that, and it has to be found
   --write DIR            with planted: writes the table to planted.md there

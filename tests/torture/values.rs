@@ -10,7 +10,7 @@ pub const LANES: u64 = 48;
 /// Accounts between which money goes.
 const ACCOUNTS: u64 = 60;
 /// One appended value in so many makes a consumer fail.
-const POISON_EVERY: u64 = 4000;
+const POISON_EVERY: u64 = 10_000;
 /// One value of a lane in so many does, and parks the lane.
 const PARKS_EVERY: u64 = 400;
 /// A client that sends bursts of which every other value does.

@@ -26,8 +26,8 @@ use crate::web::Web;
 /// Clients that append. Together they send so many requests a second, of as many values as the rate wants, or of so many at
 /// most and more requests: what a request costs the machine is not to be what limits a run.
 const APPENDERS: i32 = 8;
-const APPENDS_A_SECOND: u64 = 20;
-const MOST_APPENDS: u64 = 400;
+const APPENDS_A_SECOND: u64 = 12;
+const MOST_APPENDS: u64 = 600;
 /// Clients that move money, and commands in one of their requests.
 const TELLERS: i32 = 2;
 const COMMANDS: usize = 20;
