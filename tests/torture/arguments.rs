@@ -57,7 +57,7 @@ impl Default for Runs {
             seconds: 15,
             scale: 1.0,
             // What the profile of `make torture` applies on two cores; clients of a slower build wait for the tables.
-            rate: 7000,
+            rate: 5500,
             lag: 12_000,
             plant: None,
             resume: false,
@@ -83,7 +83,7 @@ pub const USAGE: &str = "make torture ARGS=\"…\"
   --seed 7[,8…|..12]     these seeds (default: 1)
   --seconds 15           how long each is under load
   --scale 1              factor on the length of outages
-  --rate 7000            events a second that clients offer
+  --rate 5500            events a second that clients offer
   --lag 12000            values that tables may be behind before clients wait for them
   planted                every planted bug, each in the runs that are to find it, then the same runs without any
   --plant m[,n|none]     these planted bugs alone; with --scenario in that, and it has to be found

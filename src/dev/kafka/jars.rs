@@ -26,8 +26,21 @@ struct Jar {
     name: &'static str,
 }
 
-/// The class path of the checked jars, fetched if they are not there. `fallback` is used when the user has no cache folder.
-pub fn class_path(fallback: &Path, step: &Step) -> Result<String, Error> {
+/// The checked jars.
+pub struct Jars {
+    /// Where they are.
+    pub folder: PathBuf,
+}
+
+impl Jars {
+    /// All of them, as Java wants them.
+    pub fn class_path(&self) -> String {
+        list().map(|jar| self.folder.join(jar.name).to_string_lossy().into_owned()).collect::<Vec<_>>().join(":")
+    }
+}
+
+/// The checked jars, fetched if they are not there. `fallback` is used when the user has no cache folder.
+pub fn fetched(fallback: &Path, step: &Step) -> Result<Jars, Error> {
     let cache = cache(fallback);
     create_private(&cache)?;
     // The list names the folder: clones of different versions share a cache without sharing jars.
@@ -36,7 +49,7 @@ pub fn class_path(fallback: &Path, step: &Step) -> Result<String, Error> {
         fetch(&folder, step)?;
     }
     check(&folder)?;
-    Ok(list().map(|jar| folder.join(jar.name).to_string_lossy().into_owned()).collect::<Vec<_>>().join(":"))
+    Ok(Jars { folder })
 }
 
 /// Where downloads outlive a clone: the user's cache folder.
@@ -80,7 +93,7 @@ fn fetch(folder: &Path, step: &Step) -> Result<(), Error> {
 }
 
 /// `<folder>.<what>`; the version in the folder's name has dots of its own.
-fn beside(folder: &Path, what: &str) -> PathBuf {
+pub(super) fn beside(folder: &Path, what: &str) -> PathBuf {
     let mut name = folder.as_os_str().to_owned();
     name.push(".");
     name.push(what);

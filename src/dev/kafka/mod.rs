@@ -2,6 +2,7 @@
 //!
 //! Owns `kafka/` in the data folder. Topics and records there are its clients' business.
 
+mod archive;
 pub mod cluster;
 mod jars;
 mod java;
@@ -18,8 +19,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use nix::sys::signal::Signal;
 
+use self::archive::Archive;
 use super::children::{self, Child, Launch, os};
-use super::progress::Step;
 use super::server::{Kind, Server};
 use super::{Error, Folder, Progress, doing, ports, settings};
 
@@ -75,19 +76,10 @@ impl KafkaServer {
         let step = progress.step("kafka", "starting");
         let java = java::find()?;
         let dir = folder.below("kafka")?;
-        let class_path = jars::class_path(&folder.path().join("cache"), &step)?;
-        let program = Program { java, class_path, dir };
-        program.prepare()?;
-        let server = Self::launch(folder, options.ready_within, || {
-            let (client, controller) = match &options.place {
-                Some(place) => (place.client, place.controller()),
-                None => choose_ports(folder, options)?,
-            };
-            program.write_settings(options, client, controller)?;
-            let cluster = program.cluster_id(options, &step)?;
-            step.now(&format!("starting {VERSION} on port {client}"));
-            Ok((Kafka { cluster, controller, log: log(&program.dir) }, program.launch(options), client))
-        })?;
+        let jars = jars::fetched(&folder.path().join("cache"), &step)?;
+        let archive = archive::ensure(&java, &jars, &step);
+        let program = Program { java, class_path: jars.class_path(), dir, archive };
+        let server = Kafka::launch(folder, &program, options, |what| step.now(what))?;
         folder.remember_port("kafka", server.port)?;
         folder.remember_port("kafka-controller", server.kind.controller)?;
         step.done(&format!("{VERSION} at {}", server.bootstrap()));
@@ -110,6 +102,28 @@ impl KafkaServer {
     /// Deletes all topics and records in `folder`; for a stopped node only.
     pub fn delete_data(folder: &Folder) -> Result<(), Error> {
         super::delete(&folder.path().join("kafka"))
+    }
+}
+
+impl Kafka {
+    /// Starts a node and waits until it serves; `tell` hears what is done.
+    fn launch(
+        folder: &Arc<Folder>,
+        program: &Program,
+        options: &Options,
+        tell: impl Fn(&str),
+    ) -> Result<KafkaServer, Error> {
+        program.prepare()?;
+        Server::launch(folder, options.ready_within, || {
+            let (client, controller) = match &options.place {
+                Some(place) => (place.client, place.controller()),
+                None => choose_ports(folder, options)?,
+            };
+            program.write_settings(options, client, controller)?;
+            let cluster = program.cluster_id(options, &tell)?;
+            tell(&format!("starting {VERSION} on port {client}"));
+            Ok((Self { cluster, controller, log: log(&program.dir) }, program.launch(options), client))
+        })
     }
 }
 
@@ -142,6 +156,7 @@ struct Program {
     java: PathBuf,
     class_path: String,
     dir: PathBuf,
+    archive: Archive,
 }
 
 impl Program {
@@ -177,7 +192,7 @@ impl Program {
     }
 
     /// The id of the cluster whose data is in the folder, formatted now if there is none.
-    fn cluster_id(&self, options: &Options, step: &Step) -> Result<String, Error> {
+    fn cluster_id(&self, options: &Options, tell: impl Fn(&str)) -> Result<String, Error> {
         let data = self.dir.join("data");
         let meta = data.join("meta.properties");
         if let Ok(text) = fs::read_to_string(&meta) {
@@ -187,12 +202,15 @@ impl Program {
                 .map(|(_, id)| id.trim().to_owned())
                 .ok_or_else(|| doing("find cluster.id in", &meta, std::io::ErrorKind::InvalidData.into()));
         }
-        step.now("formatting a new data folder");
+        tell("formatting a new data folder");
         let id = options.place.as_ref().map_or_else(new_cluster_id, |place| place.cluster.clone());
         // Formatted aside and renamed: a folder that is there is whole.
         let new = self.dir.join("data.new");
         super::delete(&new)?;
         let mut format = Command::new(&self.java);
+        if let Archive::With(_) = &self.archive {
+            format.args(self.archive.flag());
+        }
         format
             .args(["-Xshare:auto", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx128m"])
             .args(self.common_flags())
@@ -223,6 +241,7 @@ impl Program {
             // Several of them warm up side by side: the second compiler would take their cores for a minute.
             args.push("-XX:TieredStopAtLevel=1".into());
         }
+        args.extend(self.archive.flag());
         args.extend(self.common_flags().map(Into::into));
         args.extend(os([&"kafka.Kafka", &"server.properties"]));
         Launch {

@@ -19,6 +19,8 @@ use crate::values::{Append, Money};
 
 /// How long a topic may take to be read to its end.
 const WITHIN: Duration = Duration::from_secs(120);
+/// How long a partition may be without a leader once everything is mended.
+const ELECTED_WITHIN: Duration = Duration::from_secs(30);
 /// The consumers of a run. Their dead letters are in topics of their names, those of all runs on these servers in one.
 pub const CONSUMERS: [&str; 6] = ["appends", "chains", "accounts", "amounts", "credits", "lanes"];
 /// Verdicts of all runs on these servers.
@@ -268,8 +270,19 @@ impl Reader {
         let limit = Duration::from_secs(10);
         let metadata = self.0.fetch_metadata(Some(topic), limit)?;
         let found = metadata.topics().first().with_context(|| format!("no topic {topic}"))?;
-        let end = |id| anyhow::Ok((id, self.0.fetch_watermarks(topic, id, limit)?.1));
-        found.partitions().iter().map(|partition| end(partition.id())).collect()
+        found.partitions().iter().map(|partition| Ok((partition.id(), self.end(topic, partition.id())?))).collect()
+    }
+
+    /// Where a partition ends. Who has just lost its leadership says so, and the client asks anew.
+    fn end(&self, topic: &str, partition: i32) -> anyhow::Result<i64> {
+        let deadline = Instant::now() + ELECTED_WITHIN;
+        loop {
+            match self.0.fetch_watermarks(topic, partition, Duration::from_secs(10)) {
+                Ok((_, end)) => return Ok(end),
+                Err(error) if Instant::now() > deadline => return Err(error.into()),
+                Err(_) => std::thread::sleep(Duration::from_millis(100)),
+            }
+        }
     }
 
     fn exists(&self, topic: &str) -> anyhow::Result<bool> {
