@@ -99,6 +99,20 @@ async fn broker(config: &Config, project: Option<&Project>) -> Result<String, St
             missing.join(", ")
         ));
     }
+    let there = |name: &str| topics.iter().find(|topic| topic.name == name).map(|topic| topic.partitions);
+    let of_producers = project.into_iter().flat_map(|project| &project.producers).flat_map(|producer| &producer.topics);
+    let other = of_producers.filter_map(|(name, spec)| {
+        let partitions = there(name).filter(|partitions| *partitions != spec.partitions as usize)?;
+        Some(format!("{name} has {partitions} where its folder says {}", spec.partitions))
+    });
+    let other: Vec<String> = other.collect();
+    if !other.is_empty() {
+        return Err(format!(
+            "numbers of partitions that are not the declared ones: {}; consumers halt on those that are not declared: see \
+             partitions_added in docs/runbook/halted.md",
+            other.join(", ")
+        ));
+    }
     Ok(format!("{} topics at {}", topics.len(), config.kafka.brokers))
 }
 

@@ -20,7 +20,7 @@ use crate::workload::Workload;
 use crate::workload::history::{History, Outcome, Read, Request};
 
 /// Load before the first fault, and after the last.
-const PEACE: Duration = Duration::from_secs(3);
+const PEACE: Duration = Duration::from_secs(2);
 /// How long tables may take to have everything once the load has ended.
 const SETTLES_WITHIN: Duration = Duration::from_secs(120);
 /// A run that stands still for so long will not move any more.
@@ -181,7 +181,7 @@ async fn disturb(scenario: &str, field: &mut Field<'_>, until: Instant) -> anyho
         eprintln!("  {}", crate::report::line(&fault));
         field.note_pids();
         faults.push(fault);
-        tokio::time::sleep(Duration::from_millis(field.random.between(300, 2500))).await;
+        tokio::time::sleep(Duration::from_millis(field.random.between(200, 1500))).await;
     }
     tokio::time::sleep(PEACE).await;
     Ok(faults)

@@ -90,3 +90,21 @@ fn make(java: &Path, jars: &Jars, path: &Path) -> Result<(), Error> {
     drop(node);
     super::super::delete(&new)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dev::Progress;
+
+    #[test]
+    fn java_that_could_not_make_one_is_not_asked_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (java, jars) = (Path::new("/no/java"), Jars { folder: dir.path().join("jars") });
+        let step = Progress::silent().step("kafka", "starting");
+        assert!(matches!(ensure(java, &jars, &step), Archive::Without));
+        let kept = beside(&jars.folder, &format!("{}.jsa", fingerprint(java)));
+        assert_eq!(fs::read(&kept).unwrap(), b"");
+        fs::write(&kept, "classes").unwrap();
+        assert!(matches!(ensure(java, &jars, &step), Archive::With(path) if path == kept));
+    }
+}

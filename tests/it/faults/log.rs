@@ -194,6 +194,9 @@ async fn partition_that_was_added_halts_until_it_is_declared_and_no_key_moves_be
             assert_eq!(pay_from(web, account).await, *place, "account {account}");
         }
     }
+    let doctor = cluster.run(&["doctor"]);
+    let said = String::from_utf8(doctor.stdout).unwrap();
+    assert!(!doctor.status.success() && said.contains(" has 3 where its folder says "), "{said}");
     let consume = cluster.start("consume", &[]);
     let (code, command) = halted(&cluster).await;
     assert_eq!((code.as_str(), command.join(" ").as_str()), ("partitions_added", "consumer restart sums"));

@@ -10,10 +10,9 @@ use super::kafka::{CLIENTS, a_leader, kill, moved, restart, wait_until};
 use super::{Fault, Field, SHOWS_WITHIN};
 use crate::proxy::{Direction, Effect};
 
-/// Rows that several partitions write: every tenth amount.
-const SHARED: &str = "select 1 from p_amounts_v1.amounts where amount % 10 = 0 order by amount for update";
-/// How long they are held at once: less than a batch waits for a lock.
-const HELD: Duration = Duration::from_millis(2500);
+/// How long a table is not written, and a row of it then held: each is less than a batch waits for a lock.
+const PILING_UP: Duration = Duration::from_millis(3500);
+const HELD: Duration = Duration::from_millis(2000);
 
 /// C13: a consumer is frozen with a batch staged and the message that commits it on its way; that arrives when somebody else
 /// has claimed the partition and not yet moved its fence. Only the owner tells the two apart.
@@ -121,21 +120,26 @@ pub async fn relay_killed_anywhere(field: &mut Field<'_>) -> anyhow::Result<Faul
     Ok(field.end(injected, observed, recovery))
 }
 
-/// P13: a stranger holds rows that partitions share, so that batches of several partitions wait at once, each with some of
-/// its rows written. Written in one order, they wait for each other, and never in a circle.
+/// P13: a stranger holds a row that partitions share, so that batches of several partitions wait at once, each with about
+/// half of its rows written. Written in one order, they wait for each other, and never in a circle. Before that nobody may
+/// write for a while: records pile up, so that each batch has nearly every row.
 pub async fn shared_rows_held(field: &mut Field<'_>) -> anyhow::Result<Fault> {
-    let rounds = field.random.between(3, 4);
-    let injected = field.begin(format!("rows that partitions share are held {rounds} times for {HELD:?}")).await?;
+    let rounds = field.random.between(2, 3);
+    let what =
+        format!("{rounds} times a table is not written for {PILING_UP:?}, then a row of it is held for {HELD:?}");
+    let injected = field.begin(what).await?;
     let mut most = 0;
     for _ in 0..rounds {
-        let mut holder = field.arena.connect().await?;
-        sqlx::raw_sql("begin").execute(&mut holder).await?;
-        // It may be the one whom a deadlock ends, where there are any.
-        if sqlx::raw_sql(SHARED).execute(&mut holder).await.is_ok() {
-            most = most.max(super::postgres::waiting_for_locks(field, HELD).await);
-            sqlx::raw_sql("commit").execute(&mut holder).await?;
-        }
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        let mut all = field.arena.connect().await?;
+        sqlx::raw_sql("begin; lock table p_amounts_v1.amounts in share mode").execute(&mut all).await?;
+        tokio::time::sleep(PILING_UP).await;
+        let mut one = field.arena.connect().await?;
+        sqlx::raw_sql("begin; select 1 from p_amounts_v1.amounts where amount = 50 for update")
+            .execute(&mut one)
+            .await?;
+        sqlx::raw_sql("commit").execute(&mut all).await?;
+        most = most.max(super::postgres::waiting_for_locks(field, HELD).await);
+        sqlx::raw_sql("commit").execute(&mut one).await?;
     }
     let recovery = field.recovery(injected.at).await;
     Ok(field.end(injected, (most > 1).then(|| format!("{most} sessions waited at once")), recovery))

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use sqlx::AssertSqlSafe;
 
 use super::{Fault, Field};
 use crate::proxy::{Action, Direction, Effect, Pattern, Trap};
@@ -12,6 +13,7 @@ use crate::proxy::{Action, Direction, Effect, Pattern, Trap};
 /// Whose connections apply batches.
 const APPLYING: &str = "millpond consume";
 const FLUSH: &str = "millpond.advance_fence(";
+const RELOAD: &str = "select pg_reload_conf()";
 /// Deadlocks that a stranger has brought about are not Millpond's: check 13 finds the others.
 const FORGET_DEADLOCKS: &str = "select pg_stat_reset()";
 
@@ -119,14 +121,21 @@ async fn applied(field: &Field<'_>) -> anyhow::Result<i64> {
 
 /// P4: Postgres acknowledges commits before they are on disk, and dies: rows and fences go back together.
 pub async fn unflushed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
-    let setting = "alter system set synchronous_commit = off";
+    let mut connection = field.arena.connect().await?;
+    // The server's command line says otherwise; of a database it is believed, by new sessions.
+    let database: String = sqlx::query_scalar("select current_database()").fetch_one(&mut connection).await?;
+    let setting = format!("alter database {database} set synchronous_commit = off");
+    let anew = "select pg_terminate_backend(pid) from pg_stat_activity
+                 where datname = current_database() and application_name like 'millpond %'";
     // What is not flushed stays so for long enough to be lost.
-    let delay = "alter system set wal_writer_delay = '2s'";
-    for sql in [setting, delay, "select pg_reload_conf()"] {
-        let mut connection = field.arena.connect().await?;
-        sqlx::raw_sql(sql).execute(&mut connection).await?;
+    let lazily =
+        ["alter system set wal_writer_delay = '2s'", "alter system set wal_writer_flush_after = '64MB'", RELOAD];
+    for sql in lazily.into_iter().chain([setting.as_str(), anew]) {
+        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut connection).await?;
     }
-    let pause = field.outage(2, 4);
+    drop(connection);
+    field.recovery(field.history.now()).await;
+    let pause = field.outage(1, 3);
     tokio::time::sleep(pause).await;
     let injected = field.begin("kill -9 of Postgres with commits that are not on disk").await?;
     let (before, epochs) = (applied(field).await?, field.epochs().await.context("Postgres is there")?);
@@ -137,8 +146,8 @@ pub async fn unflushed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     // Unless something was lost this was P1.
     let observed = claimed.filter(|_| lost > 0).map(|claimed| format!("{lost} steps of fences lost, {claimed}"));
     let recovery = field.recovery(injected.at).await;
-    for sql in ["alter system reset all", "select pg_reload_conf()"] {
-        let mut connection = field.arena.connect().await?;
+    let mut connection = field.arena.connect().await?;
+    for sql in ["alter system reset all", RELOAD] {
         sqlx::raw_sql(sql).execute(&mut connection).await?;
     }
     Ok(field.end(injected, observed, recovery))
