@@ -13,7 +13,8 @@ use crate::proxy::{Action, Direction, Effect, Pattern, Trap};
 /// Whose connections apply batches.
 const APPLYING: &str = "millpond consume";
 const FLUSH: &str = "millpond.advance_fence(";
-const RELOAD: &str = "select pg_reload_conf()";
+/// A port on which nobody listens.
+const NOBODY: u16 = 1;
 /// Deadlocks that a stranger has brought about are not Millpond's: check 13 finds the others.
 const FORGET_DEADLOCKS: &str = "select pg_stat_reset()";
 
@@ -127,29 +128,29 @@ pub async fn unflushed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let setting = format!("alter database {database} set synchronous_commit = off");
     let anew = "select pg_terminate_backend(pid) from pg_stat_activity
                  where datname = current_database() and application_name like 'millpond %'";
-    // What is not flushed stays so for long enough to be lost.
-    let lazily =
-        ["alter system set wal_writer_delay = '2s'", "alter system set wal_writer_flush_after = '64MB'", RELOAD];
-    for sql in lazily.into_iter().chain([setting.as_str(), anew]) {
+    for sql in [setting.as_str(), anew] {
         sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut connection).await?;
     }
-    drop(connection);
     field.recovery(field.history.now()).await;
+    // Whoever commits wakes the one that writes; what the kernel was given would outlive the death of processes.
+    let writer = "select pid from pg_stat_activity where backend_type = 'walwriter'";
+    let writer: i32 = sqlx::query_scalar(writer).fetch_one(&mut connection).await?;
+    drop(connection);
+    kill(Pid::from_raw(writer), Signal::SIGSTOP)?;
     let pause = field.outage(1, 3);
     tokio::time::sleep(pause).await;
     let injected = field.begin("kill -9 of Postgres with commits that are not on disk").await?;
     let (before, epochs) = (applied(field).await?, field.epochs().await.context("Postgres is there")?);
     tokio::task::block_in_place(|| field.servers.postgres.kill_9())?;
+    // What was lost is done again at once: it is looked at before anybody can.
+    field.arena.slots.iter().for_each(|slot| slot.postgres.forward_to(NOBODY));
     tokio::task::block_in_place(|| field.servers.postgres.restart())?;
     let lost = before - applied(field).await?;
+    field.arena.follow_primary(field.servers)?;
     let claimed = field.claimed_since(epochs).await;
     // Unless something was lost this was P1.
     let observed = claimed.filter(|_| lost > 0).map(|claimed| format!("{lost} steps of fences lost, {claimed}"));
     let recovery = field.recovery(injected.at).await;
-    let mut connection = field.arena.connect().await?;
-    for sql in ["alter system reset all", RELOAD] {
-        sqlx::raw_sql(sql).execute(&mut connection).await?;
-    }
     Ok(field.end(injected, observed, recovery))
 }
 
