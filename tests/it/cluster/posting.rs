@@ -42,7 +42,7 @@ impl Load {
                 tokio::spawn(async move {
                     for command in share {
                         allowed.acquire().await.unwrap().forget();
-                        let answer = post(&web, &command).await.unwrap();
+                        let answer = insist(&web, &command).await;
                         assert_eq!(answer.status, 202, "{}", answer.text);
                         posted.fetch_add(1, Ordering::Relaxed);
                     }
@@ -73,6 +73,17 @@ impl Load {
             client.await.unwrap();
         }
         self.posted.load(Ordering::Relaxed)
+    }
+}
+
+/// Posts one command, again as long as it is for certain not written: a broker that gets no processor for a while is none.
+async fn insist(web: &Web, command: &FlightCommand) -> Answer {
+    loop {
+        let answer = post(web, command).await.unwrap();
+        if answer.status != 503 || !answer.text.contains(r#""outcome":"not_written""#) {
+            return answer;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
