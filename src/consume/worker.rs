@@ -385,12 +385,12 @@ impl Worker {
         let (to, log_time) = (work.to, work.log_time);
         work.wait(&self.engine).await?;
         let mut lease = store::bounded(self.engine.sessions.batch()).await?;
-        // It may take as long as it takes; Postgres may not.
-        let committed = match transaction::decide(&self.engine, &self.partition, &lease.connection, &mut work).await {
-            Ok(()) => store::bounded(transaction::run(&self.engine, &mut lease.connection, work)).await,
-            Err(failure) => Err(failure),
+        let transacted = async {
+            // It may take as long as it takes; Postgres may not.
+            transaction::decide(&self.engine, &self.partition, &lease.connection, &mut work).await?;
+            store::bounded(transaction::run(&self.engine, &mut lease.connection, work)).await
         };
-        let committed = match committed {
+        let committed = match transacted.await {
             Ok(committed) => committed,
             Err(failure) => {
                 lease.give_back_after(&failure).await;

@@ -4,18 +4,20 @@
 //! from jars that were checked just before. Java itself looks whether it fits, and goes on without where it does not.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
-use super::jars::{Jars, beside};
+use super::jars::{Jars, beside, locked};
 use super::{Kafka, KafkaServer, Options, Program};
 use crate::dev::progress::Step;
-use crate::dev::{Error, Folder, doing};
+use crate::dev::{Error, Folder, delete, doing};
 
+/// The folder of the node that makes it, beside the jars.
+const NEW: &str = "jsa.new";
 /// Several times what a node takes on a busy machine.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
@@ -47,19 +49,25 @@ impl Archive {
 /// empty file keeps everybody from trying again.
 pub fn ensure(java: &Path, jars: &Jars, step: &Step) -> Archive {
     let path = beside(&jars.folder, &format!("{}.jsa", fingerprint(java)));
-    // Several nodes at once: one makes it, and all have it.
-    let Ok(lock) = File::create(beside(&jars.folder, "jsa.lock")) else { return Archive::Without };
-    if lock.lock().is_err() {
+    // It appears whole or not at all.
+    if !path.exists() && make_once(java, jars, &path, step).is_err() {
         return Archive::Without;
     }
-    if !path.exists() {
-        step.now("preparing quick starts, once");
-        let made = make(java, jars, &path);
-        if made.is_err() && fs::write(&path, "").is_err() {
-            return Archive::Without;
-        }
-    }
     if fs::metadata(&path).is_ok_and(|file| file.len() > 0) { Archive::With(path) } else { Archive::Without }
+}
+
+/// Makes it, or an empty file in its place. Several nodes at once: one makes it, and all have it.
+fn make_once(java: &Path, jars: &Jars, path: &Path, step: &Step) -> Result<(), Error> {
+    let lock = beside(&jars.folder, "jsa.lock");
+    let _lock = locked(&lock, step, "waiting for another process that prepares the same")?;
+    if path.exists() {
+        return Ok(());
+    }
+    step.now("preparing quick starts, once");
+    let made = make(java, jars, path);
+    // What cannot be deleted now is, by who comes next.
+    let _ = delete(&beside(&jars.folder, NEW));
+    made.or_else(|_| fs::write(path, "").map_err(|e| doing("write", path, e)))
 }
 
 /// Tells one Java from another: where it is, and what it says of itself.
@@ -73,8 +81,8 @@ fn fingerprint(java: &Path) -> String {
 
 /// Lets a node start and stop, and puts what it has written in its place, whole.
 fn make(java: &Path, jars: &Jars, path: &Path) -> Result<(), Error> {
-    let new = beside(&jars.folder, "jsa.new");
-    super::super::delete(&new)?;
+    let new = beside(&jars.folder, NEW);
+    delete(&new)?;
     let folder = Arc::new(Folder::open(&new)?);
     let written = folder.path().join("archive");
     let program = Program {
@@ -86,9 +94,7 @@ fn make(java: &Path, jars: &Jars, path: &Path) -> Result<(), Error> {
     let options = Options { heap_mib: 192, ready_within: READY_WITHIN, ..Options::default() };
     let mut node: KafkaServer = Kafka::launch(&folder, &program, &options, |_| {})?;
     node.stop()?;
-    fs::rename(&written, path).map_err(|e| doing("rename", &written, e))?;
-    drop(node);
-    super::super::delete(&new)
+    fs::rename(&written, path).map_err(|e| doing("rename", &written, e))
 }
 
 #[cfg(test)]

@@ -71,12 +71,7 @@ fn list() -> impl Iterator<Item = Jar> {
 
 /// Brings the jars into `folder`, which appears whole or not at all, also when two processes want it at once.
 fn fetch(folder: &Path, step: &Step) -> Result<(), Error> {
-    let lock_path = beside(folder, "lock");
-    let lock = File::create(&lock_path).map_err(|e| doing("create", &lock_path, e))?;
-    if lock.try_lock().is_err() {
-        step.now("waiting for another process that downloads the same");
-        lock.lock().map_err(|e| doing("lock", &lock_path, e))?;
-    }
+    let _lock = locked(&beside(folder, "lock"), step, "waiting for another process that downloads the same")?;
     if folder.is_dir() {
         return Ok(());
     }
@@ -90,6 +85,16 @@ fn fetch(folder: &Path, step: &Step) -> Result<(), Error> {
     run_maven(&pom, &new, step)?;
     check(&new)?;
     fs::rename(&new, folder).map_err(|e| doing("rename", &new, e))
+}
+
+/// Locks a file until what it gives is dropped; says `waiting` while somebody else has it.
+pub(super) fn locked(path: &Path, step: &Step, waiting: &str) -> Result<File, Error> {
+    let lock = File::create(path).map_err(|e| doing("create", path, e))?;
+    if lock.try_lock().is_err() {
+        step.now(waiting);
+        lock.lock().map_err(|e| doing("lock", path, e))?;
+    }
+    Ok(lock)
 }
 
 /// `<folder>.<what>`; the version in the folder's name has dots of its own.
