@@ -19,8 +19,12 @@ use rdkafka::{
 
 use super::Error;
 
-/// After this a record that no broker acknowledged is given up as *unknown*. Longer than a leader's election
-/// (some seconds), shorter than people wait for an answer over HTTP. librdkafka's default is 5 minutes.
+/// After this the publisher gives up a record that no broker acknowledged as *unknown*, and its producer with it. Longer
+/// than a leader's election (some seconds), shorter than people wait for an answer over HTTP.
+///
+/// librdkafka's own `message.timeout.ms` must not do it: its producer goes on under a new epoch then, and records of other
+/// partitions that the brokers have already, but not acknowledged, are sent once more under it. The brokers do not know
+/// them again, so that they are in the log twice (librdkafka issue 4953).
 pub(super) const MESSAGE_TIMEOUT: Duration = Duration::from_secs(12);
 /// What a request to a broker may take; below `MESSAGE_TIMEOUT`, so that one lost answer leaves time for a second try.
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(10);
@@ -178,7 +182,8 @@ impl Options {
         config
             .set("enable.idempotence", "true")
             .set("acks", "all")
-            .set("message.timeout.ms", millis(MESSAGE_TIMEOUT))
+            // Never: see `MESSAGE_TIMEOUT`.
+            .set("message.timeout.ms", "0")
             // Records name their partition; for those that do not, the Java client's placement.
             .set("partitioner", "murmur2_random")
             .set("message.max.bytes", self.max_record_bytes.to_string())

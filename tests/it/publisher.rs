@@ -18,9 +18,13 @@ pub fn options() -> Options {
 
 /// A new topic with a name of its own.
 pub async fn new_topic(partitions: u32) -> String {
+    new_topic_of(&options(), partitions).await
+}
+
+pub async fn new_topic_of(options: &Options, partitions: u32) -> String {
     let name = format!("test.{}", Uuid::new_v4().simple());
     let spec = TopicSpec::log(&name, partitions);
-    Admin::connect(&options()).unwrap().ensure_topics(&[spec]).await.unwrap();
+    Admin::connect(options).unwrap().ensure_topics(&[spec]).await.unwrap();
     name
 }
 
@@ -46,17 +50,17 @@ pub fn batch(topic: &str, records: &[Plain<'_>]) -> EncodedBatch {
     EncodedBatch { topic: topic.into(), bytes, records, headers: vec![("mp-producer".into(), Some(b"test".to_vec()))] }
 }
 
-async fn ready(options: &Options, topic: &str) -> Publisher {
+pub async fn ready(options: &Options, topic: &str) -> Publisher {
     let publisher = Publisher::start(options, [topic]).unwrap();
     tokio::time::timeout(SOON, publisher.wait_ready()).await.expect("ready in time");
     publisher
 }
 
 pub async fn read_all(topic: &str) -> Vec<Record> {
-    read_all_by(topic, Reader::open).await
+    read_all_by(options(), topic, Reader::open).await
 }
 
-pub async fn read_all_by(topic: &str, open: fn(&Options) -> Result<Reader, Error>) -> Vec<Record> {
+pub async fn read_all_by(options: Options, topic: &str, open: fn(&Options) -> Result<Reader, Error>) -> Vec<Record> {
     let topic: Arc<str> = topic.into();
     tokio::task::spawn_blocking(move || {
         let mut records = Vec::new();
@@ -66,7 +70,7 @@ pub async fn read_all_by(topic: &str, open: fn(&Options) -> Result<Reader, Error
             records.push(record);
             ControlFlow::Continue(())
         };
-        open(&options()).unwrap().read(&range, keep).unwrap();
+        open(&options).unwrap().read(&range, keep).unwrap();
         records
     })
     .await

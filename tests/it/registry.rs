@@ -61,7 +61,7 @@ async fn assert_ids_are_unique(topic: &str) -> BTreeMap<i32, String> {
     let mut schema_of: BTreeMap<i32, String> = BTreeMap::new();
     for open in [Reader::open_uncommitted, Reader::open] {
         schema_of.clear();
-        for payload in read_all_by(topic, open).await.into_iter().filter_map(|record| record.payload) {
+        for payload in read_all_by(options(), topic, open).await.into_iter().filter_map(|record| record.payload) {
             let value: serde_json::Value = serde_json::from_slice(&payload).unwrap();
             let (id, schema) = (value["id"].as_i64().unwrap() as i32, value["schema"].as_str().unwrap());
             let known = schema_of.entry(id).or_insert_with(|| schema.to_owned());

@@ -230,6 +230,11 @@ impl Window {
         self.lock().queue.front().and_then(|batch| batch.as_ref().map(|b| b.queued_at))
     }
 
+    /// Since when the youngest batch waits.
+    pub fn youngest(&self) -> Option<Instant> {
+        self.lock().queue.iter().rev().flatten().next().map(|batch| batch.queued_at)
+    }
+
     /// The oldest batches that wait since before `since`, at most `limit`.
     pub fn older_than(&self, since: Instant, limit: usize) -> Vec<Arc<InFlight>> {
         let batches = self.lock();

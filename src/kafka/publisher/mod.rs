@@ -2,7 +2,7 @@
 //!
 //! Owns the idempotent producer, which partition a record goes to, the accounting of every record, and whether the
 //! brokers are well enough to take more. Must not wait: a batch is queued, or refused at once with the reason.
-//! Must not send a record twice: what is unknown stays unknown, and is said.
+//! Must not send a record twice: what is unknown stays so, and is said.
 
 mod in_flight;
 #[cfg(test)]
@@ -10,6 +10,7 @@ mod mock_tests;
 #[cfg(test)]
 mod order_tests;
 mod placement;
+mod producer;
 mod run;
 mod topics;
 
@@ -32,7 +33,8 @@ pub use in_flight::PendingReceipt;
 
 use self::{
     in_flight::{Fate, InFlight, Ticket},
-    run::{Context, State},
+    producer::Context,
+    run::State,
     topics::{Lookup, Topic},
 };
 use super::{Error, Options, murmur2};
@@ -240,7 +242,7 @@ impl Publisher {
     pub fn start<'a>(options: &Options, topics: impl IntoIterator<Item = &'a str>) -> Result<Self, Error> {
         let state = Arc::new(State::new(options));
         topics.into_iter().for_each(|topic| state.topics.ask(topic));
-        let producer = run::create(options, &state)?;
+        let producer = producer::create(options, &state)?;
         let live = RwLock::new(Some(producer));
         let shared = Arc::new(Shared { state, options: options.clone(), live });
         run::spawn(&shared)?;
@@ -283,7 +285,6 @@ impl Publisher {
         self.shared.state.health.borrow().clone()
     }
 
-    /// Follows [`Self::health`].
     pub fn watch_health(&self) -> watch::Receiver<Health> {
         self.shared.state.health.subscribe()
     }

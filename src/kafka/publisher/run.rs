@@ -2,7 +2,7 @@
 //! asks the brokers about topics, which also tells whether they answer at all.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     sync::{
         Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -11,45 +11,31 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rdkafka::{
-    ClientContext, Message,
-    client::Client,
-    config::RDKafkaLogLevel,
-    error::KafkaError,
-    message::DeliveryResult,
-    producer::{BaseProducer, Producer, ProducerContext},
-    types::RDKafkaErrorCode as Code,
-};
-use serde::{Deserialize, de::IgnoredAny};
+use rdkafka::{client::Client, error::KafkaError, producer::Producer};
 use tokio::sync::watch;
 
 use super::{
     Health, NotSent, Reason, Shared,
-    in_flight::{Budget, Fate, Ticket, Window},
+    in_flight::{Budget, Window},
+    producer::{self, Context},
     topics::Topics,
 };
 use crate::{
-    kafka::{
-        Error, Options,
-        client::{self, MESSAGE_TIMEOUT},
-    },
-    planted::{self, Bug},
+    kafka::{Error, Options, client::MESSAGE_TIMEOUT},
     telemetry::metrics::kafka as metrics,
 };
 
 /// How often health is decided. Reports are taken the moment they come. The client spins through the last millisecond of
 /// every wait, so that short ones cost an idle process CPU time.
-const TICK: Duration = Duration::from_millis(200);
+pub(super) const TICK: Duration = Duration::from_millis(200);
 /// A record that waits longer than this says that something is wrong.
-const STALL: Duration = Duration::from_secs(2);
+pub(super) const STALL: Duration = Duration::from_secs(2);
 /// Old batches looked at for the partitions they wait for; more would say nothing new.
 const STALLED_BATCHES: usize = 1000;
 /// How often topics are looked up when all is well: partitions are added rarely.
 const LOOK: Duration = Duration::from_secs(30);
 /// How often when something is wrong, or not known yet.
 const LOOK_CLOSER: Duration = Duration::from_millis(500);
-/// Why a publisher without a producer takes no records.
-const LOST: &str = "the producer failed and is being replaced";
 /// Why none are taken while it is not known whether there is one.
 const DOUBTED: &str = "the producer met an error that may have ended it";
 /// What one look may take.
@@ -67,10 +53,10 @@ pub(super) struct State {
     pub closed: watch::Sender<Option<usize>>,
     /// The health as one flag, for the hot path.
     open: AtomicBool,
-    has_producer_id: AtomicBool,
+    pub has_producer_id: AtomicBool,
     has_looked: AtomicBool,
-    fatal: AtomicBool,
-    written: AtomicBool,
+    pub fatal: AtomicBool,
+    pub written: AtomicBool,
     /// Whether some partition is.
     stalled: AtomicBool,
     suspicion: Mutex<Option<String>>,
@@ -124,17 +110,17 @@ impl State {
         self.wake_scout();
     }
 
-    fn closing(&self) -> Option<Instant> {
+    pub fn closing(&self) -> Option<Instant> {
         *self.closing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Closes the publisher until the poll thread has asked librdkafka whether the producer is lost.
-    fn doubt_producer(&self) {
+    pub fn doubt_producer(&self) {
         self.fatal.store(true, Ordering::Relaxed);
         self.set_health(Err(DOUBTED.into()));
     }
 
-    fn suspect(&self, why: String) {
+    pub fn suspect(&self, why: String) {
         self.suspicion.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
     }
 
@@ -142,7 +128,7 @@ impl State {
         *self.suspicion.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    fn set_health(&self, verdict: Result<(), String>) {
+    pub fn set_health(&self, verdict: Result<(), String>) {
         self.open.store(verdict.is_ok(), Ordering::Relaxed);
         metrics::PUBLISHER_READY.set(i64::from(verdict.is_ok()));
         self.health.send_if_modified(|health| match (&*health, verdict) {
@@ -202,90 +188,6 @@ fn assess(signs: Signs) -> Result<(), String> {
     }
 }
 
-/// The producer's callbacks.
-pub(super) struct Context(Arc<State>);
-
-/// The part of librdkafka's statistics that we read.
-#[derive(Deserialize)]
-struct Statistics {
-    #[serde(default)]
-    msg_cnt: i64,
-    eos: Option<Idempotence>,
-}
-
-#[derive(Deserialize)]
-struct Idempotence {
-    idemp_state: String,
-    #[serde(flatten)]
-    _rest: HashMap<String, IgnoredAny>,
-}
-
-impl ClientContext for Context {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        client::log(level, facility, message);
-    }
-
-    fn stats_raw(&self, json: &[u8]) {
-        let Ok(statistics) = serde_json::from_slice::<Statistics>(json) else { return };
-        metrics::QUEUED_RECORDS.set(statistics.msg_cnt);
-        let has_id = statistics.eos.is_some_and(|eos| eos.idemp_state == "Assigned");
-        if has_id || planted::is(Bug::AcksOne) {
-            self.0.has_producer_id.store(true, Ordering::Relaxed);
-        }
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        // librdkafka logs it, too.
-        tracing::debug!(%error, "{reason}");
-        match error.rdkafka_error_code() {
-            Some(Code::Fatal) => self.0.doubt_producer(),
-            Some(Code::AllBrokersDown) => self.0.suspect("no broker can be reached".to_owned()),
-            _ => {}
-        }
-    }
-}
-
-impl ProducerContext for Context {
-    type DeliveryOpaque = usize;
-
-    fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
-        let fate = match result {
-            Ok(message) => {
-                self.0.written.store(true, Ordering::Relaxed);
-                if self.0.topics.any_doubted() {
-                    self.0.topics.note(message.topic(), message.partition(), true);
-                }
-                Fate::written(message.offset())
-            }
-            Err((error, message)) => {
-                let code = error.rdkafka_error_code().unwrap_or(Code::Fail);
-                let reason = Reason::of_report(code);
-                tracing::debug!(topic = message.topic(), partition = message.partition(), %error, "record not acknowledged");
-                match reason {
-                    Reason::ProducerLost => self.0.doubt_producer(),
-                    Reason::TimedOut | Reason::NotEnoughReplicas => {
-                        self.0.topics.note(message.topic(), message.partition(), false);
-                        self.0.suspect(reason.as_str().into());
-                    }
-                    _ => {}
-                }
-                Fate::failed(reason)
-            }
-        };
-        self.0.window.settle(Ticket::from_opaque(opaque), fate);
-    }
-}
-
-pub(super) fn create(options: &Options, state: &Arc<State>) -> Result<BaseProducer<Context>, Error> {
-    let mut config = options.producer()?;
-    // Statistics are how librdkafka tells that the producer has its id.
-    config.set("statistics.interval.ms", "500");
-    if planted::is(Bug::AcksOne) {
-        config.set("enable.idempotence", "false").set("acks", "1");
-    }
-    client::create(&config, Context(state.clone()), "producer")
-}
-
 pub(super) fn spawn(shared: &Arc<Shared>) -> Result<(), Error> {
     let start = |name: &str, run: fn(&Shared)| {
         let shared = shared.clone();
@@ -309,7 +211,9 @@ fn poll(shared: &Shared) {
             }
         }
         if state.fatal.swap(false, Ordering::Relaxed) {
-            replace(shared);
+            producer::replace(shared);
+        } else if state.window.oldest().is_some_and(|since| since.elapsed() > MESSAGE_TIMEOUT) {
+            producer::give_up(shared);
         }
         if state.written.swap(false, Ordering::Relaxed) {
             last_written = Instant::now();
@@ -374,39 +278,6 @@ fn try_end(shared: &Shared, deadline: Instant) -> Option<usize> {
     drop(live.take());
     state.window.abandon(Reason::Closed);
     Some(left.iter().map(|batch| batch.unknown()).sum())
-}
-
-/// Replaces a producer that ended in a fatal error. The old one is gone, with all its reports in, before the new one
-/// is made: two at once could change the order of a key's records.
-fn replace(shared: &Shared) {
-    let state = &shared.state;
-    state.set_health(Err(LOST.into()));
-    metrics::PRODUCERS_REPLACED.inc();
-    let mut live = shared.live.write().unwrap_or_else(PoisonError::into_inner);
-    if let Some(old) = live.take() {
-        let cause = old.client().fatal_error().map(|(_, text)| text);
-        tracing::error!(cause, "producer failed for good; replacing it");
-        let deadline = Instant::now() + MESSAGE_TIMEOUT;
-        while !state.window.is_empty() && Instant::now() < deadline {
-            old.poll(TICK);
-        }
-    }
-    state.window.abandon(Reason::ProducerLost);
-    state.has_producer_id.store(false, Ordering::Relaxed);
-    state.fatal.store(false, Ordering::Relaxed);
-    while state.closing().is_none() {
-        match create(&shared.options, state) {
-            Ok(producer) => {
-                *live = Some(producer);
-                return;
-            }
-            // Settings were good at the start: threads or memory are short.
-            Err(error) => {
-                tracing::error!(%error, "cannot replace the producer; trying again");
-                thread::sleep(Duration::from_secs(1));
-            }
-        }
-    }
 }
 
 /// Looks the topics up, from time to time or when woken.
@@ -484,12 +355,5 @@ mod tests {
         let old = Some(STALL + Duration::from_millis(1));
         assert!(assess(Signs { oldest: old, ..well() }).is_err());
         assert_eq!(assess(Signs { oldest: old, silence: Duration::from_millis(10), ..well() }), Ok(()));
-    }
-
-    #[test]
-    fn statistics_of_librdkafka_tell_the_producer_id() {
-        let json = br#"{"name":"x","msg_cnt":3,"brokers":{},"eos":{"idemp_state":"Assigned","producer_id":4}}"#;
-        let statistics: Statistics = serde_json::from_slice(json).unwrap();
-        assert_eq!((statistics.msg_cnt, statistics.eos.unwrap().idemp_state.as_str()), (3, "Assigned"));
     }
 }

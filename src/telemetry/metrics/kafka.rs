@@ -17,7 +17,9 @@ metrics! {
     PUBLISHER_READY: IntGauge = "millpond_kafka_publisher_ready",
         "1 while the publisher takes records, else 0";
     PRODUCERS_REPLACED: IntCounter = "millpond_kafka_producers_replaced_total",
-        "Producers that ended in a fatal error and were replaced";
+        "Producers that were replaced: after a fatal error, or with records that were not acknowledged in time";
+    PRODUCER_EPOCHS: IntCounter = "millpond_kafka_producer_epochs_total",
+        "New epochs under which a producer went on; records that waited for a second try may be in the log twice";
     REGISTRY_SCHEMAS: IntGauge = "millpond_kafka_registry_schemas",
         "Schemas that the registry serves";
     REGISTRATION_ROUNDS: IntCounterVec = "millpond_kafka_registration_rounds_total",

@@ -4,12 +4,14 @@ use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use millpond::kafka::{self, Reader, Start, TopicRange};
+use futures_util::future::join_all;
+use millpond::kafka::{self, Delivery, NotSent, Options, Reader, Reason, Start, TopicRange};
 use tokio::task::JoinSet;
 
 use super::{CONSUMERS, outage};
-use crate::cluster::{Answer, Cluster, FlightCommand, Load, Pace, SOON, Slice, Web, days, post, shares};
+use crate::cluster::{Answer, Cluster, Exclusive, FlightCommand, Load, Pace, SOON, Slice, Web, days, post, shares};
 use crate::harness::eventually_async;
+use crate::publisher;
 
 /// No client is kept longer than this to be told that nothing was written.
 const PROMPT: Duration = Duration::from_secs(2);
@@ -183,4 +185,45 @@ fn ids(options: &kafka::Options, topic: &str) -> Option<HashMap<String, usize>> 
         ControlFlow::Continue(())
     });
     read.ok().map(|_| ids)
+}
+
+/// A broker stands still, takes everything it was sent when it goes on, and the producer's second tries as well. As long
+/// as these say which tries they are, it knows them again: see `MESSAGE_TIMEOUT`.
+#[tokio::test(flavor = "multi_thread")]
+async fn records_that_waited_beside_one_that_was_given_up_are_in_the_log_once() {
+    let mut servers = Exclusive::take();
+    let options = Options { brokers: servers.brokers(), ..publisher::options() };
+    let topic = publisher::new_topic_of(&options, 2).await;
+    let publisher = publisher::ready(&options, &topic).await;
+    let publish =
+        |key: &str, payload: &str| publisher.publish(publisher::batch(&topic, &[(Some(key), Some(payload), "")]));
+    assert!(publish("a", "first").unwrap().await.all_written());
+
+    servers.kafka().pause().unwrap();
+    let (mut pending, mut pace) = (Vec::new(), tokio::time::interval(Duration::from_millis(50)));
+    loop {
+        pace.tick().await;
+        let number = pending.len().to_string();
+        match publish(&number, &number) {
+            Ok(receipt) => pending.push(receipt),
+            Err(refused) => break assert!(matches!(refused, NotSent::Unavailable { .. }), "{refused}"),
+        }
+    }
+    assert!(pending.len() > 5, "{}", pending.len());
+    let mut receipts = vec![pending.remove(0).await];
+    assert_eq!(receipts[0].deliveries, [Delivery::Unknown(Reason::TimedOut)]);
+    servers.kafka().cont().unwrap();
+    receipts.extend(join_all(pending).await);
+    tokio::time::timeout(SOON, publisher.wait_ready()).await.expect("ready in time");
+    for key in 0..8 {
+        assert!(publish(&key.to_string(), "last").unwrap().await.all_written());
+    }
+
+    let log = publisher::read_all_by(options, &topic, Reader::open).await;
+    let copies = |payload: &str| log.iter().filter(|r| r.payload.as_deref() == Some(payload.as_bytes())).count();
+    for (number, receipt) in receipts.iter().enumerate() {
+        let allowed = if receipt.all_written() { 1..=1 } else { 0..=1 };
+        let copies = copies(&number.to_string());
+        assert!(allowed.contains(&copies), "{number} is in the log {copies} times, and its receipt is {receipt:?}");
+    }
 }
