@@ -285,6 +285,7 @@ impl Publisher {
         self.shared.state.health.borrow().clone()
     }
 
+    /// Follows [`Self::health`].
     pub fn watch_health(&self) -> watch::Receiver<Health> {
         self.shared.state.health.subscribe()
     }

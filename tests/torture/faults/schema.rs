@@ -89,7 +89,7 @@ async fn unfit_and_unknown(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     write(&producer, &side.topic, at, &payload).await?;
     let begun = Instant::now();
     let before = side.fences().await?;
-    let dead = "select count(*) from millpond.dead_letters where class = 'decode'";
+    let dead = "select count(*) from millpond.dead_letters where reason_class = 'decode'";
     while side.number(dead).await? == 0 && begun.elapsed() < PATIENCE + RECOVERS_WITHIN {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
