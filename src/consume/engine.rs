@@ -15,6 +15,7 @@ use super::{
     breaker::Breaker,
     buffer::Bounds,
     handler::{Emitted, Handler},
+    pace::Pace,
     prepare::{Fault, Preparer},
     sessions::Sessions,
 };
@@ -44,6 +45,8 @@ const PATIENCE_WITH_LEADER: Duration = Duration::from_secs(1);
 pub struct Engine {
     pub projection: String,
     pub version: i32,
+    /// What the version is called in metrics: the projection's name, or that and the number where another one is live.
+    pub label: String,
     /// Hash of everything that decides the rows.
     pub definition: String,
     /// Schema of the version's tables.
@@ -53,6 +56,7 @@ pub struct Engine {
     pub preparer: Preparer,
     pub sessions: Sessions,
     pub bounds: Bounds,
+    pub pace: Pace,
     pub max_age: Duration,
     pub on_error: OnError,
     /// How long ids of clients are remembered, in the time of the log; none where repeats are new records.
@@ -192,7 +196,7 @@ impl Vitals {
         breaker.count(Instant::now(), records, failures)
     }
 
-    /// Says that another version is the live one now, or none.
+    /// Says that nobody wants the version any more.
     pub fn supersede(&self) {
         self.superseded.store(true, Ordering::Relaxed);
     }

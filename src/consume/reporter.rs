@@ -80,7 +80,7 @@ impl Reporter {
     /// What nobody knows anything new of grows older: an alert on the age must not sleep while a server is away.
     fn grow_old(&self) {
         let Some((age, at)) = self.age else { return };
-        let labels = [self.group.engine.projection.as_str()];
+        let labels = [self.group.engine.label.as_str()];
         metrics::FRESHNESS_SECONDS.with_label_values(&labels).set(age + at.elapsed().as_secs_f64());
     }
 
@@ -125,7 +125,7 @@ impl Reporter {
         self.close_gaps(&held, &ends).await
     }
 
-    /// Learns what operators want, and how the version is doing as a whole; false when it is not the live one any more.
+    /// Learns what operators want, and how the version is doing as a whole; false when it is not wanted any more.
     async fn ask_postgres(&mut self) -> Result<bool, String> {
         let engine = Arc::clone(&self.group.engine);
         let connection = match &mut self.connection {
@@ -135,15 +135,15 @@ impl Reporter {
                 self.connection.insert(answer(connecting).await?)
             }
         };
-        let switches = answer(status::switches(connection, &engine.projection)).await?;
+        let switches = answer(status::switches(connection, &engine.projection, engine.version)).await?;
         engine.vitals.set_paused(switches.paused);
         engine.vitals.set_breaker_rests(switches.breaker_rests);
-        if switches.live_version != Some(engine.version) {
+        if !switches.wanted {
             engine.vitals.supersede();
             return Ok(false);
         }
         let vitals = answer(status::vitals(connection, &engine.projection, engine.version)).await?;
-        let labels = [engine.projection.as_str()];
+        let labels = [engine.label.as_str()];
         metrics::HALTED.with_label_values(&labels).set(vitals.halted_partitions);
         if let Some(age) = vitals.age_seconds {
             metrics::FRESHNESS_SECONDS.with_label_values(&labels).set(age.max(0.0));
@@ -186,7 +186,7 @@ impl Reporter {
                 }
             };
             let lag = (end_offset - partition.next_offset().unwrap_or_default()).max(0);
-            let labels = [self.group.engine.projection.as_str(), &at.topic, &at.partition.to_string()];
+            let labels = [self.group.engine.label.as_str(), &at.topic, &at.partition.to_string()];
             metrics::LAG.with_label_values(&labels).set(lag);
             ends.push((at.clone(), end_offset));
         }
