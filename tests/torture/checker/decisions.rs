@@ -51,7 +51,16 @@ pub fn verdicts(case: &Case<'_>, model: &Model, violations: &mut Vec<Violation>)
             let Some((partition, offset)) = decision.record else { return true };
             table.contains_key(&(decision.consumer.to_owned(), partition, offset))
         };
+        // While nobody is there to carry out a wish, another may take its place: the last one counts.
+        let replaced = |decision: &&Decision| {
+            let about = |other: &&Decision| {
+                other.consumer == decision.consumer && (other.record.is_none() || other.record == decision.record)
+            };
+            let later = |other: &Decision| other.outcome != Outcome::Fail && other.invoked > decision.invoked;
+            case.decisions.iter().filter(about).any(later)
+        };
         let acknowledged = case.decisions.iter().filter(|one| one.mends && one.outcome == Outcome::Ok);
+        let acknowledged = acknowledged.filter(|decision| !replaced(decision));
         for decision in acknowledged.filter(|decision| !done(decision)) {
             finding.add(|| format!("nothing came of {decision:?}"));
         }
