@@ -167,7 +167,11 @@ impl Worker {
     }
 
     /// Those of a range that the fence may go over.
-    pub(super) fn below_bound(&self, chunk: &Chunk, range: std::ops::Range<usize>) -> Result<std::ops::Range<usize>, Broken> {
+    pub(super) fn below_bound(
+        &self,
+        chunk: &Chunk,
+        range: std::ops::Range<usize>,
+    ) -> Result<std::ops::Range<usize>, Broken> {
         let Some(bound) = self.bound else { return Ok(range) };
         let end = chunk.records.partition_point(|record| record.offset < bound).clamp(range.start, range.end);
         if end == range.start { Err(Broken::Held) } else { Ok(range.start..end) }

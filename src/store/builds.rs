@@ -44,10 +44,11 @@ pub async fn begin(connection: &mut PgConnection, definition: &Definition<'_>) -
         )));
     };
     let mut found = None;
-    let building = sqlx::query("select version, hash from millpond.versions where projection = $1 and state = 'building'")
-        .bind(definition.projection)
-        .fetch_all(&mut *tx)
-        .await?;
+    let building =
+        sqlx::query("select version, hash from millpond.versions where projection = $1 and state = 'building'")
+            .bind(definition.projection)
+            .fetch_all(&mut *tx)
+            .await?;
     for row in building {
         let version: i32 = row.try_get("version")?;
         if row.try_get::<&str, _>("hash")? == definition.hash && found.is_none() {

@@ -70,12 +70,7 @@ impl Diff {
 ///
 /// # Errors
 /// [`Error::Refused`] when they do not come to stand at the same offsets: one of them is halted, paused or far behind.
-pub async fn compare(
-    url: &str,
-    projection: &str,
-    (old, new): (i32, i32),
-    samples: usize,
-) -> Result<Diff, Error> {
+pub async fn compare(url: &str, projection: &str, (old, new): (i32, i32), samples: usize) -> Result<Diff, Error> {
     let mut holder = super::connect(url, "millpond diff").await?;
     let mut reader = super::connect(url, "millpond diff").await?;
     // A table of many millions of rows takes its time; whoever asks can end us.

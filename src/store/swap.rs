@@ -8,10 +8,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::{Connection, PgConnection, Row};
 
-use super::{
-    Error, builds, run,
-    versions,
-};
+use super::{Error, builds, run, versions};
 use crate::domain::{literal, schema_name};
 
 /// Longest wait for a fence or a view: who reads waits behind us as long.
@@ -91,11 +88,13 @@ pub async fn swap(
 
 /// Nothing of a version is applied until the transaction ends.
 async fn hold_fences(tx: &mut PgConnection, projection: &str, version: i32) -> Result<(), Error> {
-    sqlx::query("select from millpond.fences where projection = $1 and version = $2 order by topic, partition for update")
-        .bind(projection)
-        .bind(version)
-        .fetch_all(tx)
-        .await?;
+    sqlx::query(
+        "select from millpond.fences where projection = $1 and version = $2 order by topic, partition for update",
+    )
+    .bind(projection)
+    .bind(version)
+    .fetch_all(tx)
+    .await?;
     Ok(())
 }
 

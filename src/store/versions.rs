@@ -37,7 +37,10 @@ pub enum OnChange {
 pub enum Ensured {
     Unchanged(i32),
     Created(i32),
-    StartedOver { version: i32, retired: i32 },
+    StartedOver {
+        version: i32,
+        retired: i32,
+    },
     /// One that is being built, or kept to go back to; another one is live.
     Beside(i32),
 }

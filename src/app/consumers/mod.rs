@@ -247,4 +247,3 @@ pub fn told_of_lock(consumer: &str, error: store::Error) -> anyhow::Error {
          that was left open in psql (select * from pg_stat_activity where state = 'idle in transaction')"
     ))
 }
-

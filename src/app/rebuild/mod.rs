@@ -43,7 +43,9 @@ pub async fn run(config: &Config, arguments: Rebuild, handlers: Arc<Handlers>) -
     // Whoever builds holds it: no other process begins meanwhile.
     let mut holder = wiring::database(config, "millpond rebuild").await?;
     if !builds::reserve(&mut holder, name).await? {
-        bail!("another process builds a version of {name} just now; `millpond diff {name}` looks at it, `millpond swap {name}` makes it live");
+        bail!(
+            "another process builds a version of {name} just now; `millpond diff {name}` looks at it, `millpond swap {name}` makes it live"
+        );
     }
     let (build, member, partitions) = begin(config, &arguments, handlers, &mut holder).await?;
     voice.begun(name, build, partitions.len());

@@ -133,8 +133,11 @@ impl<'a> Bar<'a> {
                 .iter()
                 .map(|place| json!({ "partition": place.at.to_string(), "next": place.next_offset, "end": place.end_offset }))
                 .collect();
-            say!("{}", json!({ "event": "progress", "done": done, "total": known.then_some(total), "per_second": rate.round(),
-                               "seconds_left": left.map(f64::round), "partitions": partitions }));
+            say!(
+                "{}",
+                json!({ "event": "progress", "done": done, "total": known.then_some(total), "per_second": rate.round(),
+                               "seconds_left": left.map(f64::round), "partitions": partitions })
+            );
         }
     }
 
@@ -143,7 +146,10 @@ impl<'a> Bar<'a> {
             eprint!("\r\x1b[2K");
         }
         let seconds = self.begun.elapsed().as_secs_f64();
-        self.voice.event(&json!({ "event": "caught_up", "seconds": seconds }), &format!("at the end of the log after {seconds:.1} s"));
+        self.voice.event(
+            &json!({ "event": "caught_up", "seconds": seconds }),
+            &format!("at the end of the log after {seconds:.1} s"),
+        );
     }
 }
 
@@ -200,7 +206,8 @@ fn table_text(table: &TableDiff, text: &mut String) {
         let _ = write!(text, "\n    {kind:8} {key}");
         match (old, new) {
             (Some(old), Some(new)) => {
-                let differing = old.as_object().into_iter().flatten().filter(|(name, value)| new.get(*name) != Some(*value));
+                let differing =
+                    old.as_object().into_iter().flatten().filter(|(name, value)| new.get(*name) != Some(*value));
                 for (name, value) in differing {
                     let _ = write!(text, "  {name}: {value} -> {}", new.get(name).unwrap_or(&serde_json::Value::Null));
                 }

@@ -195,7 +195,8 @@ impl<A: Assignee> Membership<A> {
     fn join(&self) -> Result<Arc<poll::Member<A>>, Error> {
         let failed = |e: KafkaError| Error::Create { what: "consumer", why: e.to_string() };
         let grouped = matches!(self.source, Source::Group { .. });
-        let member = Context::consumer(&self.config, Arc::clone(&self.assignee), &self.inbox, grouped).map_err(failed)?;
+        let member =
+            Context::consumer(&self.config, Arc::clone(&self.assignee), &self.inbox, grouped).map_err(failed)?;
         if let Source::Group { topics, .. } = &self.source {
             let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
             member.subscribe(&topics).map_err(failed)?;
