@@ -45,8 +45,6 @@ const PATIENCE_WITH_LEADER: Duration = Duration::from_secs(1);
 pub struct Engine {
     pub projection: String,
     pub version: i32,
-    /// What the version is called in metrics: the projection's name, or that and the number where another one is live.
-    pub label: String,
     /// Hash of everything that decides the rows.
     pub definition: String,
     /// Schema of the version's tables.
@@ -75,6 +73,7 @@ pub struct Engine {
 /// What changes while an engine runs, told between its workers and its reporter.
 pub struct Vitals {
     paused: AtomicBool,
+    beside: AtomicBool,
     breaker_rests: AtomicBool,
     superseded: AtomicBool,
     reported: Mutex<Instant>,
@@ -86,6 +85,7 @@ impl Default for Vitals {
     fn default() -> Self {
         Self {
             paused: AtomicBool::new(false),
+            beside: AtomicBool::new(false),
             breaker_rests: AtomicBool::new(false),
             superseded: AtomicBool::new(false),
             reported: Mutex::new(Instant::now()),
@@ -117,6 +117,11 @@ pub struct Inspected {
 }
 
 impl Engine {
+    /// What the version is called in metrics: the projection's name, or that and the number while another one is live.
+    pub fn label(&self) -> String {
+        if self.vitals.is_beside() { format!("{}.v{}", self.projection, self.version) } else { self.projection.clone() }
+    }
+
     pub async fn claim(&self, at: &TopicPartition, owner: Uuid) -> Result<Claimed, store::Error> {
         let mut lease = self.sessions.control().await?;
         let url = self.sessions.url();
@@ -172,6 +177,15 @@ impl Engine {
 }
 
 impl Vitals {
+    /// Says whether another version is the live one.
+    pub fn set_beside(&self, beside: bool) {
+        self.beside.store(beside, Ordering::Relaxed);
+    }
+
+    pub fn is_beside(&self) -> bool {
+        self.beside.load(Ordering::Relaxed)
+    }
+
     pub fn set_paused(&self, paused: bool) {
         self.paused.store(paused, Ordering::Relaxed);
     }

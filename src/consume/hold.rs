@@ -108,12 +108,14 @@ impl Worker {
         };
         let (keys, due, greatest, switches) = store::bounded(read).await.map_err(|error| self.broken(error))?;
         self.engine.vitals.set_breaker_rests(switches.breaker_rests);
+        self.engine.vitals.set_beside(!switches.live);
         if keys.len() > MAX_KEYS {
             return Err(Broken::Halt(halts::too_many_parked_keys(self.name(), &self.partition.at)));
         }
         self.parked = Parked::of(keys);
         self.parked.set_due(due);
-        self.greatest_verdict = greatest;
+        // What is decided about a record that the live version is past this one may not have read yet.
+        self.greatest_verdict = if self.engine.vitals.is_beside() { Some(i64::MAX) } else { greatest };
         Ok(())
     }
 

@@ -112,14 +112,14 @@ impl Worker {
                 Ok(false) => {}
                 Err(Broken::Fenced) => {
                     warn!(consumer = %self.engine.projection, partition = %self.partition.at, "fenced: another member owns this partition's fence");
-                    metrics::BATCHES.with_label_values(&[self.engine.label.as_str(), "fenced"]).inc();
+                    metrics::BATCHES.with_label_values(&[self.engine.label().as_str(), "fenced"]).inc();
                     self.drop_claim();
                     self.partition.sleep(waits.next().unwrap_or(MAX_WAIT)).await;
                 }
                 Err(Broken::Retry(reason)) => {
                     self.partition.note_error(&reason);
                     warn!(consumer = %self.engine.projection, partition = %self.partition.at, error = %reason, "batch not applied; trying again");
-                    metrics::BATCHES.with_label_values(&[self.engine.label.as_str(), "transient_error"]).inc();
+                    metrics::BATCHES.with_label_values(&[self.engine.label().as_str(), "transient_error"]).inc();
                     self.engine.sessions.drop_idle();
                     if !planted::is(Bug::UnknownSentAgain) {
                         self.drop_claim();
@@ -280,7 +280,7 @@ impl Worker {
                     ranges.push(range);
                 }
                 Err(Failure::Store(e)) if e.class() == Class::Record => {
-                    metrics::BATCHES.with_label_values(&[self.engine.label.as_str(), "record_error"]).inc();
+                    metrics::BATCHES.with_label_values(&[self.engine.label().as_str(), "record_error"]).inc();
                     let blamed = planted::is(Bug::DeadLetterOnDeadlock) && e.sqlstate() == Some("40P01");
                     if range.len() > 1 && !blamed {
                         // Bisect: each half is a transaction of its own that advances the fence.
@@ -381,7 +381,7 @@ impl Worker {
         let committed = self.commit(work).await?;
         heads.into_iter().for_each(|key| self.parked.park(key));
         self.done(range.len(), started);
-        tally.report(&self.engine.label, committed.refused, started);
+        tally.report(&self.engine.label(), committed.refused, started);
         Ok(())
     }
 

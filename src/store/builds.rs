@@ -1,5 +1,6 @@
 //! Versions that are built beside the live one: begun, found again after a crash, given up.
 
+use serde::Serialize;
 use sqlx::{Connection, PgConnection, Row};
 
 use super::{
@@ -117,4 +118,46 @@ pub async fn candidate(connection: &mut PgConnection, projection: &str) -> Resul
     .fetch_optional(connection)
     .await?;
     row.map(|row| Ok((row.try_get("version")?, row.try_get("live_version")?))).transpose()
+}
+
+/// A version beside the live one, as `status` shows it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Beside {
+    #[serde(skip)]
+    pub projection: String,
+    pub version: i32,
+    /// `building` or `standby`.
+    pub state: String,
+    /// Records between its fences and the ends of its partitions, as last seen.
+    pub lag: Option<i64>,
+    /// When a standby is removed.
+    pub kept_until: Option<String>,
+    pub halt_reason: Option<String>,
+}
+
+/// All of them, by projection and version.
+pub async fn beside(connection: &mut PgConnection) -> Result<Vec<Beside>, Error> {
+    let rows = sqlx::query(
+        "select v.projection, v.version, v.state,
+                case when bool_and(e.end_offset is not null) then sum(greatest(e.end_offset - f.next_offset, 0))::int8 end as lag,
+                to_char(v.kept_until, 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') as kept_until, min(f.halt_reason) as halt_reason
+           from millpond.versions v
+           left join millpond.fences f on f.projection = v.projection and f.version = v.version
+           left join millpond.ends e on e.projection = f.projection and e.version = f.version and e.topic = f.topic
+                and e.partition = f.partition
+          where v.state in ('building', 'standby') group by v.projection, v.version order by 1, 2",
+    )
+    .fetch_all(connection)
+    .await?;
+    let beside = |row: &sqlx::postgres::PgRow| {
+        Ok(Beside {
+            projection: row.try_get("projection")?,
+            version: row.try_get("version")?,
+            state: row.try_get("state")?,
+            lag: row.try_get("lag")?,
+            kept_until: row.try_get("kept_until")?,
+            halt_reason: row.try_get("halt_reason")?,
+        })
+    };
+    rows.iter().map(beside).collect()
 }

@@ -127,13 +127,14 @@ pub struct Switches {
     pub paused: bool,
     /// Whether the version is one that is kept up to date: it is live, being built, or kept to go back to.
     pub wanted: bool,
+    pub live: bool,
     /// Whether the breaker lets everything pass for now.
     pub breaker_rests: bool,
 }
 
 pub async fn switches(connection: &mut PgConnection, projection: &str, version: i32) -> Result<Switches, Error> {
     let row = sqlx::query(
-        "select p.paused, v.state <> 'retired' as wanted, coalesce(p.breaker_rests_until > now(), false) as breaker_rests
+        "select p.paused, v.state <> 'retired' as wanted, v.state = 'live' as live, coalesce(p.breaker_rests_until > now(), false) as breaker_rests
            from millpond.projections p join millpond.versions v using (projection)
           where p.projection = $1 and v.version = $2",
     )
@@ -146,6 +147,7 @@ pub async fn switches(connection: &mut PgConnection, projection: &str, version: 
         Some(row) => Ok(Switches {
             paused: row.try_get("paused")?,
             wanted: row.try_get("wanted")?,
+            live: row.try_get("live")?,
             breaker_rests: row.try_get("breaker_rests")?,
         }),
     }

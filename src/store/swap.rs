@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::{Connection, PgConnection, Row};
 
-use super::{Error, builds, run, versions};
+use super::{Error, builds, parked, run, versions};
 use crate::domain::{literal, schema_name};
 
 /// Longest wait for a fence or a view: who reads waits behind us as long.
@@ -64,6 +64,7 @@ pub async fn swap(
     hold_fences(&mut tx, projection, from).await?;
     wait_until_there(&mut tx, projection, from, to).await?;
     hold_fences(&mut tx, projection, to).await?;
+    parked::follow_verdicts(&mut tx, projection, to).await?;
     let sent_before = drop_sent(&mut tx, projection, from, to).await?;
     for statement in live_sql {
         run(&mut tx, statement).await?;

@@ -19,12 +19,7 @@ use crate::{
 /// Members of this process for such versions.
 #[derive(Default)]
 pub struct Beside {
-    members: tokio::sync::Mutex<BTreeMap<(String, i32), Started>>,
-}
-
-struct Started {
-    member: Member,
-    live: bool,
+    members: tokio::sync::Mutex<BTreeMap<(String, i32), Member>>,
 }
 
 impl Beside {
@@ -45,14 +40,13 @@ impl Beside {
             }
         }
         let mut members = self.members.lock().await;
-        let is_wanted = |(name, version): &(String, i32), live: bool| {
-            let found = wanted.iter().find(|kept| (&kept.projection, kept.version) == (name, *version));
-            found.is_some_and(|kept| kept.live == live && !kept.is_over) && !own.contains(&(name.clone(), *version))
+        let is_wanted = |at: &(String, i32)| {
+            let found = wanted.iter().find(|kept| (&kept.projection, kept.version) == (&at.0, at.1));
+            found.is_some_and(|kept| !kept.is_over) && !own.contains(at)
         };
-        let over = members.iter().filter(|(at, started)| !is_wanted(at, started.live)).map(|(at, _)| at.clone());
-        for at in over.collect::<Vec<_>>() {
-            if let Some(started) = members.remove(&at) {
-                started.member.stop().await;
+        for at in members.keys().filter(|at| !is_wanted(at)).cloned().collect::<Vec<_>>() {
+            if let Some(member) = members.remove(&at) {
+                member.stop().await;
             }
         }
         for kept in wanted.iter().filter(|kept| !kept.is_over) {
@@ -65,7 +59,7 @@ impl Beside {
                 Ok(member) => {
                     info!(consumer = %kept.projection, version = kept.version, live = kept.live, "goes on beside the folder's own version");
                     told.remove(&label);
-                    members.insert(at, Started { member, live: kept.live });
+                    members.insert(at, member);
                 }
                 Err(error) => {
                     let error = format!("{error:#}");
@@ -82,7 +76,7 @@ impl Beside {
     /// Leaves all groups, each in order.
     pub async fn stop(&self) {
         let members = std::mem::take(&mut *self.members.lock().await);
-        futures_util::future::join_all(members.into_values().map(|started| started.member.stop())).await;
+        futures_util::future::join_all(members.into_values().map(Member::stop)).await;
     }
 }
 
@@ -97,6 +91,6 @@ async fn start(context: &Context, kept: &Kept, connection: &mut PgConnection) ->
     if context.definition_hash(spec, &compiled) != kept.hash {
         bail!("this program's handler, or this release, makes other rows of the same files");
     }
-    let engine = context.engine(&project, spec, compiled, (kept.version, kept.live))?;
+    let engine = context.engine(&project, spec, compiled, kept.version)?;
     Member::start(&context.kafka, &spec.topics, engine).context("cannot start it")
 }

@@ -148,18 +148,18 @@ impl Context {
                 return Ok((None, ensured));
             }
         }
-        let engine = self.engine(project, spec, compiled, (ensured.version(), true))?;
+        let engine = self.engine(project, spec, compiled, ensured.version())?;
         let member = Member::start(&self.kafka, &spec.topics, engine);
         Ok((Some(member.with_context(|| format!("cannot start consumer {}", spec.name))?), ensured))
     }
 
-    /// The engine of a version, which is the live one or not.
+    /// The engine of a version.
     pub fn engine(
         &self,
         project: &Project,
         spec: &ConsumerSpec,
         compiled: Compiled,
-        (version, live): (i32, bool),
+        version: i32,
     ) -> anyhow::Result<Engine> {
         let definition = self.definition_hash(spec, &compiled);
         let compiled = Arc::new(compiled);
@@ -172,7 +172,6 @@ impl Context {
             schema: compiled.schema_name(version),
             vitals: Vitals::default(),
             projection: spec.name.clone(),
-            label: if live { spec.name.clone() } else { format!("{}.v{version}", spec.name) },
             version,
             definition,
             handler: self.handlers.get(&spec.name).filter(|_| compiled.is_handler()).cloned(),

@@ -70,7 +70,7 @@ async fn begin(
     let begin = async |definition: &store::versions::Definition<'_>| builds::begin(connection, definition).await;
     let begun = context.defined(&project, spec, &compiled, begin).await?;
     let build = begun.map_err(|error| told_of_lock(&spec.name, error))?;
-    let mut engine = context.engine(&project, spec, compiled, (build.version, false))?;
+    let mut engine = context.engine(&project, spec, compiled, build.version)?;
     (engine.bounds, engine.max_age, engine.pace) = (BOUNDS, MAX_AGE, Pace::of(arguments.throttle));
     let member = Member::follow(&context.kafka, partitions.clone(), engine).context("the log cannot be read")?;
     Ok((build, member, partitions))

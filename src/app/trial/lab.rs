@@ -110,7 +110,6 @@ impl<'a> Lab<'a> {
             vitals: Vitals::default(),
             projection: spec.name.clone(),
             version,
-            label: spec.name.clone(),
             definition: String::new(),
             compiled: Arc::clone(compiled),
             handler: handlers.get(&spec.name).filter(|_| compiled.is_handler()).cloned(),
