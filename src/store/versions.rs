@@ -321,7 +321,7 @@ pub struct Kept {
 }
 
 /// Those of some projections.
-pub async fn kept(connection: &mut PgConnection, projections: &[&str]) -> Result<Vec<Kept>, Error> {
+pub async fn kept(connection: &mut PgConnection, projections: &[String]) -> Result<Vec<Kept>, Error> {
     let rows = sqlx::query(
         "select projection, version, hash, state = 'live' as live, coalesce(kept_until < now(), false) as is_over
            from millpond.versions where projection = any($1) and state in ('live', 'standby') order by 1, 2",

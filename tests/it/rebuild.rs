@@ -115,6 +115,17 @@ async fn changed_folder_is_built_beside_the_live_version_and_taken_back() {
     let (ended_well, _) = lines(&cluster, &["rollback", "sums"]);
     assert!(ended_well);
     assert_eq!(totals(&cluster).await, without_a3(320, 65));
+
+    // What its folder stands for is gone, and it goes on with what people read.
+    let (ended_well, _) = lines(&cluster, &["rollback", "sums", "--keep", "0"]);
+    assert!(ended_well);
+    let gone = "select count(*) from information_schema.schemata where schema_name = 'p_sums_v2'";
+    eventually_async(SOON, async || cluster.number(gone).await == Some(0)).await;
+    pay(&again, "a3", 1).await;
+    eventually_async(SOON, async || totals(&cluster).await == 321).await;
+    eventually_async(SOON, async || again.web.get("/readyz", &[]).await.status == 200).await;
+    let status = cluster.run(&["status"]);
+    assert!(status.status.success(), "{}", String::from_utf8_lossy(&status.stdout));
     again.stop();
 }
 

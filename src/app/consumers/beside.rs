@@ -8,7 +8,6 @@ use tracing::{info, warn};
 
 use super::{Context, sources};
 use crate::{
-    app::project::Project,
     consume::Member,
     store::{
         self, PgConnection, swap,
@@ -20,22 +19,41 @@ use crate::{
 #[derive(Default)]
 pub struct Beside {
     members: tokio::sync::Mutex<BTreeMap<(String, i32), Member>>,
+    /// Kept between looks; none after an error.
+    connection: tokio::sync::Mutex<Option<PgConnection>>,
 }
 
 impl Beside {
-    /// Starts what is missing, and ends what is not wanted any more. `own` is what runs of the folders of the project.
+    /// Starts what is missing of the consumers of these names, and ends what is not wanted any more. `own` is what runs of
+    /// their folders.
     pub async fn look(
         &self,
         context: &Context,
-        project: &Project,
+        names: &[String],
         own: &[(String, i32)],
         told: &mut HashMap<String, String>,
     ) -> anyhow::Result<()> {
-        let names: Vec<&str> = project.consumers.iter().map(|spec| spec.name.as_str()).collect();
-        let mut connection = store::connect(&context.config.postgres.url, "millpond versions").await?;
-        let wanted = versions::kept(&mut connection, &names).await?;
+        let mut slot = self.connection.lock().await;
+        let mut connection = match slot.take() {
+            Some(connection) => connection,
+            None => store::connect(&context.config.postgres.url, "millpond versions").await?,
+        };
+        self.look_with(&mut connection, context, names, own, told).await?;
+        *slot = Some(connection);
+        Ok(())
+    }
+
+    async fn look_with(
+        &self,
+        connection: &mut PgConnection,
+        context: &Context,
+        names: &[String],
+        own: &[(String, i32)],
+        told: &mut HashMap<String, String>,
+    ) -> anyhow::Result<()> {
+        let wanted = store::bounded(versions::kept(connection, names)).await?;
         for name in wanted.iter().filter(|kept| kept.is_over).map(|kept| kept.projection.as_str()) {
-            for version in swap::drop_kept(&mut connection, name).await? {
+            for version in store::bounded(swap::drop_kept(connection, name)).await? {
                 info!(consumer = name, version, "kept long enough to go back to; its tables are removed");
             }
         }
@@ -55,7 +73,7 @@ impl Beside {
                 continue;
             }
             let label = format!("{} version {}", kept.projection, kept.version);
-            match start(context, kept, &mut connection).await {
+            match start(context, kept, connection).await {
                 Ok(member) => {
                     info!(consumer = %kept.projection, version = kept.version, live = kept.live, "goes on beside the folder's own version");
                     told.remove(&label);
@@ -68,6 +86,29 @@ impl Beside {
                         told.insert(label, error);
                     }
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a version of the consumer runs that is not its folder's.
+    pub async fn runs(&self, name: &str) -> bool {
+        self.members.lock().await.keys().any(|(running, _)| running == name)
+    }
+
+    /// What is wrong with one of them; none while they are being started or ended.
+    pub fn check(&self) -> Result<(), String> {
+        let Ok(members) = self.members.try_lock() else { return Ok(()) };
+        for ((name, version), member) in members.iter() {
+            if let Some(panic) = member.engine.vitals.panic() {
+                return Err(format!(
+                    "version {version} of {name} panicked while it polled Kafka, and joins anew: {panic}"
+                ));
+            }
+            if !member.engine.vitals.has_reported() {
+                return Err(format!(
+                    "no contact with Postgres or Kafka for version {version} of {name}; run `millpond doctor`"
+                ));
             }
         }
         Ok(())

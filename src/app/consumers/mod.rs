@@ -121,12 +121,22 @@ impl Members {
         if let Some(started) = running.remove(name) {
             started.member.stop().await;
         }
-        let (member, ensured) = self.context.start(project, spec, compiled, &mut connection).await?;
+        let started = self.context.start(project, spec, compiled, &mut connection).await;
+        if let (Err(error), true) = (&started, self.beside.runs(name).await) {
+            // What its folder stands for was kept long enough; people read another version, which runs here.
+            info!(consumer = name, why = format!("{error:#}"), "its folder's version is gone; the live one goes on");
+            self.stopped.end(name);
+            return Ok(());
+        }
+        let (member, ensured) = started?;
         let version = ensured.version();
         match (&ensured, ran) {
             (Ensured::Unchanged(_), Some(ran)) if ran == version => {
                 let next = format!("if it has halted: millpond consumer restart {name}");
                 self.tell(name, &format!("version {version} goes on with the changed settings; {next}"));
+            }
+            (Ensured::Beside(_), _) => {
+                self.tell(name, &format!("version {version} is not the live one; that one goes on"))
             }
             // The folder is back.
             (Ensured::Unchanged(_), None) => self.tell(name, &format!("version {version} goes on")),
@@ -196,12 +206,12 @@ impl Members {
     }
 
     async fn look_beside(&self, dir: &Path, told: &mut HashMap<String, String>) -> anyhow::Result<()> {
-        let project = Project::load(dir)?;
+        let names = sources::consumers(dir)?;
         let own: Vec<(String, i32)> = {
             let running = self.running.lock().await;
             running.iter().map(|(name, started)| (name.clone(), started.member.engine.version)).collect()
         };
-        self.beside.look(&self.context, &project, &own, told).await
+        self.beside.look(&self.context, &names, &own, told).await
     }
 
     /// Ready when every consumer has lately seen both Postgres and the ends of its partitions.
@@ -222,7 +232,7 @@ impl Members {
         let silent = running.iter().filter(|(_, started)| !started.member.engine.vitals.has_reported());
         let silent: Vec<&str> = silent.map(|(name, _)| name.as_str()).collect();
         if silent.is_empty() {
-            return Ok(());
+            return self.beside.check();
         }
         Err(format!("no contact with Postgres or Kafka for consumers {}; run `millpond doctor`", silent.join(", ")))
     }

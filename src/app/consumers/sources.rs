@@ -32,6 +32,12 @@ pub fn collect(dir: &Path, spec: &ConsumerSpec) -> anyhow::Result<Vec<(String, V
     Ok(files)
 }
 
+/// The names of the consumers that have a folder.
+pub fn consumers(dir: &Path) -> anyhow::Result<Vec<String>> {
+    let name = |folder: PathBuf| Some(folder.file_name()?.to_string_lossy().into_owned());
+    Ok(below(&dir.join("consumers"))?.into_iter().filter_map(name).collect())
+}
+
 /// Folders below one, hidden ones left out; none when it is not there.
 fn below(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let Ok(entries) = fs::read_dir(dir) else { return Ok(Vec::new()) };

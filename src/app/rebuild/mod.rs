@@ -21,7 +21,7 @@ use crate::{
     domain::TopicPartition,
     kafka::{self, Admin},
     store::{
-        self, PgConnection,
+        self, Class, PgConnection,
         builds::{self, Build, Place},
         diff::Diff,
         versions::OnChange,
@@ -96,39 +96,32 @@ async fn follow(
     partitions: usize,
 ) -> anyhow::Result<ExitCode> {
     let name = arguments.name.as_str();
-    let mut connection = wiring::database(config, "millpond rebuild").await?;
-    let stopped = roles::stop_signal();
-    tokio::pin!(stopped);
-    tokio::select! {
-        caught_up = catch_up(&mut connection, name, voice, build, partitions) => caught_up?,
-        _ = &mut stopped => return Ok(left(name, voice)),
-    }
-    let versions = (build.live, build.version);
-    let diff = store::diff::compare(&config.postgres.url, name, versions, arguments.samples).await?;
-    voice.diff(&diff);
-    let wanted = if arguments.swap {
-        refuse_changed(&diff, arguments.max_changed)?;
-        true
-    } else {
-        voice.ask(name)?
+    let mut eye = Eye { config, name, build, connection: None };
+    let work = async {
+        eye.catch_up(voice, partitions).await?;
+        let versions = (build.live, build.version);
+        let diff = store::diff::compare(&config.postgres.url, name, versions, arguments.samples).await?;
+        voice.diff(&diff);
+        let wanted = if arguments.swap {
+            refuse_changed(&diff, arguments.max_changed)?;
+            true
+        } else {
+            voice.ask(name).await?
+        };
+        if wanted {
+            let mut connection = wiring::database(config, "millpond swap").await?;
+            return swap_to(&mut connection, name, build.version, &arguments.keep).await;
+        }
+        voice.follows(name);
+        while eye.places().await?.is_some() {
+            tokio::time::sleep(LOOK).await;
+        }
+        voice.ended(name, build.version);
+        Ok(())
     };
-    if wanted {
-        swap_to(config, &mut connection, name, build.version, &arguments.keep).await?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    voice.follows(name);
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep(LOOK) => {}
-            _ = &mut stopped => return Ok(left(name, voice)),
-        }
-        match builds::candidate(&mut connection, name).await? {
-            Some((version, _)) if version == build.version => {}
-            _ => {
-                voice.ended(name, build.version);
-                return Ok(ExitCode::SUCCESS);
-            }
-        }
+    tokio::select! {
+        done = work => done.map(|()| ExitCode::SUCCESS),
+        _ = roles::stop_signal() => Ok(left(name, voice)),
     }
 }
 
@@ -137,28 +130,62 @@ fn left(name: &str, voice: &Voice) -> ExitCode {
     ExitCode::from(130)
 }
 
-/// Shows how far the version is until it stands at the end of every partition.
-async fn catch_up(
-    connection: &mut PgConnection,
-    name: &str,
-    voice: &Voice,
+/// What looks at a version that is being built, also at one whose Postgres is away for a while.
+struct Eye<'a> {
+    config: &'a Config,
+    name: &'a str,
     build: Build,
-    partitions: usize,
-) -> anyhow::Result<()> {
-    let mut bar = Bar::new(voice, name, build.version);
-    loop {
-        let places = builds::places(connection, name, build.version).await?;
-        if let Some((place, why)) = places.iter().find_map(|place| Some((place, place.halted.as_ref()?))) {
-            bar.end();
-            bail!("version {} of {name} has halted on {}: {why}", build.version, place.at);
+    connection: Option<PgConnection>,
+}
+
+impl Eye<'_> {
+    /// Where the version stands; none when it is not being built any more.
+    async fn places(&mut self) -> anyhow::Result<Option<Vec<Place>>> {
+        let places = loop {
+            match self.ask().await {
+                Ok(places) => break places,
+                Err(error) if error.class() == Class::Transient => {
+                    self.connection = None;
+                    tokio::time::sleep(LOOK).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        };
+        let halted = places.iter().flatten().find_map(|place| Some((place, place.halted.as_ref()?)));
+        if let Some((Place { at, .. }, why)) = halted {
+            bail!("version {} of {} has halted on {at}: {why}", self.build.version, self.name);
         }
-        bar.show(&places);
+        Ok(places)
+    }
+
+    async fn ask(&mut self) -> Result<Option<Vec<Place>>, store::Error> {
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            None => self.connection.insert(store::connect(&self.config.postgres.url, "millpond rebuild").await?),
+        };
+        let looked = async {
+            let places = builds::places(connection, self.name, self.build.version).await?;
+            let building = builds::candidate(connection, self.name).await?;
+            Ok(building.filter(|(version, _)| *version == self.build.version).map(|_| places))
+        };
+        store::bounded(looked).await
+    }
+
+    /// Shows how far the version is until it stands at the end of every partition.
+    async fn catch_up(&mut self, voice: &Voice, partitions: usize) -> anyhow::Result<()> {
+        let mut bar = Bar::new(voice, self.name, self.build.version);
         let there = |place: &Place| place.end_offset.is_some_and(|end| place.next_offset >= end);
-        if places.len() == partitions && places.iter().all(there) {
-            bar.end();
-            return Ok(());
+        loop {
+            let Some(places) = self.places().await? else {
+                bail!("version {} of {} is not being built any more", self.build.version, self.name);
+            };
+            bar.show(&places);
+            if places.len() == partitions && places.iter().all(there) {
+                bar.end();
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK).await;
         }
-        tokio::time::sleep(LOOK).await;
     }
 }
 
@@ -169,13 +196,7 @@ fn refuse_changed(diff: &Diff, most: Option<i64>) -> anyhow::Result<()> {
     }
 }
 
-async fn swap_to(
-    config: &Config,
-    connection: &mut PgConnection,
-    name: &str,
-    version: i32,
-    keep: &Keep,
-) -> anyhow::Result<()> {
+async fn swap_to(connection: &mut PgConnection, name: &str, version: i32, keep: &Keep) -> anyhow::Result<()> {
     let user = || ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
     let by = keep.by.clone().or_else(user).filter(|name| !name.is_empty()).unwrap_or_else(|| "an operator".to_owned());
     let kept = Duration::try_from_secs_f64(keep.hours * 3600.0).context("--keep: a number of hours, 0 or more")?;
@@ -183,7 +204,6 @@ async fn swap_to(
     let swapped = store::swap::swap(connection, name, version, kept, &by).await;
     let swapped = swapped.map_err(|error| told_of_lock(name, error))?;
     Voice::new(!std::io::stdout().is_terminal()).swapped(name, &swapped, began.elapsed(), keep.hours);
-    let _ = config;
     Ok(())
 }
 
@@ -203,7 +223,7 @@ pub async fn swap(config: &Config, name: &str, max_changed: Option<i64>, keep: &
         let diff = store::diff::compare(&config.postgres.url, name, (live, version), 0).await?;
         refuse_changed(&diff, max_changed)?;
     }
-    swap_to(config, &mut connection, name, version, keep).await
+    swap_to(&mut connection, name, version, keep).await
 }
 
 /// `millpond rollback`
@@ -212,7 +232,7 @@ pub async fn rollback(config: &Config, name: &str, keep: &Keep) -> anyhow::Resul
     let Some(version) = store::swap::previous(&mut connection, name).await? else {
         bail!("{name} has no version to go back to: it was not swapped, or the one before is not kept any more");
     };
-    swap_to(config, &mut connection, name, version, keep).await
+    swap_to(&mut connection, name, version, keep).await
 }
 
 async fn candidate(connection: &mut PgConnection, name: &str) -> anyhow::Result<(i32, i32)> {

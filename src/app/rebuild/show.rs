@@ -54,15 +54,15 @@ impl Voice {
     }
 
     /// Asks on a terminal; nobody elsewhere.
-    pub fn ask(self, name: &str) -> std::io::Result<bool> {
+    pub async fn ask(self, name: &str) -> anyhow::Result<bool> {
         if self.json || !std::io::stdin().is_terminal() {
             return Ok(false);
         }
         print!("make it the live version of {name}? [y/N] ");
         std::io::stdout().flush()?;
-        let mut answer = String::new();
-        std::io::stdin().read_line(&mut answer)?;
-        Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+        // Beside the runtime, so that Ctrl-C is heard meanwhile.
+        let answer = tokio::task::spawn_blocking(|| std::io::stdin().lines().next().transpose()).await??;
+        Ok(answer.is_some_and(|answer| matches!(answer.trim(), "y" | "Y" | "yes")))
     }
 
     pub fn follows(self, name: &str) {
