@@ -206,7 +206,10 @@ impl Members {
     }
 
     async fn look_beside(&self, dir: &Path, told: &mut HashMap<String, String>) -> anyhow::Result<()> {
-        let names = sources::consumers(dir)?;
+        let mut names = sources::consumers(dir)?;
+        // `dev` makes what is stopped anew: what it was goes on no more.
+        let anew = self.context.on_change == OnChange::StartOver;
+        names.retain(|name| !anew || !self.stopped.names().contains(name));
         let own: Vec<(String, i32)> = {
             let running = self.running.lock().await;
             running.iter().map(|(name, started)| (name.clone(), started.member.engine.version)).collect()
