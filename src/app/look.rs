@@ -22,6 +22,7 @@ use crate::{
     schema::{JsonDecoder, framing, parse_registered},
     store::{
         PgConnection,
+        builds::{self, Beside},
         relay::{self, Delivery},
         status::{self, PartitionStatus, ProjectionStatus},
     },
@@ -87,6 +88,8 @@ pub async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> 
     let mut connection = wiring::database(config, "millpond status").await?;
     let projections = status::projections(&mut connection).await?;
     let delivery = relay::delivery(&mut connection).await?;
+    let others = builds::beside(&mut connection).await?;
+    let others = |name: &str| others.iter().filter(|other| other.projection == name).collect::<Vec<_>>();
     let project = config.project.dir.as_path();
     let healthy = projections.iter().all(|p| judge(p, project).healthy);
     if as_json {
@@ -99,6 +102,7 @@ pub async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> 
                 value["lag"] = json!(lag(p));
                 value["age_seconds"] = json!(age(p));
                 value["next"] = json!(verdict.advice);
+                value["beside"] = json!(others(&p.projection));
                 value["downstream"] = json!(delivery.as_ref().map(word));
                 value
             })
@@ -135,6 +139,7 @@ pub async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> 
                 let (keys, records) = (projection.parked_keys, projection.parked_records);
                 say!("    {keys} key{} parked, {records} record{} of them", plural(keys), plural(records));
             }
+            others(&projection.projection).iter().for_each(|other| say!("    {}", beside_text(other)));
             for Told { error, of, seconds } in last_errors(projection) {
                 say!("    last error of {of}: {} ({seconds:.0} s ago)", printable(error));
             }
@@ -153,6 +158,22 @@ pub async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> 
         Some(Delivery::ExactlyOnce) | None => {}
     }
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A line about a version that is not the live one.
+fn beside_text(other: &Beside) -> String {
+    let Beside { projection, version, state, lag, kept_until, halt_reason } = other;
+    let lag = lag.map_or("?".to_owned(), |lag| lag.to_string());
+    let halted = halt_reason.as_ref().map_or_else(String::new, |why| format!("; halted: {}", printable(why)));
+    if state == "standby" {
+        let until = kept_until.as_deref().unwrap_or("further notice");
+        return format!(
+            "version {version} is kept until {until}, lag {lag}: `millpond rollback {projection}` goes back to it{halted}"
+        );
+    }
+    format!(
+        "version {version} is being built, lag {lag}: `millpond rebuild {projection}` goes on with it, `millpond swap {projection}` makes it live{halted}"
+    )
 }
 
 /// How downstream events are sent, for programs.

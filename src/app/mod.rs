@@ -13,6 +13,7 @@ mod live_line;
 mod look;
 mod open_files;
 mod project;
+mod rebuild;
 mod roles;
 mod running_dev;
 mod scaffold;
@@ -122,6 +123,12 @@ impl Application {
             Command::Schema(command) => schemas::run(&config, command).await,
             Command::Producer(command) => scaffold::producer(&config, command),
             Command::Consumer(command) => consumers::command(&config, command, &handlers).await,
+            Command::Rebuild(arguments) => rebuild::run(&config, arguments, handlers).await,
+            Command::Diff { name, format, samples } => rebuild::diff(&config, &name, format, samples).await.map(done),
+            Command::Swap { name, max_changed, keep } => {
+                rebuild::swap(&config, &name, max_changed, &keep).await.map(done)
+            }
+            Command::Rollback { name, keep } => rebuild::rollback(&config, &name, &keep).await.map(done),
             Command::Topic(command) => look::topic(&config, command).await.map(done),
             Command::Dlq(command) => dlq::run(&config, command).await.map(done),
             Command::Explain { code } => explain::explain(code.as_deref()),

@@ -75,6 +75,32 @@ pub enum Command {
     /// Projections: write, try, test, pause
     #[command(subcommand)]
     Consumer(Consumer),
+    /// Build a projection anew from the log, beside the live one; then show what differs, and ask before it takes its place
+    Rebuild(Rebuild),
+    /// Show in which rows the version that is being built differs from the live one, both at the same offsets
+    Diff {
+        name: String,
+        #[arg(long, value_enum, default_value_t = DiffFormat::Text)]
+        format: DiffFormat,
+        /// Rows to show of each kind and table
+        #[arg(long, default_value_t = 10, value_name = "ROWS")]
+        samples: usize,
+    },
+    /// Make the version that is being built the live one
+    Swap {
+        name: String,
+        /// Refuse if more rows than this differ
+        #[arg(long, value_name = "ROWS")]
+        max_changed: Option<i64>,
+        #[command(flatten)]
+        keep: Keep,
+    },
+    /// Go back to the version that was live before the last swap
+    Rollback {
+        name: String,
+        #[command(flatten)]
+        keep: Keep,
+    },
     /// Look into topics
     #[command(subcommand)]
     Topic(Topic),
@@ -86,6 +112,45 @@ pub enum Command {
         /// A code such as MP1004, poison or decode; without it, all
         code: Option<String>,
     },
+}
+
+#[derive(Debug, Args)]
+pub struct Rebuild {
+    pub name: String,
+    /// Make it the live version when it has caught up, without asking
+    #[arg(long)]
+    pub swap: bool,
+    /// With --swap: only if no more rows than this differ
+    #[arg(long, value_name = "ROWS", requires = "swap")]
+    pub max_changed: Option<i64>,
+    /// Apply at most so many records a second
+    #[arg(long, value_name = "RECORDS")]
+    pub throttle: Option<u32>,
+    /// Say everything in JSON, a line each; so does every output that is not a terminal
+    #[arg(long)]
+    pub json: bool,
+    /// Rows to show of each kind and table
+    #[arg(long, default_value_t = 10, value_name = "ROWS")]
+    pub samples: usize,
+    #[command(flatten)]
+    pub keep: Keep,
+}
+
+#[derive(Debug, Args)]
+pub struct Keep {
+    /// For how many hours the version before is kept up to date, to go back to
+    #[arg(long = "keep", value_name = "HOURS", default_value_t = 24.0)]
+    pub hours: f64,
+    /// Who swaps, for the record [default: the user who is logged in]
+    #[arg(long, value_name = "NAME")]
+    pub by: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum DiffFormat {
+    Text,
+    Json,
+    Csv,
 }
 
 #[derive(Debug, Args, Default)]

@@ -15,6 +15,7 @@ use super::{
     breaker::Breaker,
     buffer::Bounds,
     handler::{Emitted, Handler},
+    pace::Pace,
     prepare::{Fault, Preparer},
     sessions::Sessions,
 };
@@ -53,6 +54,7 @@ pub struct Engine {
     pub preparer: Preparer,
     pub sessions: Sessions,
     pub bounds: Bounds,
+    pub pace: Pace,
     pub max_age: Duration,
     pub on_error: OnError,
     /// How long ids of clients are remembered, in the time of the log; none where repeats are new records.
@@ -71,6 +73,7 @@ pub struct Engine {
 /// What changes while an engine runs, told between its workers and its reporter.
 pub struct Vitals {
     paused: AtomicBool,
+    beside: AtomicBool,
     breaker_rests: AtomicBool,
     superseded: AtomicBool,
     reported: Mutex<Instant>,
@@ -82,6 +85,7 @@ impl Default for Vitals {
     fn default() -> Self {
         Self {
             paused: AtomicBool::new(false),
+            beside: AtomicBool::new(false),
             breaker_rests: AtomicBool::new(false),
             superseded: AtomicBool::new(false),
             reported: Mutex::new(Instant::now()),
@@ -113,6 +117,11 @@ pub struct Inspected {
 }
 
 impl Engine {
+    /// What the version is called in metrics: the projection's name, or that and the number while another one is live.
+    pub fn label(&self) -> String {
+        if self.vitals.is_beside() { format!("{}.v{}", self.projection, self.version) } else { self.projection.clone() }
+    }
+
     pub async fn claim(&self, at: &TopicPartition, owner: Uuid) -> Result<Claimed, store::Error> {
         let mut lease = self.sessions.control().await?;
         let url = self.sessions.url();
@@ -168,6 +177,15 @@ impl Engine {
 }
 
 impl Vitals {
+    /// Says whether another version is the live one.
+    pub fn set_beside(&self, beside: bool) {
+        self.beside.store(beside, Ordering::Relaxed);
+    }
+
+    pub fn is_beside(&self) -> bool {
+        self.beside.load(Ordering::Relaxed)
+    }
+
     pub fn set_paused(&self, paused: bool) {
         self.paused.store(paused, Ordering::Relaxed);
     }
@@ -192,7 +210,7 @@ impl Vitals {
         breaker.count(Instant::now(), records, failures)
     }
 
-    /// Says that another version is the live one now, or none.
+    /// Says that nobody wants the version any more.
     pub fn supersede(&self) {
         self.superseded.store(true, Ordering::Relaxed);
     }

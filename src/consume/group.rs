@@ -96,7 +96,7 @@ impl Assignee for Group {
             return Vec::new();
         }
         self.engine.vitals.note_panic(None);
-        metrics::REBALANCES.with_label_values(&[self.engine.projection.as_str(), "assigned"]).inc();
+        metrics::REBALANCES.with_label_values(&[self.engine.label().as_str(), "assigned"]).inc();
         let claims = self.runtime.block_on(futures_util::future::join_all(partitions.iter().map(|at| self.claim(at))));
         let Some(poll_thread) = self.poll_thread.get() else { return Vec::new() };
         let mut assigned = Vec::with_capacity(partitions.len());
@@ -131,7 +131,7 @@ impl Assignee for Group {
         }
         info!(consumer = %self.engine.projection, partitions = stopped.len(), lost, "revoked");
         metrics::REBALANCES
-            .with_label_values(&[self.engine.projection.as_str(), if lost { "lost" } else { "revoked" }])
+            .with_label_values(&[self.engine.label().as_str(), if lost { "lost" } else { "revoked" }])
             .inc();
         for owned in &stopped {
             owned.partition.stop(if lost { Stop::Abandon } else { Stop::Finish });

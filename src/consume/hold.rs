@@ -29,6 +29,9 @@ use crate::{
 /// How long a record waits for its schema to be registered; a registry that lags is caught up within seconds.
 pub(super) const SCHEMA_PATIENCE: Duration = Duration::from_secs(30);
 
+/// How often a worker whose fence is held looks whether it may go on.
+const BOUND: Duration = Duration::from_millis(50);
+
 impl Worker {
     pub(super) fn take(&mut self, claim: Claim) {
         self.partition.set_next_offset(claim.next_offset);
@@ -99,18 +102,20 @@ impl Worker {
             let due = parked::due(connection, name, version, at).await?;
             let greatest = verdicts::greatest(connection, name, at).await?;
             // Who ends a halt says it with the same command: here it is known before the next record.
-            let switches = status::switches(connection, name).await?;
+            let switches = status::switches(connection, name, version).await?;
             lease.give_back();
             Ok::<_, store::Error>((keys, due, greatest, switches))
         };
         let (keys, due, greatest, switches) = store::bounded(read).await.map_err(|error| self.broken(error))?;
         self.engine.vitals.set_breaker_rests(switches.breaker_rests);
+        self.engine.vitals.set_beside(!switches.live);
         if keys.len() > MAX_KEYS {
             return Err(Broken::Halt(halts::too_many_parked_keys(self.name(), &self.partition.at)));
         }
         self.parked = Parked::of(keys);
         self.parked.set_due(due);
-        self.greatest_verdict = greatest;
+        // What is decided about a record that the live version is past this one may not have read yet.
+        self.greatest_verdict = if self.engine.vitals.is_beside() { Some(i64::MAX) } else { greatest };
         Ok(())
     }
 
@@ -161,6 +166,42 @@ impl Worker {
             }
         }
         Broken::Retry(unknown.to_string())
+    }
+
+    /// Those of a range that the fence may go over.
+    pub(super) fn below_bound(
+        &self,
+        chunk: &Chunk,
+        range: std::ops::Range<usize>,
+    ) -> Result<std::ops::Range<usize>, Broken> {
+        let Some(bound) = self.bound else { return Ok(range) };
+        let end = chunk.records.partition_point(|record| record.offset < bound).clamp(range.start, range.end);
+        if end == range.start { Err(Broken::Held) } else { Ok(range.start..end) }
+    }
+
+    /// Waits until the fence may go on, if only for a few records. Comparisons take a moment, and their bounds end by
+    /// themselves.
+    pub(super) async fn wait_for_bound(&mut self) {
+        while let Some(claim) = self.claim.clone().filter(|_| self.partition.stopping() == Stop::Run) {
+            let asked = async {
+                let mut lease = self.engine.sessions.control().await?;
+                let (name, version) = (&self.engine.projection, self.engine.version);
+                let bound = fence::bound(&mut lease.connection, name, version, &claim).await?;
+                lease.give_back();
+                Ok::<_, store::Error>(bound)
+            };
+            match store::bounded(asked).await {
+                Ok(bound) => {
+                    self.bound = bound;
+                    if bound.is_none_or(|bound| bound > claim.next_offset) {
+                        return;
+                    }
+                }
+                // A claim says what is what.
+                Err(_) => return self.drop_claim(),
+            }
+            self.partition.sleep(BOUND).await;
+        }
     }
 
     pub(super) async fn halt(&mut self, halt: &Halt) {

@@ -20,6 +20,7 @@ pub mod handler;
 mod hold;
 mod limit;
 mod overdue;
+mod pace;
 mod parked;
 mod partition;
 mod prepare;
@@ -37,6 +38,7 @@ use std::sync::Arc;
 pub use buffer::{Bounds, Chunk};
 pub use engine::{Emitter, Engine, Vitals};
 pub use handler::Handlers;
+pub use pace::Pace;
 pub use prepare::{Input, Preparer, WriterSchemas};
 pub use sessions::Sessions;
 use tokio::{sync::watch, task::JoinHandle};
@@ -44,7 +46,10 @@ pub use trial::{Stopped, Trial};
 pub use verdict::TOPIC as VERDICTS_TOPIC;
 
 use self::{group::Group, reporter::Reporter};
-use crate::kafka::{self, Options, subscription::Subscription};
+use crate::{
+    domain::TopicPartition,
+    kafka::{self, Options, subscription::Subscription},
+};
 
 /// A consumer at work in this process.
 pub struct Member {
@@ -61,13 +66,26 @@ impl Member {
         let engine = Arc::new(engine);
         let group = Arc::new(Group::new(Arc::clone(&engine)));
         let name = format!("millpond.{}.v{}", engine.projection, engine.version);
-        let subscription = Subscription::start(options, &name, topics, Arc::clone(&group), |poll_thread| {
-            group.connect(poll_thread);
-        })?;
+        let connect = |poll_thread| group.connect(poll_thread);
+        let subscription = Subscription::start(options, &name, topics, Arc::clone(&group), connect)?;
+        Ok(Self::of(options, engine, group, subscription))
+    }
+
+    /// Takes all of these partitions without a group, whoever else reads them: to build a version.
+    pub fn follow(options: &Options, partitions: Vec<TopicPartition>, engine: Engine) -> Result<Self, kafka::Error> {
+        let engine = Arc::new(engine);
+        let group = Arc::new(Group::new(Arc::clone(&engine)));
+        let name = format!("millpond.{}.v{}.rebuild", engine.projection, engine.version);
+        let connect = |poll_thread| group.connect(poll_thread);
+        let subscription = Subscription::follow(options, &name, partitions, Arc::clone(&group), connect)?;
+        Ok(Self::of(options, engine, group, subscription))
+    }
+
+    fn of(options: &Options, engine: Arc<Engine>, group: Arc<Group>, subscription: Subscription) -> Self {
         let (stop, stopped) = watch::channel(false);
         let purge = tokio::spawn(purge::run(Arc::clone(&group), stopped.clone()));
         let reporter = tokio::spawn(Reporter::new(group, options.clone()).run(stopped));
-        Ok(Self { subscription, reporter, purge, stop, engine })
+        Self { subscription, reporter, purge, stop, engine }
     }
 
     /// Leaves the group: transactions in flight end (5 s at most), fences are released.

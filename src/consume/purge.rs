@@ -48,7 +48,7 @@ async fn purge(engine: &Engine, partition: &Partition, window: Duration) -> Resu
         let mut lease = engine.sessions.control().await?;
         let removed = store::bounded(seen::purge(&mut lease.connection, of, &partition.at, window, ROWS)).await?;
         lease.give_back();
-        metrics::FORGOTTEN_IDS.with_label_values(&[engine.projection.as_str()]).inc_by(removed);
+        metrics::FORGOTTEN_IDS.with_label_values(&[engine.label().as_str()]).inc_by(removed);
         if removed < ROWS.unsigned_abs() {
             return Ok(());
         }

@@ -80,7 +80,8 @@ impl Reporter {
     /// What nobody knows anything new of grows older: an alert on the age must not sleep while a server is away.
     fn grow_old(&self) {
         let Some((age, at)) = self.age else { return };
-        let labels = [self.group.engine.projection.as_str()];
+        let label = self.group.engine.label();
+        let labels = [label.as_str()];
         metrics::FRESHNESS_SECONDS.with_label_values(&labels).set(age + at.elapsed().as_secs_f64());
     }
 
@@ -125,7 +126,7 @@ impl Reporter {
         self.close_gaps(&held, &ends).await
     }
 
-    /// Learns what operators want, and how the version is doing as a whole; false when it is not the live one any more.
+    /// Learns what operators want, and how the version is doing as a whole; false when it is not wanted any more.
     async fn ask_postgres(&mut self) -> Result<bool, String> {
         let engine = Arc::clone(&self.group.engine);
         let connection = match &mut self.connection {
@@ -135,15 +136,17 @@ impl Reporter {
                 self.connection.insert(answer(connecting).await?)
             }
         };
-        let switches = answer(status::switches(connection, &engine.projection)).await?;
+        let switches = answer(status::switches(connection, &engine.projection, engine.version)).await?;
         engine.vitals.set_paused(switches.paused);
         engine.vitals.set_breaker_rests(switches.breaker_rests);
-        if switches.live_version != Some(engine.version) {
+        engine.vitals.set_beside(!switches.live);
+        if !switches.wanted {
             engine.vitals.supersede();
             return Ok(false);
         }
         let vitals = answer(status::vitals(connection, &engine.projection, engine.version)).await?;
-        let labels = [engine.projection.as_str()];
+        let label = engine.label();
+        let labels = [label.as_str()];
         metrics::HALTED.with_label_values(&labels).set(vitals.halted_partitions);
         if let Some(age) = vitals.age_seconds {
             metrics::FRESHNESS_SECONDS.with_label_values(&labels).set(age.max(0.0));
@@ -154,6 +157,9 @@ impl Reporter {
         let held = self.group.partitions();
         if held.is_empty() {
             return Ok(true);
+        }
+        if engine.vitals.is_beside() {
+            answer(parked::follow_verdicts(connection, &engine.projection, engine.version)).await?;
         }
         // Workers do not ask for themselves: a batch would cost a query more, for what happens once a week.
         let due = answer(parked::due_partitions(connection, &engine.projection, engine.version)).await?;
@@ -186,7 +192,8 @@ impl Reporter {
                 }
             };
             let lag = (end_offset - partition.next_offset().unwrap_or_default()).max(0);
-            let labels = [self.group.engine.projection.as_str(), &at.topic, &at.partition.to_string()];
+            let label = self.group.engine.label();
+            let labels = [label.as_str(), &at.topic, &at.partition.to_string()];
             metrics::LAG.with_label_values(&labels).set(lag);
             ends.push((at.clone(), end_offset));
         }

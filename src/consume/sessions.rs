@@ -96,11 +96,11 @@ impl<C> Lease<'_, C> {
 }
 
 impl Lease<'_, Session> {
-    /// Returns the session of a transaction that failed, rolled back, if only a record was refused: the search for it takes a
+    /// Returns the session of a transaction that failed, rolled back, if only a record was refused, or the fence is held: the search for it takes a
     /// dozen transactions, and none is to pay for a session of its own. Any other failure closes it.
     pub async fn give_back_after(self, failure: &Failure) {
         let refused = match failure {
-            Failure::Store(error) => error.class() == Class::Record,
+            Failure::Store(error) => matches!(error.class(), Class::Record | Class::Held),
             Failure::Record(..) => true,
         };
         if refused && store::bounded(self.connection.run("rollback")).await.is_ok() {

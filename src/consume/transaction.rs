@@ -239,7 +239,9 @@ fn flush_sql(engine: &Engine, work: &Work<'_>, emitted: i64, with_rows: &BTreeSe
     if emitted > 0 {
         sql.push_str(&format!(
             "insert into millpond.outbox (projection, version, topic, partition, out_seq, source_offset, index, event_id,
-               target_topic, record_type, key, payload, headers) select {}, {}, {}, {}, o.* from pg_temp._outbox o;\n",
+               target_topic, record_type, key, payload, headers, held)
+             select v.projection, v.version, {2}, {3}, o.*, v.state <> 'live' from pg_temp._outbox o, millpond.versions v
+              where v.projection = {0} and v.version = {1};\n",
             literal(&engine.projection),
             engine.version,
             literal(&work.claim.at.topic),

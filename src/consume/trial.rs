@@ -37,6 +37,7 @@ impl Trial {
     /// Applies a batch as a worker does: records below the fence are passed over, faulty ones become dead letters.
     pub async fn apply(&mut self, chunk: &Chunk) -> Result<(), Stopped> {
         self.worker.apply(chunk).await.map_err(|broken| match broken {
+            Broken::Held => Stopped { code: "held", reason: "the fence is held".to_owned() },
             Broken::Retry(reason) => Stopped { code: "retry", reason },
             Broken::Fenced => Stopped { code: "fenced", reason: "the fence is not at this offset".to_owned() },
             Broken::Halt(halt) => Stopped { code: halt.code, reason: halt.reason },

@@ -61,6 +61,8 @@ pub struct Worker {
     pub(super) recalled: Recalled,
     pub(super) limit: Limit,
     pub(super) guard: Guard,
+    /// How far the fence may go while versions are compared.
+    pub(super) bound: Option<i64>,
 }
 
 /// Why applying a batch stopped.
@@ -69,6 +71,8 @@ pub(super) enum Broken {
     Retry(String),
     /// Someone else owns the fence.
     Fenced,
+    /// The fence goes no further for now: it is compared.
+    Held,
     Halt(Halt),
 }
 
@@ -89,6 +93,7 @@ impl Worker {
             recalled: Recalled::default(),
             limit: Limit::default(),
             guard: Guard::default(),
+            bound: None,
         };
         if let Some(claim) = claim {
             worker.take(claim);
@@ -107,20 +112,21 @@ impl Worker {
                 Ok(false) => {}
                 Err(Broken::Fenced) => {
                     warn!(consumer = %self.engine.projection, partition = %self.partition.at, "fenced: another member owns this partition's fence");
-                    metrics::BATCHES.with_label_values(&[self.engine.projection.as_str(), "fenced"]).inc();
+                    metrics::BATCHES.with_label_values(&[self.engine.label().as_str(), "fenced"]).inc();
                     self.drop_claim();
                     self.partition.sleep(waits.next().unwrap_or(MAX_WAIT)).await;
                 }
                 Err(Broken::Retry(reason)) => {
                     self.partition.note_error(&reason);
                     warn!(consumer = %self.engine.projection, partition = %self.partition.at, error = %reason, "batch not applied; trying again");
-                    metrics::BATCHES.with_label_values(&[self.engine.projection.as_str(), "transient_error"]).inc();
+                    metrics::BATCHES.with_label_values(&[self.engine.label().as_str(), "transient_error"]).inc();
                     self.engine.sessions.drop_idle();
                     if !planted::is(Bug::UnknownSentAgain) {
                         self.drop_claim();
                     }
                     self.partition.sleep(waits.next().unwrap_or(MAX_WAIT)).await;
                 }
+                Err(Broken::Held) => self.wait_for_bound().await,
                 Err(Broken::Halt(halt)) => self.halt(&halt).await,
             }
         }
@@ -154,12 +160,16 @@ impl Worker {
             self.pending = Some(chunk);
             return Ok(false);
         }
+        let wait = self.engine.pace.wait(chunk.records.len());
+        if !wait.is_zero() {
+            self.partition.sleep(wait).await;
+        }
         let result = match self.recall(&mut chunk).await {
             Ok(()) => self.apply(&chunk).await,
             Err(broken) => Err(broken),
         };
         // Its records were not applied, and the buffer continues behind them.
-        if matches!(result, Err(Broken::Retry(_) | Broken::Fenced)) {
+        if matches!(result, Err(Broken::Retry(_) | Broken::Fenced | Broken::Held)) {
             self.pending = Some(chunk);
         }
         result.map(|()| true)
@@ -224,6 +234,7 @@ impl Worker {
                 return Ok(());
             }
             let wanted = range.start..range.start + self.limit.of(range.len());
+            let wanted = self.below_bound(chunk, wanted)?;
             let blamed = self.watch(chunk.records[wanted.start].offset, wanted.len()).await?;
             if let Some(fault) = blamed.filter(|_| !repeats.aside.contains(&range.start)) {
                 self.around(chunk, &repeats, &mut ranges, range.clone(), range.start, fault).await?;
@@ -269,7 +280,7 @@ impl Worker {
                     ranges.push(range);
                 }
                 Err(Failure::Store(e)) if e.class() == Class::Record => {
-                    metrics::BATCHES.with_label_values(&[self.engine.projection.as_str(), "record_error"]).inc();
+                    metrics::BATCHES.with_label_values(&[self.engine.label().as_str(), "record_error"]).inc();
                     let blamed = planted::is(Bug::DeadLetterOnDeadlock) && e.sqlstate() == Some("40P01");
                     if range.len() > 1 && !blamed {
                         // Bisect: each half is a transaction of its own that advances the fence.
@@ -331,6 +342,7 @@ impl Worker {
     pub(super) fn broken(&self, error: store::Error) -> Broken {
         match error.class() {
             Class::Fenced => Broken::Fenced,
+            Class::Held => Broken::Held,
             Class::Deploy => Broken::Halt(halts::deploy(self.name(), &error)),
             _ => Broken::Retry(error.to_string()),
         }
@@ -369,7 +381,7 @@ impl Worker {
         let committed = self.commit(work).await?;
         heads.into_iter().for_each(|key| self.parked.park(key));
         self.done(range.len(), started);
-        tally.report(&self.engine.projection, committed.refused, started);
+        tally.report(&self.engine.label(), committed.refused, started);
         Ok(())
     }
 

@@ -232,6 +232,17 @@ impl Options {
         Ok(config)
     }
 
+    /// One that reads all partitions of its topics from their start on, without a group: as fast as it gets.
+    pub(super) fn follower(&self, reader: &str) -> Result<ClientConfig, Error> {
+        let mut config = self.member(reader)?;
+        // A batch is larger than a member's, and the next one is fetched while it is applied.
+        config
+            .set("queued.min.messages", "50000")
+            .set("queued.max.messages.kbytes", "16384")
+            .set("fetch.message.max.bytes", "1048576");
+        Ok(config)
+    }
+
     /// A member of a consumer group; see `subscription` for what it does.
     pub(super) fn member(&self, group: &str) -> Result<ClientConfig, Error> {
         let mut config = self.base()?;

@@ -18,7 +18,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::{
-    Counter, Interrupted, Options, Transactions, know_topics,
+    Interrupted, Options, Transactions, know_topics,
     markers::{self, MarkerRecord, Markers, Step},
     pause,
     record::{self, Header},
@@ -95,9 +95,7 @@ pub async fn relay(
     info!("relaying downstream events, exactly once for readers of committed records");
     store::bounded(relay::note(relay.connection, &Delivery::ExactlyOnce)).await?;
     metrics::EXACTLY_ONCE.set(1);
-    let mut counter = Counter::default();
     while !*stop.borrow() && relay.publisher.health() == Health::Ready {
-        counter.count(relay.connection).await?;
         let mut busy = relay.round(None).await?;
         if let Some(lane) = relay.trials.due(Instant::now()) {
             busy |= relay.round(Some(&lane)).await?;

@@ -20,7 +20,7 @@ use self::trials::Trials;
 use crate::{
     kafka::{self, Publisher},
     store::{
-        self, PgConnection,
+        self,
         outbox::{self, OutboxRow},
         relay::{self, Delivery},
     },
@@ -64,11 +64,18 @@ enum Interrupted {
 }
 
 /// Relays until told to stop; then ends what is under way.
-pub async fn run(options: Options, publisher: Arc<Publisher>, mut stop: watch::Receiver<bool>) {
+pub async fn run(options: Options, publisher: Arc<Publisher>, stop: watch::Receiver<bool>) {
+    tokio::select! {
+        () = relay_until(&options, &publisher, stop) => {}
+        () = count(&options.url) => {}
+    }
+}
+
+async fn relay_until(options: &Options, publisher: &Publisher, mut stop: watch::Receiver<bool>) {
     let mut trials = Trials::default();
     let mut said: Option<(String, Instant)> = None;
     while !*stop.borrow() {
-        let relayed = lead(&options, &publisher, &mut trials, &mut stop).await;
+        let relayed = lead(options, publisher, &mut trials, &mut stop).await;
         metrics::LEADING.set(0);
         metrics::EXACTLY_ONCE.set(0);
         if let Err(error) = relayed {
@@ -97,7 +104,6 @@ async fn lead(
     // Without Kafka it would only keep others from relaying.
     tokio::select! {
         () = publisher.wait_ready() => {}
-        () = count_meanwhile(&options.url) => {}
         _ = stop.wait_for(|stop| *stop) => return Ok(()),
     }
     let mut connection = outbox::connect(&options.url).await?;
@@ -130,18 +136,24 @@ async fn lead(
     Ok(one_by_one::relay(&mut connection, publisher, stop).await?)
 }
 
-/// Goes on counting the rows that wait while there is no Kafka to relay to: that is when they grow. Never ends.
-async fn count_meanwhile(url: &str) {
+/// Counts the rows that wait, whatever the relay waits for: while it has no Kafka, or a transaction comes to no end, is when
+/// they grow. Never ends.
+async fn count(url: &str) {
+    let mut connection = None;
     loop {
         tokio::time::sleep(COUNT).await;
-        // A connection for each count: nothing is to be kept open by a relay that only waits.
         let counted = store::bounded(async {
-            let mut connection = outbox::connect(url).await?;
-            outbox::depth(&mut connection).await
+            let mut open = match connection.take() {
+                Some(open) => open,
+                None => outbox::connect(url).await?,
+            };
+            let waiting = outbox::depth(&mut open).await?;
+            connection = Some(open);
+            Ok::<_, store::Error>(waiting)
         });
         match counted.await {
             Ok(waiting) => metrics::PENDING.set(waiting),
-            Err(error) => tracing::debug!(%error, "cannot count the outbox while waiting for kafka"),
+            Err(error) => tracing::debug!(%error, "cannot count the outbox"),
         }
     }
 }
@@ -152,19 +164,5 @@ async fn know_topics<'a>(publisher: &Publisher, rows: impl IntoIterator<Item = &
     for topic in topics {
         // Whether it is there is told by the attempt to send.
         let _ = publisher.partitions_of(topic).await;
-    }
-}
-
-/// Counts the rows that wait, now and then.
-#[derive(Default)]
-struct Counter(Option<Instant>);
-
-impl Counter {
-    async fn count(&mut self, connection: &mut PgConnection) -> Result<(), store::Error> {
-        if self.0.is_none_or(|at| at.elapsed() > COUNT) {
-            metrics::PENDING.set(store::bounded(outbox::depth(connection)).await?);
-            self.0 = Some(Instant::now());
-        }
-        Ok(())
     }
 }

@@ -12,7 +12,7 @@ use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use tokio::{sync::watch, time::Instant};
 use tracing::warn;
 
-use super::{Counter, RETRY, know_topics, pause, record};
+use super::{RETRY, know_topics, pause, record};
 use crate::{
     kafka::{Delivery, Health, Publisher},
     store::{
@@ -36,7 +36,6 @@ pub async fn relay(
 ) -> Result<(), store::Error> {
     let mut under_way = FuturesUnordered::new();
     let mut lanes = Lanes::default();
-    let mut counter = Counter::default();
     loop {
         let leaving = *stop.borrow() || publisher.health() != Health::Ready;
         if !leaving {
@@ -46,7 +45,6 @@ pub async fn relay(
                 lanes.busy.insert(rows[0].lane.clone());
                 under_way.push(send(publisher, rows, stop.clone()));
             }
-            counter.count(connection).await?;
         }
         if under_way.is_empty() {
             if leaving {

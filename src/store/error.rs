@@ -15,6 +15,8 @@ pub enum Class {
     Deploy,
     /// The fence belongs to someone else, or stands elsewhere.
     Fenced,
+    /// The fence is kept where it is for a moment, while versions are compared.
+    Held,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +88,7 @@ impl Error {
         };
         match code {
             "MP001" => Class::Fenced,
+            "MP003" => Class::Held,
             // 21000: a row proposed twice, 54: a limit of Postgres such as a row too wide: the record's doing.
             "21000" => Class::Record,
             "25006" => Class::Transient,

@@ -245,6 +245,25 @@ pub async fn count_attempts(
     Ok(())
 }
 
+/// How far the fence of a claim may go at present; none when as far as it likes.
+pub async fn bound(
+    connection: &mut PgConnection,
+    projection: &str,
+    version: i32,
+    claim: &Claim,
+) -> Result<Option<i64>, Error> {
+    let row = on_fence(
+        "select bound from millpond.fences
+          where projection = $1 and version = $2 and topic = $3 and partition = $4 and bound_until >= clock_timestamp()",
+        projection,
+        version,
+        &claim.at,
+    )
+    .fetch_optional(connection)
+    .await?;
+    row.map_or(Ok(None), |row| Ok(row.try_get("bound")?))
+}
+
 /// Why a fence stopped: a stable code and a sentence that ends with the command to run.
 #[derive(Debug, Clone)]
 pub struct Halt {

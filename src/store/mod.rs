@@ -5,7 +5,9 @@
 
 pub mod address;
 mod binary_copy;
+pub mod builds;
 pub mod dead_letters;
+pub mod diff;
 mod error;
 pub mod fence;
 pub mod headers;
@@ -16,6 +18,7 @@ pub mod scratch;
 pub mod seen;
 mod session;
 pub mod status;
+pub mod swap;
 pub mod trial;
 pub mod verdicts;
 pub mod versions;
@@ -83,13 +86,14 @@ pub async fn run(connection: &mut PgConnection, sql: impl Into<String>) -> Resul
     Ok(())
 }
 
-const MIGRATIONS: [(i64, &str, &str); 6] = [
+const MIGRATIONS: [(i64, &str, &str); 7] = [
     (1, "platform", include_str!("../../migrations/0001_platform.sql")),
     (2, "crash guard", include_str!("../../migrations/0002_crash_guard.sql")),
     (3, "parked keys", include_str!("../../migrations/0003_parked_keys.sql")),
     (4, "seen", include_str!("../../migrations/0004_seen.sql")),
     (5, "relay", include_str!("../../migrations/0005_relay.sql")),
     (6, "verdicts", include_str!("../../migrations/0006_verdicts.sql")),
+    (7, "rebuilds", include_str!("../../migrations/0007_rebuilds.sql")),
 ];
 
 /// Brings the platform tables up to this binary's version; safe to run from many processes at once. After an error the

@@ -72,8 +72,8 @@ pub async fn ping(connection: &mut PgConnection) -> Result<(), Error> {
 
 /// The oldest rows of every source partition that is asked for and has some, in order.
 ///
-/// They are of one version each: a version that was retired has to leave whole before the next one begins. Rows of a
-/// version that is still being built stay. From one source partition to the next the query goes by index, so that it
+/// They are of one version each: what one that is not live any more has left has to leave whole before the live one begins.
+/// Rows stay that were held from the start, and those of a version that is still being built. From one source partition to the next the query goes by index, so that it
 /// costs what there are of them, however many rows wait.
 pub async fn pending(
     connection: &mut PgConnection,
@@ -86,12 +86,13 @@ pub async fn pending(
     };
     let rows = sqlx::query(
         "with recursive lanes as (
-            (select projection, version, topic, partition from millpond.outbox
+            (select projection, version, topic, partition from millpond.outbox where not held
               order by projection, version, topic, partition limit 1)
             union all
             select next.* from lanes l cross join lateral (
                 select o.projection, o.version, o.topic, o.partition from millpond.outbox o
                  where (o.projection, o.version, o.topic, o.partition) > (l.projection, l.version, l.topic, l.partition)
+                   and not o.held
                  order by o.projection, o.version, o.topic, o.partition limit 1) next),
          oldest as (
             select distinct on (l.projection, l.topic, l.partition) l.*,
@@ -99,7 +100,7 @@ pub async fn pending(
               from lanes l join millpond.versions v on v.projection = l.projection and v.version = l.version
              where v.state <> 'building' and ((l.projection, l.topic, l.partition) in
                    (select * from unnest($1::text[], $2::text[], $3::int4[]))) = $4
-             order by l.projection, l.topic, l.partition, l.version),
+             order by l.projection, l.topic, l.partition, v.state = 'live', l.version),
          share as (
             select greatest(1, least($5, $7 / greatest(1, count(*)))) as rows,
                    greatest(1, least($6, $8 / greatest(1, count(*)))) as bytes from oldest)
@@ -112,7 +113,7 @@ pub async fn pending(
                          over (order by out_seq rows between unbounded preceding and 1 preceding) as bytes_before
                  from (select * from millpond.outbox o
                         where o.projection = l.projection and o.version = l.version and o.topic = l.topic
-                          and o.partition = l.partition
+                          and o.partition = l.partition and not o.held
                         order by o.out_seq limit (select rows from share)) o) o
           where coalesce(o.bytes_before, 0) < (select bytes from share)
           order by o.projection, o.topic, o.partition, o.out_seq",
@@ -173,5 +174,5 @@ pub async fn remove(connection: &mut PgConnection, rows: &[&OutboxRow]) -> Resul
 
 /// How many rows wait.
 pub async fn depth(connection: &mut PgConnection) -> Result<i64, Error> {
-    Ok(sqlx::query_scalar("select count(*) from millpond.outbox").fetch_one(connection).await?)
+    Ok(sqlx::query_scalar("select count(*) from millpond.outbox where not held").fetch_one(connection).await?)
 }

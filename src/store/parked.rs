@@ -221,3 +221,24 @@ fn read_row(row: &sqlx::postgres::PgRow) -> Result<SetAside, Error> {
         next_goes_on: row.try_get::<Option<bool>, _>("goes_on")?.unwrap_or(false),
     })
 }
+
+/// Wants of a version's records what was decided about them through another version. Once: what fails all the same in this
+/// version waits for somebody to look.
+pub async fn follow_verdicts(connection: &mut PgConnection, projection: &str, version: i32) -> Result<(), Error> {
+    sqlx::query(
+        "update millpond.dead_letters d
+            set wanted = x.what, edited = coalesce(x.payload, d.edited), wanted_by = x.decided_by,
+                wanted_at = x.decided_at, revision = d.revision + 1
+           from millpond.verdicts x, millpond.versions v
+          where d.projection = $1 and d.version = $2 and d.wanted is null and d.revision = 0
+            and (x.projection, x.topic, x.partition, x.\"offset\") = (d.projection, d.topic, d.partition, d.\"offset\")
+            and x.what in ('apply', 'edit', 'discard') and not x.void
+            and v.projection = d.projection and v.version = d.version
+            and (x.what = 'discard' or d.parked_at is not null or d.key is null or v.commutes)",
+    )
+    .bind(projection)
+    .bind(version)
+    .execute(connection)
+    .await?;
+    Ok(())
+}

@@ -65,7 +65,7 @@ pub async fn projections(connection: &mut PgConnection) -> Result<Vec<Projection
            from millpond.projections p
            cross join lateral (select count(*) as rows, extract(epoch from now() - min(o.created_at))::float8 as seconds
                 from millpond.outbox o join millpond.versions v on v.projection = o.projection and v.version = o.version
-               where o.projection = p.projection and v.state <> 'building') o
+               where o.projection = p.projection and v.state <> 'building' and not o.held) o
            cross join lateral (select count(*) as keys, coalesce(sum(k.records), 0)::int8 as records
                 from millpond.parked_keys k where k.projection = p.projection and k.version = p.live_version) k
            left join millpond.fences f on f.projection = p.projection and f.version = p.live_version
@@ -125,24 +125,29 @@ pub async fn set_paused(connection: &mut PgConnection, projection: &str, paused:
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Switches {
     pub paused: bool,
-    pub live_version: Option<i32>,
+    /// Whether the version is one that is kept up to date: it is live, being built, or kept to go back to.
+    pub wanted: bool,
+    pub live: bool,
     /// Whether the breaker lets everything pass for now.
     pub breaker_rests: bool,
 }
 
-pub async fn switches(connection: &mut PgConnection, projection: &str) -> Result<Switches, Error> {
+pub async fn switches(connection: &mut PgConnection, projection: &str, version: i32) -> Result<Switches, Error> {
     let row = sqlx::query(
-        "select paused, live_version, coalesce(breaker_rests_until > now(), false) as breaker_rests
-           from millpond.projections where projection = $1",
+        "select p.paused, v.state <> 'retired' as wanted, v.state = 'live' as live, coalesce(p.breaker_rests_until > now(), false) as breaker_rests
+           from millpond.projections p join millpond.versions v using (projection)
+          where p.projection = $1 and v.version = $2",
     )
     .bind(projection)
+    .bind(version)
     .fetch_optional(connection)
     .await?;
     match row {
         None => Ok(Switches::default()),
         Some(row) => Ok(Switches {
             paused: row.try_get("paused")?,
-            live_version: row.try_get("live_version")?,
+            wanted: row.try_get("wanted")?,
+            live: row.try_get("live")?,
             breaker_rests: row.try_get("breaker_rests")?,
         }),
     }

@@ -19,6 +19,8 @@ pub struct Definition<'a> {
     pub live_views: &'a (dyn Fn(i32) -> Vec<String> + Sync),
     /// Statements that let the roles that are named read those views; they may be run again.
     pub grants: &'a [String],
+    /// The files that it was made of, by their paths from the project's folder.
+    pub files: &'a [(String, Vec<u8>)],
 }
 
 /// What to do when the folder no longer is what the live version was built from.
@@ -35,13 +37,18 @@ pub enum OnChange {
 pub enum Ensured {
     Unchanged(i32),
     Created(i32),
-    StartedOver { version: i32, retired: i32 },
+    StartedOver {
+        version: i32,
+        retired: i32,
+    },
+    /// One that is being built, or kept to go back to; another one is live.
+    Beside(i32),
 }
 
 impl Ensured {
     pub fn version(&self) -> i32 {
         match self {
-            Self::Unchanged(v) | Self::Created(v) | Self::StartedOver { version: v, .. } => *v,
+            Self::Unchanged(v) | Self::Created(v) | Self::StartedOver { version: v, .. } | Self::Beside(v) => *v,
         }
     }
 }
@@ -54,19 +61,7 @@ pub async fn ensure(
     on_change: OnChange,
 ) -> Result<Ensured, Error> {
     let mut tx = connection.begin().await?;
-    sqlx::query("select pg_advisory_xact_lock(hashtextextended('millpond.version.' || $1, 0))")
-        .bind(definition.projection)
-        .execute(&mut *tx)
-        .await?;
-    sqlx::query("insert into millpond.projections (projection) values ($1) on conflict do nothing")
-        .bind(definition.projection)
-        .execute(&mut *tx)
-        .await?;
-    let newest: Option<i32> = sqlx::query_scalar("select max(version) from millpond.versions where projection = $1")
-        .bind(definition.projection)
-        .fetch_one(&mut *tx)
-        .await?;
-    let next = newest.unwrap_or_default() + 1;
+    let next = lock(&mut tx, definition.projection).await?;
     let live = sqlx::query(
         "select v.version, v.hash from millpond.projections p join millpond.versions v
              on v.projection = p.projection and v.version = p.live_version
@@ -77,7 +72,7 @@ pub async fn ensure(
     .await?;
     let ensured = match live {
         None => {
-            create(&mut tx, definition, next).await?;
+            create_live(&mut tx, definition, next).await?;
             Ensured::Created(next)
         }
         Some(row) if row.try_get::<String, _>("hash")? == definition.hash => {
@@ -88,19 +83,23 @@ pub async fn ensure(
                 run(&mut tx, grant.clone()).await?;
             }
             note_commutes(&mut tx, definition, version).await?;
+            note_sources(&mut tx, definition, version).await?;
             Ensured::Unchanged(version)
         }
         Some(_) if on_change == OnChange::Refuse => {
+            if let Some(version) = beside(&mut tx, definition).await? {
+                return Ok(Ensured::Beside(version));
+            }
             return Err(Error::Refused(format!(
                 "the folder of consumer {0} has changed since its live version was built; outside `millpond dev` a \
-                 changed folder is not applied to existing tables: restore the folder, or start over with `millpond consumer \
-                 restart {0} --from-zero`, which empties its tables and reads the log again",
+                 changed folder is not applied to existing tables: build the new version beside it with `millpond rebuild {0}`, \
+                 or restore the folder",
                 definition.projection
             )));
         }
         Some(row) => {
             let retired: i32 = row.try_get("version")?;
-            create(&mut tx, definition, next).await?;
+            create_live(&mut tx, definition, next).await?;
             retire(&mut tx, definition.projection, retired).await?;
             Ensured::StartedOver { version: next, retired }
         }
@@ -120,16 +119,51 @@ async fn note_commutes(tx: &mut PgConnection, definition: &Definition<'_>, versi
     Ok(())
 }
 
-/// Creates a version's schema and makes it the one people read.
-async fn create(tx: &mut PgConnection, definition: &Definition<'_>, version: i32) -> Result<(), Error> {
+/// The version that a folder stands for, if it is being built or kept.
+async fn beside(tx: &mut PgConnection, definition: &Definition<'_>) -> Result<Option<i32>, Error> {
+    Ok(sqlx::query_scalar(
+        "select max(version) from millpond.versions
+          where projection = $1 and hash = $2 and state in ('building', 'standby')",
+    )
+    .bind(definition.projection)
+    .bind(definition.hash)
+    .fetch_one(tx)
+    .await?)
+}
+
+/// Whoever makes, swaps or drops versions of a projection takes turns; returns the number of the next one.
+pub(super) async fn lock(tx: &mut PgConnection, projection: &str) -> Result<i32, Error> {
+    sqlx::query("select pg_advisory_xact_lock(hashtextextended('millpond.version.' || $1, 0))")
+        .bind(projection)
+        .execute(&mut *tx)
+        .await?;
+    sqlx::query("insert into millpond.projections (projection) values ($1) on conflict do nothing")
+        .bind(projection)
+        .execute(&mut *tx)
+        .await?;
+    let newest: Option<i32> = sqlx::query_scalar("select max(version) from millpond.versions where projection = $1")
+        .bind(projection)
+        .fetch_one(tx)
+        .await?;
+    Ok(newest.unwrap_or_default() + 1)
+}
+
+/// Creates a version's schema, tables and description.
+pub(super) async fn create(
+    tx: &mut PgConnection,
+    definition: &Definition<'_>,
+    version: i32,
+    state: &str,
+) -> Result<(), Error> {
     sqlx::query(
         "insert into millpond.versions (projection, version, hash, schema_name, state, topics, tables, commutes)
-         values ($1, $2, $3, $4, 'live', $5, $6, $7)",
+         values ($1, $2, $3, $4, $5, $6, $7, $8)",
     )
     .bind(definition.projection)
     .bind(version)
     .bind(definition.hash)
     .bind(schema_name(definition.projection, version))
+    .bind(state)
     .bind(definition.topics)
     .bind(sqlx::types::Json(definition.tables))
     .bind(definition.commutes)
@@ -139,8 +173,14 @@ async fn create(tx: &mut PgConnection, definition: &Definition<'_>, version: i32
         run(tx, statement).await?;
     }
     run(tx, seen::create_sql(&schema_name(definition.projection, version))).await?;
+    note_sources(tx, definition, version).await
+}
+
+/// Creates a version and makes it the one people read.
+async fn create_live(tx: &mut PgConnection, definition: &Definition<'_>, version: i32) -> Result<(), Error> {
+    create(tx, definition, version, "live").await?;
     // Nobody may wait behind a long SELECT on the view for longer than this: lock_timeout is 5 s per session.
-    for statement in (definition.live_views)(version).into_iter().chain(definition.grants.iter().cloned()) {
+    for statement in live_sql(definition, version) {
         run(tx, statement).await?;
     }
     sqlx::query("update millpond.projections set live_version = $2 where projection = $1")
@@ -151,9 +191,37 @@ async fn create(tx: &mut PgConnection, definition: &Definition<'_>, version: i32
     Ok(())
 }
 
+fn live_sql(definition: &Definition<'_>, version: i32) -> Vec<String> {
+    (definition.live_views)(version).into_iter().chain(definition.grants.iter().cloned()).collect()
+}
+
+/// Keeps what a version was made of, and what makes it live, for when its folder is another one.
+async fn note_sources(tx: &mut PgConnection, definition: &Definition<'_>, version: i32) -> Result<(), Error> {
+    sqlx::query("update millpond.versions set live_sql = $3 where projection = $1 and version = $2")
+        .bind(definition.projection)
+        .bind(version)
+        .bind(live_sql(definition, version))
+        .execute(&mut *tx)
+        .await?;
+    let (paths, contents): (Vec<&str>, Vec<&[u8]>) =
+        definition.files.iter().map(|(path, content)| (path.as_str(), content.as_slice())).unzip();
+    sqlx::query(
+        "insert into millpond.version_files (projection, version, path, content)
+         select $1, $2, f.path, f.content from unnest($3::text[], $4::bytea[]) as f(path, content)
+         on conflict do nothing",
+    )
+    .bind(definition.projection)
+    .bind(version)
+    .bind(paths)
+    .bind(contents)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
 /// Closes a version's fences to its writers and drops its tables. What it has put into the outbox stays: an event that
 /// was committed leaves, before those of the next version.
-async fn retire(tx: &mut PgConnection, projection: &str, version: i32) -> Result<(), Error> {
+pub(super) async fn retire(tx: &mut PgConnection, projection: &str, version: i32) -> Result<(), Error> {
     run(
         tx,
         format!(
@@ -239,4 +307,52 @@ pub async fn drop_projection(connection: &mut PgConnection, projection: &str, un
         .rows_affected();
     tx.commit().await?;
     Ok(if dropped > 0 { Dropped::Done } else { Dropped::Unknown })
+}
+
+/// A version that is kept up to date by whoever has the role consume: the live one, or one to go back to.
+#[derive(Debug, Clone)]
+pub struct Kept {
+    pub projection: String,
+    pub version: i32,
+    pub hash: String,
+    pub live: bool,
+    /// Whether it was kept for as long as it was to be.
+    pub is_over: bool,
+}
+
+/// Those of some projections.
+pub async fn kept(connection: &mut PgConnection, projections: &[String]) -> Result<Vec<Kept>, Error> {
+    let rows = sqlx::query(
+        "select projection, version, hash, state = 'live' as live, coalesce(kept_until < now(), false) as is_over
+           from millpond.versions where projection = any($1) and state in ('live', 'standby') order by 1, 2",
+    )
+    .bind(projections)
+    .fetch_all(connection)
+    .await?;
+    let kept = |row: &sqlx::postgres::PgRow| {
+        Ok(Kept {
+            projection: row.try_get("projection")?,
+            version: row.try_get("version")?,
+            hash: row.try_get("hash")?,
+            live: row.try_get("live")?,
+            is_over: row.try_get("is_over")?,
+        })
+    };
+    rows.iter().map(kept).collect()
+}
+
+/// The files that a version was made of, by their paths.
+pub async fn files(
+    connection: &mut PgConnection,
+    projection: &str,
+    version: i32,
+) -> Result<Vec<(String, Vec<u8>)>, Error> {
+    let rows = sqlx::query(
+        "select path, content from millpond.version_files where projection = $1 and version = $2 order by path",
+    )
+    .bind(projection)
+    .bind(version)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(|row| Ok((row.try_get("path")?, row.try_get("content")?))).collect()
 }

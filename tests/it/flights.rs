@@ -61,7 +61,7 @@ fn january(package: &std::path::Path, dir: &std::path::Path) -> (PathBuf, Vec<Fl
 }
 
 /// Posts pieces as NDJSON, one request per type, so that each flight's commands stay in order.
-async fn post(all: &Process, commands: &[FlightCommand]) -> Position {
+pub async fn post(all: &Process, commands: &[FlightCommand]) -> Position {
     let mut position = Position::new();
     let mut count = 0;
     for piece in commands.chunks(PIECE) {

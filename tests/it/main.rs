@@ -18,6 +18,7 @@ mod ingest;
 mod projection;
 mod publisher;
 mod reads;
+mod rebuild;
 mod registry;
 mod registry_routes;
 mod relay;

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     app::{Project, folder},
-    consume::{Bounds, Chunk, Engine, Handlers, Preparer, Sessions, Stopped, Trial, Vitals, WriterSchemas},
+    consume::{Bounds, Chunk, Engine, Handlers, Pace, Preparer, Sessions, Stopped, Trial, Vitals, WriterSchemas},
     domain::{TableInfo, TopicPartition},
     projection::Compiled,
     spec::{ConsumerSpec, OnError, UnknownType},
@@ -117,6 +117,7 @@ impl<'a> Lab<'a> {
             sessions: Sessions::new(self.scratch.url(), "millpond trial", &setup, 1),
             // The caller makes the batches.
             bounds: Bounds { max_records: usize::MAX, max_bytes: usize::MAX },
+            pace: Pace::default(),
             max_age: Duration::ZERO,
             // A record that cannot be applied shall be seen, and those after it too.
             on_error: if spec.on_error == OnError::ParkKey { OnError::ParkKey } else { OnError::Skip },

@@ -413,7 +413,7 @@ fn place(batch: &EncodedBatch, topic: &Topic) -> Result<Vec<i32>, NotSent> {
     };
     let placed: Vec<i32> = batch.records.iter().map(partition_of).collect();
     match placed.iter().find(|at| !topic.partitions[**at as usize].is_open()) {
-        Some(partition) => Err(closed(topic, *partition)),
+        Some(partition) => Err(topic.closed(*partition)),
         None => Ok(placed),
     }
 }
@@ -422,13 +422,9 @@ fn place(batch: &EncodedBatch, topic: &Topic) -> Result<Vec<i32>, NotSent> {
 fn enter(placed: &[i32], topic: &Topic) -> Result<(), NotSent> {
     let distinct: BTreeSet<i32> = placed.iter().copied().collect();
     match distinct.into_iter().find(|at| !topic.partitions[*at as usize].enter()) {
-        Some(partition) => Err(closed(topic, partition)),
+        Some(partition) => Err(topic.closed(partition)),
         None => Ok(()),
     }
-}
-
-fn closed(topic: &Topic, partition: i32) -> NotSent {
-    NotSent::PartitionUnavailable { topic: topic.name.clone(), partition }
 }
 
 /// The headers that all records of a batch share; none for a single record, which has them built in place.

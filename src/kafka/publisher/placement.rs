@@ -1,7 +1,7 @@
 //! Where a record would go: for those who send by a producer of their own and want to know beforehand what could not be
 //! sent.
 
-use super::{NotSent, Publisher, RECORD_OVERHEAD, closed};
+use super::{NotSent, Publisher, RECORD_OVERHEAD};
 use crate::kafka::murmur2;
 
 impl Publisher {
@@ -19,7 +19,7 @@ impl Publisher {
             None => known.sticky(bytes),
         };
         let open = usize::try_from(partition).ok().and_then(|at| known.partitions.get(at)).is_some_and(|p| p.is_open());
-        if open { Ok(partition) } else { Err(closed(&known, partition)) }
+        if open { Ok(partition) } else { Err(known.closed(partition)) }
     }
 
     /// Has the topics looked at soon: something could not be written.

@@ -10,6 +10,7 @@ use std::{
 
 use prometheus::IntCounter;
 
+use super::NotSent;
 use crate::telemetry::metrics::kafka as metrics;
 
 /// Keyless batches stay on one partition for so many bytes: few partitions make full requests, many make small ones.
@@ -92,6 +93,11 @@ impl Topic {
         let (start, n) = (self.sticky.load(Ordering::Relaxed) as usize, self.partitions.len());
         let at = (0..n).map(|i| (start.wrapping_add(i)) % n).find(|at| self.partitions[*at].is_open());
         at.unwrap_or(start % n) as i32
+    }
+
+    /// Says that a partition takes nothing now.
+    pub fn closed(&self, partition: i32) -> NotSent {
+        NotSent::PartitionUnavailable { topic: self.name.clone(), partition }
     }
 
     fn has_same_shape(&self, leaders: &[bool]) -> bool {

@@ -1,4 +1,4 @@
-//! One member of a consumer group, polled from a thread of its own.
+//! One member of a consumer group, or one reader of all partitions without a group, polled from a thread of its own.
 //!
 //! Owns the seam between that thread (`poll`) and whoever takes the records. An async consumer would block a runtime's
 //! worker in the callbacks of a rebalance, which wait for claims and for transactions in flight.
@@ -97,6 +97,23 @@ pub enum Ask {
     Commit(i64),
 }
 
+/// Which partitions are read.
+enum Source {
+    /// Those of the topics that the group of this name gives the member.
+    Group { name: String, topics: Vec<String> },
+    /// These, whoever else reads them; no group knows of it, and none is told how far they are.
+    Partitions { reader: String, partitions: Vec<TopicPartition> },
+}
+
+impl Source {
+    fn name(&self) -> &str {
+        match self {
+            Self::Group { name, .. } => name,
+            Self::Partitions { reader, .. } => reader,
+        }
+    }
+}
+
 /// Handle on the poll thread.
 pub struct Subscription {
     inbox: Arc<Inbox>,
@@ -112,13 +129,39 @@ impl Subscription {
         assignee: Arc<A>,
         connect: impl FnOnce(Arc<Inbox>),
     ) -> Result<Self, Error> {
-        let config = options.member(group)?;
+        let source = Source::Group { name: group.to_owned(), topics: topics.to_vec() };
+        Self::begin(options, source, assignee, connect)
+    }
+
+    /// Reads these partitions, whoever else does, and starts polling. `reader` names it in logs.
+    pub fn follow<A: Assignee>(
+        options: &Options,
+        reader: &str,
+        partitions: Vec<TopicPartition>,
+        assignee: Arc<A>,
+        connect: impl FnOnce(Arc<Inbox>),
+    ) -> Result<Self, Error> {
+        let source = Source::Partitions { reader: reader.to_owned(), partitions };
+        Self::begin(options, source, assignee, connect)
+    }
+
+    fn begin<A: Assignee>(
+        options: &Options,
+        source: Source,
+        assignee: Arc<A>,
+        connect: impl FnOnce(Arc<Inbox>),
+    ) -> Result<Self, Error> {
+        let config = match &source {
+            Source::Group { name, .. } => options.member(name)?,
+            Source::Partitions { reader, .. } => options.follower(reader)?,
+        };
         let inbox = Arc::new(Inbox::default());
-        let membership = Membership { config, topics: topics.to_vec(), assignee, inbox: Arc::clone(&inbox) };
+        let name = format!("poll-{}", source.name());
+        let membership = Membership { config, source, assignee, inbox: Arc::clone(&inbox) };
         let member = membership.join()?;
         connect(Arc::clone(&inbox));
         let thread = thread::Builder::new()
-            .name(format!("poll-{group}"))
+            .name(name)
             .spawn(move || membership.keep(member))
             .map_err(|e| Error::Create { what: "poll thread", why: e.to_string() })?;
         Ok(Self { inbox, thread: Some(thread) })
@@ -140,10 +183,10 @@ impl Drop for Subscription {
     }
 }
 
-/// What it takes to be a member of the group.
+/// What it takes to be given partitions.
 struct Membership<A: Assignee> {
     config: ClientConfig,
-    topics: Vec<String>,
+    source: Source,
     assignee: Arc<A>,
     inbox: Arc<Inbox>,
 }
@@ -151,15 +194,26 @@ struct Membership<A: Assignee> {
 impl<A: Assignee> Membership<A> {
     fn join(&self) -> Result<Arc<poll::Member<A>>, Error> {
         let failed = |e: KafkaError| Error::Create { what: "consumer", why: e.to_string() };
-        let member = Context::consumer(&self.config, Arc::clone(&self.assignee), &self.inbox).map_err(failed)?;
-        let topics: Vec<&str> = self.topics.iter().map(String::as_str).collect();
-        member.subscribe(&topics).map_err(failed)?;
+        let grouped = matches!(self.source, Source::Group { .. });
+        let member =
+            Context::consumer(&self.config, Arc::clone(&self.assignee), &self.inbox, grouped).map_err(failed)?;
+        if let Source::Group { topics, .. } = &self.source {
+            let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
+            member.subscribe(&topics).map_err(failed)?;
+        }
         Ok(member)
+    }
+
+    fn poll(&self, member: &Arc<poll::Member<A>>) {
+        if let Source::Partitions { partitions, .. } = &self.source {
+            poll::take(member, partitions.clone());
+        }
+        poll::run(member, &self.inbox);
     }
 
     /// Polls until told to stop, through panics: a thread that is gone would be a consumer that stands still, unseen.
     fn keep(&self, mut member: Arc<poll::Member<A>>) {
-        while let Err(panic) = panic::catch_unwind(AssertUnwindSafe(|| poll::run(&member, &self.inbox))) {
+        while let Err(panic) = panic::catch_unwind(AssertUnwindSafe(|| self.poll(&member))) {
             poll::abandon(&member);
             drop(member);
             self.assignee.panicked(&panic_message(panic.as_ref()));

@@ -63,6 +63,8 @@ pub(super) struct Context<A: Assignee> {
     /// The consumer that this is the context of, which splits the partitions' queues off.
     consumer: OnceLock<Weak<Member<A>>>,
     partitions: Mutex<HashMap<TopicPartition, Owned<A>>>,
+    /// Whether a group gave the partitions: it is told how far they are.
+    grouped: bool,
     /// Set when the member leaves: whatever the group still gives is not taken up.
     leaving: AtomicBool,
     /// Whether a poll has called back: it returns nothing then, though more may be waiting.
@@ -142,12 +144,18 @@ impl<A: Assignee> ConsumerContext for Context<A> {
 
 impl<A: Assignee> Context<A> {
     /// A member of a group that rings `inbox` when there is something to poll.
-    pub(super) fn consumer(config: &ClientConfig, assignee: Arc<A>, inbox: &Arc<Inbox>) -> KafkaResult<Arc<Member<A>>> {
+    pub(super) fn consumer(
+        config: &ClientConfig,
+        assignee: Arc<A>,
+        inbox: &Arc<Inbox>,
+        grouped: bool,
+    ) -> KafkaResult<Arc<Member<A>>> {
         let mut consumer: Member<A> = config.create_with_context(Self {
             assignee,
             inbox: Arc::clone(inbox),
             consumer: OnceLock::new(),
             partitions: Mutex::default(),
+            grouped,
             leaving: AtomicBool::new(false),
             served: AtomicBool::new(false),
         })?;
@@ -233,6 +241,14 @@ impl<A: Assignee> Context<A> {
 fn empty<A: Assignee>(queues: &[PartitionQueue<Context<A>>]) {
     for queue in queues {
         while queue.poll(Duration::ZERO).is_some() {}
+    }
+}
+
+/// Takes partitions that no group has given.
+pub(super) fn take<A: Assignee>(consumer: &Arc<Member<A>>, partitions: Vec<TopicPartition>) {
+    let context = consumer.context();
+    if let Err(error) = context.assign(consumer, partitions, true) {
+        context.assignee.failed(&format!("the partitions cannot be read: {error}"));
     }
 }
 
@@ -363,6 +379,7 @@ fn obey<A: Assignee>(consumer: &Member<A>, command: Command, tries: u32) -> Obey
             context.release(&at);
             set_paused(consumer, &at, false);
         }
+        Ask::Commit(_) if !context.grouped => {}
         Ask::Commit(offset) => {
             let mut list = TopicPartitionList::new();
             if list.add_partition_offset(&at.topic, at.partition, Offset::Offset(offset)).is_ok() {

@@ -15,7 +15,7 @@ mod web;
 
 use std::cell::Cell;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -147,6 +147,13 @@ impl Cluster {
         let mut command = Command::new(env!("CARGO_BIN_EXE_millpond"));
         command.args(words).args(self.flags()).args(["--set", "log.level=warn"]).args(settings);
         command.current_dir(&self.project.dir).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// Begins a command, whose output nobody reads.
+    pub fn spawn(&self, args: &[&str]) -> Child {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_millpond"));
+        command.args(args).args(self.flags()).current_dir(&self.project.dir);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     }
 
     /// [`Self::run`] that has to succeed; what it printed.

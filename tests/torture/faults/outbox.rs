@@ -34,8 +34,8 @@ pub(super) async fn pending(field: &Field<'_>) -> i64 {
 const RELAY_CLIENTS: &str = "millpond-relay";
 /// Rows that wait when the relay keeps up: what comes within a transaction's time.
 const KEPT_UP: i64 = 100;
-/// When a relay without Kafka counts what waits, at the latest: its last transaction has to fail first (10 s).
-const COUNTS_WITHIN: Duration = Duration::from_secs(18);
+/// When what waits is counted, at the latest, also while the relay waits for something else.
+const COUNTS_WITHIN: Duration = Duration::from_secs(10);
 /// How long it may take to bring away what has waited.
 const DRAINS_WITHIN: Duration = Duration::from_secs(60);
 

@@ -1,0 +1,137 @@
+//! Versions that go on beside the folder's own: the live one while the folder is another one's, and those that are kept to
+//! go back to. They are made of the files that were kept with them.
+
+use std::collections::{BTreeMap, HashMap};
+
+use anyhow::{Context as _, bail};
+use tracing::{info, warn};
+
+use super::{Context, sources};
+use crate::{
+    consume::Member,
+    store::{
+        self, PgConnection, swap,
+        versions::{self, Kept},
+    },
+};
+
+/// Members of this process for such versions.
+#[derive(Default)]
+pub struct Beside {
+    members: tokio::sync::Mutex<BTreeMap<(String, i32), Member>>,
+    /// Kept between looks; none after an error.
+    connection: tokio::sync::Mutex<Option<PgConnection>>,
+}
+
+impl Beside {
+    /// Starts what is missing of the consumers of these names, and ends what is not wanted any more. `own` is what runs of
+    /// their folders.
+    pub async fn look(
+        &self,
+        context: &Context,
+        names: &[String],
+        own: &[(String, i32)],
+        told: &mut HashMap<String, String>,
+    ) -> anyhow::Result<()> {
+        let mut slot = self.connection.lock().await;
+        let mut connection = match slot.take() {
+            Some(connection) => connection,
+            None => store::connect(&context.config.postgres.url, "millpond versions").await?,
+        };
+        self.look_with(&mut connection, context, names, own, told).await?;
+        *slot = Some(connection);
+        Ok(())
+    }
+
+    async fn look_with(
+        &self,
+        connection: &mut PgConnection,
+        context: &Context,
+        names: &[String],
+        own: &[(String, i32)],
+        told: &mut HashMap<String, String>,
+    ) -> anyhow::Result<()> {
+        let wanted = store::bounded(versions::kept(connection, names)).await?;
+        for name in wanted.iter().filter(|kept| kept.is_over).map(|kept| kept.projection.as_str()) {
+            for version in store::bounded(swap::drop_kept(connection, name)).await? {
+                info!(consumer = name, version, "kept long enough to go back to; its tables are removed");
+            }
+        }
+        let mut members = self.members.lock().await;
+        let is_wanted = |at: &(String, i32)| {
+            let found = wanted.iter().find(|kept| (&kept.projection, kept.version) == (&at.0, at.1));
+            found.is_some_and(|kept| !kept.is_over) && !own.contains(at)
+        };
+        for at in members.keys().filter(|at| !is_wanted(at)).cloned().collect::<Vec<_>>() {
+            if let Some(member) = members.remove(&at) {
+                member.stop().await;
+            }
+        }
+        for kept in wanted.iter().filter(|kept| !kept.is_over) {
+            let at = (kept.projection.clone(), kept.version);
+            if own.contains(&at) || members.contains_key(&at) {
+                continue;
+            }
+            let label = format!("{} version {}", kept.projection, kept.version);
+            match start(context, kept, connection).await {
+                Ok(member) => {
+                    info!(consumer = %kept.projection, version = kept.version, live = kept.live, "goes on beside the folder's own version");
+                    told.remove(&label);
+                    members.insert(at, member);
+                }
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    if told.get(&label) != Some(&error) {
+                        warn!(version = %label, error, "cannot go on here");
+                        told.insert(label, error);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a version of the consumer runs that is not its folder's.
+    pub async fn runs(&self, name: &str) -> bool {
+        self.members.lock().await.keys().any(|(running, _)| running == name)
+    }
+
+    /// What is wrong with one of them; none while they are being started or ended.
+    pub fn check(&self) -> Result<(), String> {
+        let Ok(members) = self.members.try_lock() else { return Ok(()) };
+        for ((name, version), member) in members.iter() {
+            if let Some(panic) = member.engine.vitals.panic() {
+                return Err(format!(
+                    "version {version} of {name} panicked while it polled Kafka, and joins anew: {panic}"
+                ));
+            }
+            if !member.engine.vitals.has_reported() {
+                return Err(format!(
+                    "no contact with Postgres or Kafka for version {version} of {name}; run `millpond doctor`"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves all groups, each in order.
+    pub async fn stop(&self) {
+        let members = std::mem::take(&mut *self.members.lock().await);
+        futures_util::future::join_all(members.into_values().map(Member::stop)).await;
+    }
+}
+
+async fn start(context: &Context, kept: &Kept, connection: &mut PgConnection) -> anyhow::Result<Member> {
+    let files = versions::files(connection, &kept.projection, kept.version).await?;
+    if files.is_empty() {
+        bail!("it was made by an earlier release, which did not keep its files; its folder is needed");
+    }
+    let project = sources::load(&files).context("the files that were kept with it")?;
+    let spec = project.consumer(&kept.projection)?;
+    let compiled = context.prepare(&project, spec, connection).await?;
+    if context.definition_hash(spec, &compiled) != kept.hash {
+        bail!("this program's handler, or this release, makes other rows of the same files");
+    }
+    let engine = context.engine(&project, spec, compiled, kept.version)?;
+    Member::start(&context.kafka, &spec.topics, engine).context("cannot start it")
+}

@@ -1,0 +1,262 @@
+//! Consumers as the application sees them: compiled, versioned, started, reloaded; and the commands about them.
+
+mod beside;
+mod command;
+mod context;
+mod sources;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::bail;
+use tracing::{debug, info, warn};
+
+use self::beside::Beside;
+pub use self::{command::command, context::Context};
+use super::{project::Project, stopped::Stopped};
+use crate::{
+    consume::Member,
+    spec::ConsumerSpec,
+    store::{
+        self,
+        versions::{Ensured, OnChange},
+    },
+};
+
+/// The consumers at work in this process.
+pub struct Members {
+    context: Context,
+    /// Held while a folder is taken in.
+    running: tokio::sync::Mutex<BTreeMap<String, Started>>,
+    beside: Beside,
+    stopped: Stopped,
+}
+
+/// A consumer at work, and the folder that it was started from.
+struct Started {
+    member: Member,
+    spec: ConsumerSpec,
+}
+
+impl Started {
+    /// Whether a folder asks for the rows that are built now, by the same policies.
+    fn is_as(&self, spec: &ConsumerSpec, definition: &str) -> bool {
+        let own = &self.spec;
+        let grants = |spec: &ConsumerSpec| spec.tables.values().map(|table| table.grants.clone()).collect::<Vec<_>>();
+        self.builds(definition)
+            && (own.on_error, own.unknown, own.batch) == (spec.on_error, spec.unknown, spec.batch)
+            && grants(own) == grants(spec)
+    }
+
+    /// Whether its version is the one of `definition`, and still live.
+    fn builds(&self, definition: &str) -> bool {
+        self.member.engine.definition == definition && !self.member.engine.vitals.is_superseded()
+    }
+}
+
+/// How often it is looked whether another version has become the live one, and what is stopped is tried again.
+const FOLLOW: Duration = Duration::from_secs(1);
+
+impl Members {
+    /// Starts every consumer of a project; all faults of all of them in one error, before any runs.
+    pub async fn start(context: Context, project: &Project) -> anyhow::Result<Self> {
+        let mut connection = store::connect(&context.config.postgres.url, "millpond compile").await?;
+        let (mut ready, mut faults) = (Vec::new(), Vec::new());
+        for spec in &project.consumers {
+            match context.prepare(project, spec, &mut connection).await {
+                Ok(compiled) => ready.push((spec, compiled)),
+                Err(error) => faults.push(format!("{error:#}")),
+            }
+        }
+        if !faults.is_empty() {
+            bail!("consumers cannot be started:\n  {}", faults.join("\n").replace('\n', "\n  "));
+        }
+        let mut running = BTreeMap::new();
+        for (spec, compiled) in ready {
+            let (member, _) = context.start(project, spec, compiled, &mut connection).await?;
+            running.extend(member.map(|member| (spec.name.clone(), Started { member, spec: spec.clone() })));
+        }
+        let running = tokio::sync::Mutex::new(running);
+        Ok(Self { context, running, beside: Beside::default(), stopped: Stopped::default() })
+    }
+
+    /// Takes a new, changed or removed folder in.
+    pub async fn reload(&self, project: &Project, name: &str) -> anyhow::Result<()> {
+        let mut running = self.running.lock().await;
+        let taken_in = self.take_in(&mut running, project, name).await;
+        if let Err(error) = &taken_in {
+            self.stopped.fail(name, &format!("{error:#}"));
+        }
+        taken_in
+    }
+
+    async fn take_in(
+        &self,
+        running: &mut BTreeMap<String, Started>,
+        project: &Project,
+        name: &str,
+    ) -> anyhow::Result<()> {
+        let Some(spec) = project.consumers.iter().find(|c| c.name == name) else {
+            self.stopped.end(name);
+            if let Some(started) = running.remove(name) {
+                started.member.stop().await;
+                self.tell(name, "its folder is gone; stopped, its tables stay");
+            }
+            return Ok(());
+        };
+        let mut connection = store::connect(&self.context.config.postgres.url, "millpond compile").await?;
+        let compiled = self.context.prepare(project, spec, &mut connection).await?;
+        let definition = self.context.definition_hash(spec, &compiled);
+        // A README or a test case changes nothing.
+        if running.get(name).is_some_and(|started| started.is_as(spec, &definition)) {
+            return Ok(());
+        }
+        // From here on it is wanted and does not run, whatever happens: also if this future is dropped.
+        let runs = running.get(name).map(|started| started.member.engine.version);
+        let ran = self.stopped.begin(name, runs);
+        if let Some(started) = running.remove(name) {
+            started.member.stop().await;
+        }
+        let started = self.context.start(project, spec, compiled, &mut connection).await;
+        if let (Err(error), true) = (&started, self.beside.runs(name).await) {
+            // What its folder stands for was kept long enough; people read another version, which runs here.
+            info!(consumer = name, why = format!("{error:#}"), "its folder's version is gone; the live one goes on");
+            self.stopped.end(name);
+            return Ok(());
+        }
+        let (member, ensured) = started?;
+        let version = ensured.version();
+        match (&ensured, ran) {
+            (Ensured::Unchanged(_), Some(ran)) if ran == version => {
+                let next = format!("if it has halted: millpond consumer restart {name}");
+                self.tell(name, &format!("version {version} goes on with the changed settings; {next}"));
+            }
+            (Ensured::Beside(_), _) => {
+                self.tell(name, &format!("version {version} is not the live one; that one goes on"))
+            }
+            // The folder is back.
+            (Ensured::Unchanged(_), None) => self.tell(name, &format!("version {version} goes on")),
+            // Made by us or, after `consumer restart --from-zero`, by another process.
+            _ => self.tell(name, &format!("version {version} reads the log from its start")),
+        }
+        running.extend(member.map(|member| (name.to_owned(), Started { member, spec: spec.clone() })));
+        self.stopped.end(name);
+        Ok(())
+    }
+
+    /// The consumers that should run and do not; they are tried again every second.
+    pub fn stopped(&self) -> Vec<String> {
+        self.stopped.names()
+    }
+
+    /// Says what has changed: to the person at `millpond dev`, elsewhere to the log.
+    fn tell(&self, consumer: &str, what: &str) {
+        match self.context.on_change {
+            OnChange::StartOver => eprintln!("consumer {consumer}: {what}"),
+            OnChange::Refuse => info!(consumer, "{what}"),
+        }
+    }
+
+    /// Compiles every consumer of a project, and starts none.
+    pub async fn check_folders(&self, project: &Project) -> anyhow::Result<()> {
+        let mut connection = store::connect(&self.context.config.postgres.url, "millpond compile").await?;
+        let mut faults = Vec::new();
+        for spec in &project.consumers {
+            if let Err(error) = self.context.prepare(project, spec, &mut connection).await {
+                faults.push(format!("{error:#}"));
+            }
+        }
+        if faults.is_empty() { Ok(()) } else { bail!("{}", faults.join("\n  ")) }
+    }
+
+    /// Starts consumers anew whose version is no longer the live one, as after `consumer restart --from-zero`.
+    pub async fn follow(self: Arc<Self>, dir: PathBuf) {
+        let mut told: HashMap<String, String> = HashMap::new();
+        loop {
+            tokio::time::sleep(FOLLOW).await;
+            if let Err(error) = self.look_beside(&dir, &mut told).await {
+                debug!(error = format!("{error:#}"), "cannot look at the versions");
+            }
+            let waiting: Vec<String> = {
+                let running = self.running.lock().await;
+                let superseded = running.iter().filter(|(_, s)| s.member.engine.vitals.is_superseded());
+                superseded.map(|(name, _)| name.clone()).chain(self.stopped.names()).collect()
+            };
+            told.retain(|name, _| waiting.contains(name) || name.contains(' '));
+            for name in waiting {
+                let reloaded = match Project::load(&dir) {
+                    Ok(project) => self.reload(&project, &name).await,
+                    Err(error) => {
+                        self.stopped.fail(&name, &format!("{error:#}"));
+                        Err(error)
+                    }
+                };
+                let Err(error) = reloaded else { continue };
+                let error = format!("{error:#}");
+                if told.get(&name) != Some(&error) {
+                    warn!(consumer = %name, error, "cannot be started anew; trying again every second");
+                    told.insert(name, error);
+                }
+            }
+        }
+    }
+
+    async fn look_beside(&self, dir: &Path, told: &mut HashMap<String, String>) -> anyhow::Result<()> {
+        let mut names = sources::consumers(dir)?;
+        // `dev` makes what is stopped anew: what it was goes on no more.
+        let anew = self.context.on_change == OnChange::StartOver;
+        names.retain(|name| !anew || !self.stopped.names().contains(name));
+        let own: Vec<(String, i32)> = {
+            let running = self.running.lock().await;
+            running.iter().map(|(name, started)| (name.clone(), started.member.engine.version)).collect()
+        };
+        self.beside.look(&self.context, &names, &own, told).await
+    }
+
+    /// Ready when every consumer has lately seen both Postgres and the ends of its partitions.
+    pub fn check(&self) -> Result<(), String> {
+        if let Some((name, why)) = self.stopped.failed() {
+            return Err(format!("consumer {name} is stopped and tried again every second: {why}"));
+        }
+        // Held while a folder is taken in, which is no reason to be taken out of service.
+        let Ok(running) = self.running.try_lock() else { return Ok(()) };
+        if let Some(name) = self.stopped.names().first() {
+            return Err(format!("consumer {name} is stopped, and is started anew within seconds"));
+        }
+        for (name, started) in running.iter() {
+            if let Some(panic) = started.member.engine.vitals.panic() {
+                return Err(format!("consumer {name} panicked while it polled Kafka, and joins anew: {panic}"));
+            }
+        }
+        let silent = running.iter().filter(|(_, started)| !started.member.engine.vitals.has_reported());
+        let silent: Vec<&str> = silent.map(|(name, _)| name.as_str()).collect();
+        if silent.is_empty() {
+            return self.beside.check();
+        }
+        Err(format!("no contact with Postgres or Kafka for consumers {}; run `millpond doctor`", silent.join(", ")))
+    }
+
+    /// Leaves all groups, each in order.
+    pub async fn stop(&self) {
+        let running = std::mem::take(&mut *self.running.lock().await);
+        futures_util::future::join_all(running.into_values().map(|started| started.member.stop())).await;
+        self.beside.stop().await;
+    }
+}
+
+/// Tables and views are made and dropped under locks that any open transaction may be in the way of.
+pub fn told_of_lock(consumer: &str, error: store::Error) -> anyhow::Error {
+    let held = error.is_lock_timeout();
+    let error = anyhow::Error::new(error);
+    if !held {
+        return error;
+    }
+    error.context(format!(
+        "another session holds a lock on the tables or views of consumer {consumer}; end that transaction, such as one \
+         that was left open in psql (select * from pg_stat_activity where state = 'idle in transaction')"
+    ))
+}

@@ -1,0 +1,241 @@
+//! `millpond rebuild`, `diff`, `swap` and `rollback`: another version beside the live one, and which of them people read.
+
+mod show;
+
+use std::{io::IsTerminal as _, process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, bail};
+use tokio::time::Instant;
+
+use self::show::{Bar, Voice};
+use super::{
+    consumers::{self, told_of_lock},
+    database,
+    project::Project,
+    roles, schemas, wiring,
+};
+use crate::{
+    cli::args::{DiffFormat, Keep, Rebuild},
+    config::Config,
+    consume::{Bounds, Handlers, Member, Pace},
+    domain::TopicPartition,
+    kafka::{self, Admin},
+    store::{
+        self, Class, PgConnection,
+        builds::{self, Build, Place},
+        diff::Diff,
+        versions::OnChange,
+    },
+};
+
+/// A batch of a rebuild: nobody waits for its rows, and a transaction costs the same for many.
+const BOUNDS: Bounds = Bounds { max_records: 50_000, max_bytes: 16 << 20 };
+/// How long such a batch waits to fill up.
+const MAX_AGE: Duration = Duration::from_millis(50);
+/// How often it is looked how far the version is.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Builds a version beside the live one, shows what differs, and makes it the live one if that is wanted.
+pub async fn run(config: &Config, arguments: Rebuild, handlers: Arc<Handlers>) -> anyhow::Result<ExitCode> {
+    let voice = Voice::new(arguments.json || !std::io::stdout().is_terminal());
+    database::migrate(config).await?;
+    let name = arguments.name.as_str();
+    // Whoever builds holds it: no other process begins meanwhile.
+    let mut holder = wiring::database(config, "millpond rebuild").await?;
+    if !builds::reserve(&mut holder, name).await? {
+        bail!(
+            "another process builds a version of {name} just now; `millpond diff {name}` looks at it, `millpond swap {name}` makes it live"
+        );
+    }
+    let (build, member, partitions) = begin(config, &arguments, handlers, &mut holder).await?;
+    voice.begun(name, build, partitions.len());
+    let built = follow(config, &arguments, &voice, build, partitions.len()).await;
+    member.stop().await;
+    built
+}
+
+/// The version, and the member that fills it.
+async fn begin(
+    config: &Config,
+    arguments: &Rebuild,
+    handlers: Arc<Handlers>,
+    connection: &mut PgConnection,
+) -> anyhow::Result<(Build, Member, Vec<TopicPartition>)> {
+    let project = Project::load(&config.project.dir)?;
+    let spec = project.consumer(&arguments.name)?;
+    let registry = schemas::connect(config).await?;
+    let context = consumers::Context::new(config, registry, handlers, OnChange::Refuse)?;
+    let compiled = context.prepare(&project, spec, connection).await?;
+    let partitions = partitions(&context.kafka, &spec.topics).await?;
+    let begin = async |definition: &store::versions::Definition<'_>| builds::begin(connection, definition).await;
+    let begun = context.defined(&project, spec, &compiled, begin).await?;
+    let build = begun.map_err(|error| told_of_lock(&spec.name, error))?;
+    let mut engine = context.engine(&project, spec, compiled, build.version)?;
+    (engine.bounds, engine.max_age, engine.pace) = (BOUNDS, MAX_AGE, Pace::of(arguments.throttle));
+    let member = Member::follow(&context.kafka, partitions.clone(), engine).context("the log cannot be read")?;
+    Ok((build, member, partitions))
+}
+
+/// All partitions of the topics.
+async fn partitions(options: &kafka::Options, topics: &[String]) -> anyhow::Result<Vec<TopicPartition>> {
+    let admin = Admin::connect(options)?;
+    let mut all = Vec::new();
+    for topic in topics {
+        let ends = admin.watermarks(topic).await.with_context(|| format!("the topic {topic} cannot be read"))?;
+        all.extend((0..ends.len()).map(|partition| TopicPartition::new(topic.as_str(), partition as i32)));
+    }
+    Ok(all)
+}
+
+/// Waits until the version has caught up, and for what becomes of it then.
+async fn follow(
+    config: &Config,
+    arguments: &Rebuild,
+    voice: &Voice,
+    build: Build,
+    partitions: usize,
+) -> anyhow::Result<ExitCode> {
+    let name = arguments.name.as_str();
+    let mut eye = Eye { config, name, build, connection: None };
+    let work = async {
+        eye.catch_up(voice, partitions).await?;
+        let versions = (build.live, build.version);
+        let diff = store::diff::compare(&config.postgres.url, name, versions, arguments.samples).await?;
+        voice.diff(&diff);
+        let wanted = if arguments.swap {
+            refuse_changed(&diff, arguments.max_changed)?;
+            true
+        } else {
+            voice.ask(name).await?
+        };
+        if wanted {
+            let mut connection = wiring::database(config, "millpond swap").await?;
+            return swap_to(&mut connection, name, build.version, &arguments.keep).await;
+        }
+        voice.follows(name);
+        while eye.places().await?.is_some() {
+            tokio::time::sleep(LOOK).await;
+        }
+        voice.ended(name, build.version);
+        Ok(())
+    };
+    tokio::select! {
+        done = work => done.map(|()| ExitCode::SUCCESS),
+        _ = roles::stop_signal() => Ok(left(name, voice)),
+    }
+}
+
+fn left(name: &str, voice: &Voice) -> ExitCode {
+    voice.say(&format!("stopped; `millpond rebuild {name}` goes on where it was"));
+    ExitCode::from(130)
+}
+
+/// What looks at a version that is being built, also at one whose Postgres is away for a while.
+struct Eye<'a> {
+    config: &'a Config,
+    name: &'a str,
+    build: Build,
+    connection: Option<PgConnection>,
+}
+
+impl Eye<'_> {
+    /// Where the version stands; none when it is not being built any more.
+    async fn places(&mut self) -> anyhow::Result<Option<Vec<Place>>> {
+        let places = loop {
+            match self.ask().await {
+                Ok(places) => break places,
+                Err(error) if error.class() == Class::Transient => {
+                    self.connection = None;
+                    tokio::time::sleep(LOOK).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        };
+        let halted = places.iter().flatten().find_map(|place| Some((place, place.halted.as_ref()?)));
+        if let Some((Place { at, .. }, why)) = halted {
+            bail!("version {} of {} has halted on {at}: {why}", self.build.version, self.name);
+        }
+        Ok(places)
+    }
+
+    async fn ask(&mut self) -> Result<Option<Vec<Place>>, store::Error> {
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            None => self.connection.insert(store::connect(&self.config.postgres.url, "millpond rebuild").await?),
+        };
+        let looked = async {
+            let places = builds::places(connection, self.name, self.build.version).await?;
+            let building = builds::candidate(connection, self.name).await?;
+            Ok(building.filter(|(version, _)| *version == self.build.version).map(|_| places))
+        };
+        store::bounded(looked).await
+    }
+
+    /// Shows how far the version is until it stands at the end of every partition.
+    async fn catch_up(&mut self, voice: &Voice, partitions: usize) -> anyhow::Result<()> {
+        let mut bar = Bar::new(voice, self.name, self.build.version);
+        let there = |place: &Place| place.end_offset.is_some_and(|end| place.next_offset >= end);
+        loop {
+            let Some(places) = self.places().await? else {
+                bail!("version {} of {} is not being built any more", self.build.version, self.name);
+            };
+            bar.show(&places);
+            if places.len() == partitions && places.iter().all(there) {
+                bar.end();
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+fn refuse_changed(diff: &Diff, most: Option<i64>) -> anyhow::Result<()> {
+    match most.filter(|most| diff.rows() > *most) {
+        Some(most) => bail!("{} rows differ, where {most} are allowed (--max-changed); not swapped", diff.rows()),
+        None => Ok(()),
+    }
+}
+
+async fn swap_to(connection: &mut PgConnection, name: &str, version: i32, keep: &Keep) -> anyhow::Result<()> {
+    let user = || ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
+    let by = keep.by.clone().or_else(user).filter(|name| !name.is_empty()).unwrap_or_else(|| "an operator".to_owned());
+    let kept = Duration::try_from_secs_f64(keep.hours * 3600.0).context("--keep: a number of hours, 0 or more")?;
+    let began = Instant::now();
+    let swapped = store::swap::swap(connection, name, version, kept, &by).await;
+    let swapped = swapped.map_err(|error| told_of_lock(name, error))?;
+    Voice::new(!std::io::stdout().is_terminal()).swapped(name, &swapped, began.elapsed(), keep.hours);
+    Ok(())
+}
+
+/// `millpond diff`
+pub async fn diff(config: &Config, name: &str, format: DiffFormat, samples: usize) -> anyhow::Result<()> {
+    let mut connection = wiring::database(config, "millpond diff").await?;
+    let (version, live) = candidate(&mut connection, name).await?;
+    let diff = store::diff::compare(&config.postgres.url, name, (live, version), samples).await?;
+    show::print(&diff, format)
+}
+
+/// `millpond swap`
+pub async fn swap(config: &Config, name: &str, max_changed: Option<i64>, keep: &Keep) -> anyhow::Result<()> {
+    let mut connection = wiring::database(config, "millpond swap").await?;
+    let (version, live) = candidate(&mut connection, name).await?;
+    if max_changed.is_some() {
+        let diff = store::diff::compare(&config.postgres.url, name, (live, version), 0).await?;
+        refuse_changed(&diff, max_changed)?;
+    }
+    swap_to(&mut connection, name, version, keep).await
+}
+
+/// `millpond rollback`
+pub async fn rollback(config: &Config, name: &str, keep: &Keep) -> anyhow::Result<()> {
+    let mut connection = wiring::database(config, "millpond rollback").await?;
+    let Some(version) = store::swap::previous(&mut connection, name).await? else {
+        bail!("{name} has no version to go back to: it was not swapped, or the one before is not kept any more");
+    };
+    swap_to(&mut connection, name, version, keep).await
+}
+
+async fn candidate(connection: &mut PgConnection, name: &str) -> anyhow::Result<(i32, i32)> {
+    let found = builds::candidate(connection, name).await?;
+    found.with_context(|| format!("no version of {name} is being built: `millpond rebuild {name}` begins one"))
+}

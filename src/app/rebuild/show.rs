@@ -1,0 +1,221 @@
+//! What people and programs see of a rebuild: a bar and sentences on a terminal, lines of JSON elsewhere.
+
+use std::{
+    fmt::Write as _,
+    io::{IsTerminal as _, Write as _},
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+
+use crate::{
+    cli::{args::DiffFormat, say::say},
+    store::{
+        builds::{Build, Place},
+        diff::{Diff, Sample, TableDiff},
+        swap::Swapped,
+    },
+};
+
+/// How a rebuild speaks.
+#[derive(Debug, Clone, Copy)]
+pub struct Voice {
+    json: bool,
+}
+
+impl Voice {
+    pub fn new(json: bool) -> Self {
+        Self { json }
+    }
+
+    fn event(self, event: &serde_json::Value, text: &str) {
+        if self.json { say!("{event}") } else { say!("{text}") }
+    }
+
+    pub fn say(self, text: &str) {
+        self.event(&json!({ "event": "note", "text": text }), text);
+    }
+
+    pub fn begun(self, name: &str, build: Build, partitions: usize) {
+        let Build { version, live, resumed } = build;
+        let how = if resumed { "goes on with" } else { "builds" };
+        self.event(
+            &json!({ "event": "begun", "consumer": name, "version": version, "live": live, "resumed": resumed, "partitions": partitions }),
+            &format!("{name}: {how} version {version} from the log, on {partitions} partitions; people read version {live} meanwhile"),
+        );
+    }
+
+    pub fn diff(self, diff: &Diff) {
+        if self.json {
+            say!("{}", json!({ "event": "diff", "rows": diff.rows(), "diff": diff }));
+        } else {
+            say!("{}", text(diff));
+        }
+    }
+
+    /// Asks on a terminal; nobody elsewhere.
+    pub async fn ask(self, name: &str) -> anyhow::Result<bool> {
+        if self.json || !std::io::stdin().is_terminal() {
+            return Ok(false);
+        }
+        print!("make it the live version of {name}? [y/N] ");
+        std::io::stdout().flush()?;
+        // Beside the runtime, so that Ctrl-C is heard meanwhile.
+        let answer = tokio::task::spawn_blocking(|| std::io::stdin().lines().next().transpose()).await??;
+        Ok(answer.is_some_and(|answer| matches!(answer.trim(), "y" | "Y" | "yes")))
+    }
+
+    pub fn follows(self, name: &str) {
+        self.event(
+            &json!({ "event": "following", "consumer": name }),
+            &format!("it goes on following the log: `millpond swap {name}` makes it live, `millpond diff {name}` compares again; Ctrl-C leaves it"),
+        );
+    }
+
+    pub fn ended(self, name: &str, version: i32) {
+        self.event(
+            &json!({ "event": "ended", "consumer": name, "version": version }),
+            &format!("version {version} of {name} is not being built any more"),
+        );
+    }
+
+    pub fn swapped(self, name: &str, swapped: &Swapped, took: Duration, hours: f64) {
+        let Swapped { from, to, pause, sent_before } = swapped;
+        let pause = pause.as_secs_f64() * 1e3;
+        self.event(
+            &json!({ "event": "swapped", "consumer": name, "from": from, "to": to, "pause_ms": pause,
+                     "took_ms": took.as_secs_f64() * 1e3, "sent_before": sent_before }),
+            &format!(
+                "{name}: people read version {to} now; nothing was applied for {pause:.1} ms, and no read had to wait. Version \
+                 {from} is kept up to date for {hours} h: `millpond rollback {name}` goes back to it"
+            ),
+        );
+    }
+}
+
+/// The bar of a rebuild.
+pub struct Bar<'a> {
+    voice: &'a Voice,
+    label: String,
+    terminal: bool,
+    begun: Instant,
+    /// Records that were applied when it began.
+    first: Option<i64>,
+    said: Option<Instant>,
+}
+
+/// Between two lines where there is no terminal.
+const LINES: Duration = Duration::from_secs(2);
+
+impl<'a> Bar<'a> {
+    pub fn new(voice: &'a Voice, name: &str, version: i32) -> Self {
+        let terminal = std::io::stderr().is_terminal() && !voice.json;
+        Self { voice, label: format!("{name} v{version}"), terminal, begun: Instant::now(), first: None, said: None }
+    }
+
+    pub fn show(&mut self, places: &[Place]) {
+        let done: i64 = places.iter().map(|place| place.next_offset).sum();
+        let known = !places.is_empty() && places.iter().all(|place| place.end_offset.is_some());
+        let total: i64 = places.iter().map(|place| place.end_offset.unwrap_or_default().max(place.next_offset)).sum();
+        let since = self.begun.elapsed().as_secs_f64();
+        let rate = (done - *self.first.get_or_insert(done)) as f64 / since.max(0.001);
+        let left = (known && rate > 0.0).then(|| (total - done) as f64 / rate);
+        if self.terminal {
+            let percent = if known && total > 0 { done as f64 * 100.0 / total as f64 } else { 0.0 };
+            let left = left.map_or_else(String::new, |left| format!(", {left:.0} s left"));
+            let furthest = places.iter().max_by_key(|place| place.end_offset.unwrap_or_default() - place.next_offset);
+            let behind = furthest.map_or_else(String::new, |place| format!(", {} at {}", place.at, place.next_offset));
+            eprint!("\r\x1b[2K{}: {percent:.1} % of {total}, {rate:.0}/s{left}{behind}", self.label);
+            let _ = std::io::stderr().flush();
+        } else if self.voice.json && self.said.is_none_or(|said| said.elapsed() > LINES) {
+            self.said = Some(Instant::now());
+            let partitions: Vec<_> = places
+                .iter()
+                .map(|place| json!({ "partition": place.at.to_string(), "next": place.next_offset, "end": place.end_offset }))
+                .collect();
+            say!(
+                "{}",
+                json!({ "event": "progress", "done": done, "total": known.then_some(total), "per_second": rate.round(),
+                               "seconds_left": left.map(f64::round), "partitions": partitions })
+            );
+        }
+    }
+
+    pub fn end(&self) {
+        if self.terminal {
+            eprint!("\r\x1b[2K");
+        }
+        let seconds = self.begun.elapsed().as_secs_f64();
+        self.voice.event(
+            &json!({ "event": "caught_up", "seconds": seconds }),
+            &format!("at the end of the log after {seconds:.1} s"),
+        );
+    }
+}
+
+/// Prints a diff by itself.
+pub fn print(diff: &Diff, format: DiffFormat) -> anyhow::Result<()> {
+    match format {
+        DiffFormat::Text => say!("{}", text(diff)),
+        DiffFormat::Json => say!("{}", serde_json::to_string_pretty(diff)?),
+        DiffFormat::Csv => {
+            say!("table,kind,key,old,new");
+            let cell = |value: Option<&serde_json::Value>| {
+                value.map_or_else(String::new, |value| format!("\"{}\"", value.to_string().replace('"', "\"\"")))
+            };
+            for table in &diff.tables {
+                for sample in &table.samples {
+                    let Sample { kind, key, old, new } = sample;
+                    let (key, old, new) = (cell(Some(key)), cell(old.as_ref()), cell(new.as_ref()));
+                    say!("{},{kind},{key},{old},{new}", table.table);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn text(diff: &Diff) -> String {
+    let Diff { projection, old_version, new_version, position, held_ms, tables } = diff;
+    let mut text = format!(
+        "{projection}: version {new_version} against version {old_version}, both at {position} (held for {held_ms} ms)"
+    );
+    for table in tables {
+        table_text(table, &mut text);
+    }
+    text
+}
+
+fn table_text(table: &TableDiff, text: &mut String) {
+    let TableDiff { same, added, removed, changed, columns, only_new, only_old, samples, not_compared, .. } = table;
+    let name = &table.table;
+    if let Some(why) = not_compared {
+        let _ = write!(text, "\n  {name}: not compared: {why}");
+        return;
+    }
+    let _ = write!(text, "\n  {name}: {added} rows added, {removed} removed, {changed} changed, {same} the same");
+    for (column, rows) in columns {
+        let _ = write!(text, "\n    {column} differs in {rows}");
+    }
+    for (what, names) in [("only the new version has", only_new), ("the new version does not have", only_old)] {
+        if !names.is_empty() {
+            let _ = write!(text, "\n    {what} {}", names.join(", "));
+        }
+    }
+    for Sample { kind, key, old, new } in samples {
+        let _ = write!(text, "\n    {kind:8} {key}");
+        match (old, new) {
+            (Some(old), Some(new)) => {
+                let differing =
+                    old.as_object().into_iter().flatten().filter(|(name, value)| new.get(*name) != Some(*value));
+                for (name, value) in differing {
+                    let _ = write!(text, "  {name}: {value} -> {}", new.get(name).unwrap_or(&serde_json::Value::Null));
+                }
+            }
+            (Some(row), None) | (None, Some(row)) => {
+                let _ = write!(text, "  {row}");
+            }
+            (None, None) => {}
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Versions that are built beside the live one: begun, found again after a crash, given up.
+
+use serde::Serialize;
+use sqlx::{Connection, PgConnection, Row};
+
+use super::{
+    Error, run,
+    versions::{self, Definition},
+};
+use crate::domain::{TopicPartition, literal};
+
+/// A version that is being built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Build {
+    pub version: i32,
+    /// The one that people read meanwhile.
+    pub live: i32,
+    /// Whether it was begun before.
+    pub resumed: bool,
+}
+
+/// Takes the right to build versions of a projection, for as long as the connection is open; false while another
+/// process has it.
+pub async fn reserve(connection: &mut PgConnection, projection: &str) -> Result<bool, Error> {
+    Ok(sqlx::query_scalar("select pg_try_advisory_lock(hashtextextended('millpond.build.' || $1, 0))")
+        .bind(projection)
+        .fetch_one(connection)
+        .await?)
+}
+
+/// Finds the version that is being built of a definition, or begins one. One of another definition is given up: its folder
+/// has changed since. Only who has reserved the projection may ask.
+pub async fn begin(connection: &mut PgConnection, definition: &Definition<'_>) -> Result<Build, Error> {
+    let mut tx = connection.begin().await?;
+    let next = versions::lock(&mut tx, definition.projection).await?;
+    let live: Option<i32> = sqlx::query_scalar("select live_version from millpond.projections where projection = $1")
+        .bind(definition.projection)
+        .fetch_one(&mut *tx)
+        .await?;
+    let Some(live) = live else {
+        return Err(Error::Refused(format!(
+            "{0} has no live version that another could be built beside: start a process with the role consume, which reads \
+             the log from its start",
+            definition.projection
+        )));
+    };
+    let mut found = None;
+    let building =
+        sqlx::query("select version, hash from millpond.versions where projection = $1 and state = 'building'")
+            .bind(definition.projection)
+            .fetch_all(&mut *tx)
+            .await?;
+    for row in building {
+        let version: i32 = row.try_get("version")?;
+        if row.try_get::<&str, _>("hash")? == definition.hash && found.is_none() {
+            found = Some(version);
+        } else {
+            give_up(&mut tx, definition.projection, version).await?;
+        }
+    }
+    let resumed = found.is_some();
+    if !resumed {
+        versions::create(&mut tx, definition, next, "building").await?;
+    }
+    tx.commit().await?;
+    Ok(Build { version: found.unwrap_or(next), live, resumed })
+}
+
+/// Drops a version that was never live, with all that it has set aside or would have sent.
+pub async fn give_up(tx: &mut PgConnection, projection: &str, version: i32) -> Result<(), Error> {
+    versions::retire(tx, projection, version).await?;
+    let of = format!("where projection = {} and version = {version}", literal(projection));
+    let tables = ["outbox", "dead_letters", "refusals", "fences", "versions"];
+    run(tx, tables.map(|table| format!("delete from millpond.{table} {of}")).join(";")).await
+}
+
+/// How far a version is on a partition.
+#[derive(Debug, Clone)]
+pub struct Place {
+    pub at: TopicPartition,
+    pub next_offset: i64,
+    /// As last seen; none before the first look.
+    pub end_offset: Option<i64>,
+    pub halted: Option<String>,
+}
+
+/// Where a version stands on each partition that it has begun with.
+pub async fn places(connection: &mut PgConnection, projection: &str, version: i32) -> Result<Vec<Place>, Error> {
+    let rows = sqlx::query(
+        "select f.topic, f.partition, f.next_offset, e.end_offset,
+                case when f.state = 'halted' then coalesce(f.halt_reason, f.halt_code, '') end as halted
+           from millpond.fences f left join millpond.ends e using (projection, version, topic, partition)
+          where f.projection = $1 and f.version = $2 order by f.topic, f.partition",
+    )
+    .bind(projection)
+    .bind(version)
+    .fetch_all(connection)
+    .await?;
+    let place = |row: &sqlx::postgres::PgRow| {
+        Ok(Place {
+            at: TopicPartition::new(row.try_get::<String, _>("topic")?, row.try_get("partition")?),
+            next_offset: row.try_get("next_offset")?,
+            end_offset: row.try_get("end_offset")?,
+            halted: row.try_get("halted")?,
+        })
+    };
+    rows.iter().map(place).collect()
+}
+
+/// The version that is being built or kept of a projection, the newest; and the live one.
+pub async fn candidate(connection: &mut PgConnection, projection: &str) -> Result<Option<(i32, i32)>, Error> {
+    let row = sqlx::query(
+        "select p.live_version, max(v.version) as version from millpond.projections p
+           join millpond.versions v on v.projection = p.projection and v.state = 'building'
+          where p.projection = $1 and p.live_version is not null group by 1",
+    )
+    .bind(projection)
+    .fetch_optional(connection)
+    .await?;
+    row.map(|row| Ok((row.try_get("version")?, row.try_get("live_version")?))).transpose()
+}
+
+/// A version beside the live one, as `status` shows it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Beside {
+    #[serde(skip)]
+    pub projection: String,
+    pub version: i32,
+    /// `building` or `standby`.
+    pub state: String,
+    /// Records between its fences and the ends of its partitions, as last seen.
+    pub lag: Option<i64>,
+    /// When a standby is removed.
+    pub kept_until: Option<String>,
+    pub halt_reason: Option<String>,
+}
+
+/// All of them, by projection and version.
+pub async fn beside(connection: &mut PgConnection) -> Result<Vec<Beside>, Error> {
+    let rows = sqlx::query(
+        "select v.projection, v.version, v.state,
+                case when bool_and(e.end_offset is not null) then sum(greatest(e.end_offset - f.next_offset, 0))::int8 end as lag,
+                to_char(v.kept_until, 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') as kept_until, min(f.halt_reason) as halt_reason
+           from millpond.versions v
+           left join millpond.fences f on f.projection = v.projection and f.version = v.version
+           left join millpond.ends e on e.projection = f.projection and e.version = f.version and e.topic = f.topic
+                and e.partition = f.partition
+          where v.state in ('building', 'standby') group by v.projection, v.version order by 1, 2",
+    )
+    .fetch_all(connection)
+    .await?;
+    let beside = |row: &sqlx::postgres::PgRow| {
+        Ok(Beside {
+            projection: row.try_get("projection")?,
+            version: row.try_get("version")?,
+            state: row.try_get("state")?,
+            lag: row.try_get("lag")?,
+            kept_until: row.try_get("kept_until")?,
+            halt_reason: row.try_get("halt_reason")?,
+        })
+    };
+    rows.iter().map(beside).collect()
+}

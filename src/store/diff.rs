@@ -1,0 +1,374 @@
+//! The difference between two versions of a projection at the same offsets: exact, and found by Postgres.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
+
+use super::{Error, run};
+use crate::domain::{TableInfo, TopicPartition, ident, schema_name};
+
+/// How long the live version may be held while the other one comes to where it stands.
+const HOLD: Duration = Duration::from_secs(2);
+/// How long a bound holds whose owner is gone.
+const BOUND: &str = "10 seconds";
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(20);
+/// How long the two may take to be near each other.
+const NEAR: Duration = Duration::from_secs(60);
+
+/// What differs in one table.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct TableDiff {
+    pub table: String,
+    /// Rows that both versions have.
+    pub same: i64,
+    pub added: i64,
+    pub removed: i64,
+    pub changed: i64,
+    /// How many of the changed rows differ in each column; those without any are not listed.
+    pub columns: Vec<(String, i64)>,
+    /// Columns that only one of them has.
+    pub only_new: Vec<String>,
+    pub only_old: Vec<String>,
+    pub samples: Vec<Sample>,
+    /// Why it could not be compared.
+    pub not_compared: Option<String>,
+}
+
+/// One row that differs.
+#[derive(Debug, Clone, Serialize)]
+pub struct Sample {
+    /// `added`, `removed` or `changed`.
+    pub kind: String,
+    pub key: serde_json::Value,
+    pub old: Option<serde_json::Value>,
+    pub new: Option<serde_json::Value>,
+}
+
+/// Two versions, compared.
+#[derive(Debug, Clone, Serialize)]
+pub struct Diff {
+    pub projection: String,
+    pub old_version: i32,
+    pub new_version: i32,
+    /// Where both stood.
+    pub position: String,
+    /// How long the live version was held.
+    pub held_ms: u64,
+    pub tables: Vec<TableDiff>,
+}
+
+impl Diff {
+    /// Rows that differ, over all tables.
+    pub fn rows(&self) -> i64 {
+        self.tables.iter().map(|table| table.added + table.removed + table.changed).sum()
+    }
+}
+
+/// Compares a version with the live one. The two have to be followed meanwhile, by whomever.
+///
+/// # Errors
+/// [`Error::Refused`] when they do not come to stand at the same offsets: one of them is halted, paused or far behind.
+pub async fn compare(url: &str, projection: &str, (old, new): (i32, i32), samples: usize) -> Result<Diff, Error> {
+    let mut holder = super::connect(url, "millpond diff").await?;
+    let mut reader = super::connect(url, "millpond diff").await?;
+    // A table of many millions of rows takes its time; whoever asks can end us.
+    run(&mut reader, "set statement_timeout = 0; set idle_in_transaction_session_timeout = 0").await?;
+    let aligned = align(&mut holder, &mut reader, projection, (old, new)).await;
+    // Also after an error: the other version goes on.
+    free(&mut holder, projection, new).await?;
+    let (position, held) = aligned?;
+    let (before, after) = (tables(&mut reader, projection, old).await?, tables(&mut reader, projection, new).await?);
+    let mut found = Vec::new();
+    for table in &after {
+        let Some(earlier) = before.iter().find(|earlier| earlier.name == table.name) else {
+            found.push(not_compared(&table.name, "only the new version has it"));
+            continue;
+        };
+        found.push(table_diff(&mut reader, projection, (old, earlier), (new, table), samples).await?);
+    }
+    for table in before.iter().filter(|table| after.iter().all(|later| later.name != table.name)) {
+        found.push(not_compared(&table.name, "the new version does not have it"));
+    }
+    run(&mut reader, "rollback").await?;
+    let held_ms = u64::try_from(held.as_millis()).unwrap_or(u64::MAX);
+    Ok(Diff { projection: projection.to_owned(), old_version: old, new_version: new, position, held_ms, tables: found })
+}
+
+fn not_compared(table: &str, why: &str) -> TableDiff {
+    TableDiff { table: table.to_owned(), not_compared: Some(why.to_owned()), ..TableDiff::default() }
+}
+
+/// Brings both versions to the same offsets, and leaves `reader` in a snapshot of that moment. First the new one is bound
+/// to where it is, and the live one comes there or beyond; then the live one is held, and the new one is let go up to it.
+async fn align(
+    holder: &mut PgConnection,
+    reader: &mut PgConnection,
+    projection: &str,
+    (old, new): (i32, i32),
+) -> Result<(String, Duration), Error> {
+    let near = Instant::now() + NEAR;
+    loop {
+        bind(holder, projection, new, None).await?;
+        let (live, other) = (offsets(holder, projection, old).await?, offsets(holder, projection, new).await?);
+        if !reaches(&live, &other) {
+            if Instant::now() > near {
+                return Err(apart(projection, &live, &other));
+            }
+            tokio::time::sleep(LOOK).await;
+            continue;
+        }
+        let mut tx = holder.begin().await?;
+        let began = Instant::now();
+        let rows = sqlx::query(
+            "select topic, partition, next_offset from millpond.fences where projection = $1 and version = $2
+              order by topic, partition for update",
+        )
+        .bind(projection)
+        .bind(old)
+        .fetch_all(&mut *tx)
+        .await?;
+        let live = places(&rows)?;
+        bind(reader, projection, new, Some(&live)).await?;
+        loop {
+            let other = offsets(reader, projection, new).await?;
+            if other == live {
+                run(reader, "begin isolation level repeatable read; select 1 from millpond.fences limit 1").await?;
+                tx.rollback().await?;
+                let position: Vec<String> = live.iter().map(|(at, next)| format!("{at}@{next}")).collect();
+                return Ok((position.join(","), began.elapsed()));
+            }
+            if began.elapsed() > HOLD {
+                break;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        tx.rollback().await?;
+        if Instant::now() > near {
+            let (live, other) = (offsets(holder, projection, old).await?, offsets(holder, projection, new).await?);
+            return Err(apart(projection, &live, &other));
+        }
+        // It goes on for a while, nearer to the live one.
+        free(holder, projection, new).await?;
+        tokio::time::sleep(HOLD / 4).await;
+    }
+}
+
+fn apart(projection: &str, live: &[(TopicPartition, i64)], other: &[(TopicPartition, i64)]) -> Error {
+    let far: Vec<String> = live
+        .iter()
+        .map(|(at, next)| (at, next, other.iter().find(|(place, _)| place == at).map_or(0, |(_, next)| *next)))
+        .filter(|(_, next, other)| *next != other)
+        .map(|(at, next, other)| format!("{at} ({next} and {other})"))
+        .collect();
+    Error::Refused(format!(
+        "the versions of {projection} do not come to stand at the same offsets: {}; is one of them paused or halted, or is \
+         nobody at work on it? see `millpond status`",
+        far.join(", ")
+    ))
+}
+
+fn places(rows: &[sqlx::postgres::PgRow]) -> Result<Vec<(TopicPartition, i64)>, Error> {
+    let place = |row: &sqlx::postgres::PgRow| {
+        let at = TopicPartition::new(row.try_get::<String, _>(0)?, row.try_get(1)?);
+        Ok((at, row.try_get(2)?))
+    };
+    rows.iter().map(place).collect()
+}
+
+async fn offsets(
+    connection: &mut PgConnection,
+    projection: &str,
+    version: i32,
+) -> Result<Vec<(TopicPartition, i64)>, Error> {
+    let rows = sqlx::query(
+        "select topic, partition, next_offset from millpond.fences where projection = $1 and version = $2
+          order by topic, partition",
+    )
+    .bind(projection)
+    .bind(version)
+    .fetch_all(connection)
+    .await?;
+    places(&rows)
+}
+
+/// Whether `live` is on every partition where `other` is, or beyond.
+fn reaches(live: &[(TopicPartition, i64)], other: &[(TopicPartition, i64)]) -> bool {
+    other.iter().all(|(at, next)| live.iter().any(|(place, reached)| place == at && reached >= next))
+}
+
+/// Keeps a version where it is, or lets it go as far as `to`.
+async fn bind(
+    connection: &mut PgConnection,
+    projection: &str,
+    version: i32,
+    to: Option<&[(TopicPartition, i64)]>,
+) -> Result<(), Error> {
+    let to = to.unwrap_or_default();
+    sqlx::query(AssertSqlSafe(format!(
+        "update millpond.fences f
+            set bound = coalesce((select s.next from unnest($3::text[], $4::int4[], $5::int8[]) as s(topic, partition, next)
+                                   where s.topic = f.topic and s.partition = f.partition), f.next_offset),
+                bound_until = clock_timestamp() + interval '{BOUND}'
+          where f.projection = $1 and f.version = $2"
+    )))
+    .bind(projection)
+    .bind(version)
+    .bind(to.iter().map(|(at, _)| at.topic.to_string()).collect::<Vec<_>>())
+    .bind(to.iter().map(|(at, _)| at.partition).collect::<Vec<_>>())
+    .bind(to.iter().map(|(_, next)| *next).collect::<Vec<_>>())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+async fn free(connection: &mut PgConnection, projection: &str, version: i32) -> Result<(), Error> {
+    sqlx::query("update millpond.fences set bound = null, bound_until = null where projection = $1 and version = $2")
+        .bind(projection)
+        .bind(version)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+async fn tables(connection: &mut PgConnection, projection: &str, version: i32) -> Result<Vec<TableInfo>, Error> {
+    let tables: sqlx::types::Json<Vec<TableInfo>> =
+        sqlx::query_scalar("select tables from millpond.versions where projection = $1 and version = $2")
+            .bind(projection)
+            .bind(version)
+            .fetch_one(connection)
+            .await?;
+    Ok(tables.0)
+}
+
+async fn table_diff(
+    reader: &mut PgConnection,
+    projection: &str,
+    (old, before): (i32, &TableInfo),
+    (new, after): (i32, &TableInfo),
+    samples: usize,
+) -> Result<TableDiff, Error> {
+    let table = &after.name;
+    if before.key != after.key || after.key.is_empty() {
+        return Ok(not_compared(table, "its key is not the same in both versions"));
+    }
+    let has = |info: &TableInfo, name: &str| info.columns.iter().any(|column| column.name == name);
+    let only = |a: &TableInfo, b: &TableInfo| {
+        a.columns.iter().map(|c| c.name.clone()).filter(|name| !has(b, name)).collect::<Vec<_>>()
+    };
+    let values: Vec<&str> = after
+        .columns
+        .iter()
+        .map(|column| column.name.as_str())
+        .filter(|name| has(before, name) && !after.key.iter().any(|key| key == name))
+        .collect();
+    let joined = Joined::new(projection, (old, new), table, &after.key, &values);
+    let row = sqlx::query(AssertSqlSafe(joined.count())).fetch_one(&mut *reader).await?;
+    let mut columns = Vec::new();
+    for (index, name) in values.iter().enumerate() {
+        columns.push(((*name).to_owned(), row.try_get::<i64, _>(4 + index)?));
+    }
+    columns.retain(|(_, changed)| *changed > 0);
+    let mut found = TableDiff {
+        table: table.clone(),
+        same: row.try_get(0)?,
+        added: row.try_get(1)?,
+        removed: row.try_get(2)?,
+        changed: row.try_get(3)?,
+        columns,
+        only_new: only(after, before),
+        only_old: only(before, after),
+        ..TableDiff::default()
+    };
+    for kind in ["added", "removed", "changed"] {
+        let rows = sqlx::query(AssertSqlSafe(joined.sample(kind, samples))).fetch_all(&mut *reader).await?;
+        for row in rows {
+            found.samples.push(Sample {
+                kind: kind.to_owned(),
+                key: row.try_get(0)?,
+                old: row.try_get(1)?,
+                new: row.try_get(2)?,
+            });
+        }
+    }
+    Ok(found)
+}
+
+/// The rows of two tables, side by side.
+struct Joined {
+    from: String,
+    key: Vec<String>,
+    values: Vec<String>,
+}
+
+impl Joined {
+    fn new(projection: &str, (old, new): (i32, i32), table: &str, key: &[String], values: &[&str]) -> Self {
+        let relation = |version| format!("{}.{}", ident(&schema_name(projection, version)), ident(table));
+        let key: Vec<String> = key.iter().map(|name| ident(name)).collect();
+        let values: Vec<String> = values.iter().map(|name| ident(name)).collect();
+        let from = format!("{} o full join {} n using ({})", relation(old), relation(new), key.join(", "));
+        Self { from, key, values }
+    }
+
+    /// Whether a row is in one of them: a column of the key is never null there.
+    fn kind(&self, kind: &str) -> String {
+        let (missing_old, missing_new) = (format!("o.{} is null", self.key[0]), format!("n.{} is null", self.key[0]));
+        match kind {
+            "added" => missing_old,
+            "removed" => missing_new,
+            _ => format!("(not {missing_old} and not {missing_new} and {})", self.differs()),
+        }
+    }
+
+    fn differs(&self) -> String {
+        if self.values.is_empty() {
+            return "false".to_owned();
+        }
+        let side = |side: &str| self.values.iter().map(|name| format!("{side}.{name}")).collect::<Vec<_>>().join(", ");
+        format!("(({}) is distinct from ({}))", side("o"), side("n"))
+    }
+
+    fn count(&self) -> String {
+        let changed = self.kind("changed");
+        let columns: String = self
+            .values
+            .iter()
+            .map(|name| format!(", count(*) filter (where {changed} and o.{name} is distinct from n.{name})"))
+            .collect();
+        format!(
+            "select count(*) filter (where not o.{key} is null and not n.{key} is null and not {differs}),
+                    count(*) filter (where {added}), count(*) filter (where {removed}), count(*) filter (where {changed})
+                    {columns} from {from}",
+            key = self.key[0],
+            differs = self.differs(),
+            added = self.kind("added"),
+            removed = self.kind("removed"),
+            from = self.from,
+        )
+    }
+
+    fn sample(&self, kind: &str, limit: usize) -> String {
+        let object = |names: &[String], side: &str| {
+            let pairs: Vec<String> = names.iter().map(|name| format!("{side}{name}")).collect();
+            format!("to_jsonb((select r from (select {}) r))", pairs.join(", "))
+        };
+        let shown = |side: &str| {
+            if self.values.is_empty() {
+                return "null::jsonb".to_owned();
+            }
+            object(&self.values, &format!("{side}."))
+        };
+        let (old, new) = (shown("o"), shown("n"));
+        format!(
+            "select {}, case when o.{first} is null then null else {old} end,
+                    case when n.{first} is null then null else {new} end
+               from {} where {} order by {} limit {limit}",
+            object(&self.key, ""),
+            self.from,
+            self.kind(kind),
+            self.key.join(", "),
+            first = self.key[0],
+        )
+    }
+}

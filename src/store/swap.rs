@@ -1,0 +1,227 @@
+//! The swap: another version becomes the one that people read, in one transaction; and what is left of the one before.
+//!
+//! What was sent downstream by the one must not be sent again by the other. Up to where the live version was at the swap it
+//! has sent all that it made; so the next one sends what lies behind that, and of what lies before it only the events of
+//! records that the old one had set aside.
+
+use std::time::{Duration, Instant};
+
+use sqlx::{Connection, PgConnection, Row};
+
+use super::{Error, builds, parked, run, versions};
+use crate::domain::{literal, schema_name};
+
+/// Longest wait for a fence or a view: who reads waits behind us as long.
+const LOCKS: Duration = Duration::from_secs(2);
+/// Between two looks at how far the other version is.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// What a swap did.
+#[derive(Debug, Clone)]
+pub struct Swapped {
+    pub from: i32,
+    pub to: i32,
+    /// How long the old version applied nothing.
+    pub pause: Duration,
+    /// Rows of the outbox that the other version had sent already.
+    pub sent_before: u64,
+}
+
+/// Makes `to` the live version. The old one is kept for so long to go back to.
+///
+/// # Errors
+/// [`Error::Refused`] while it is behind, halted, or something of somebody else's depends on the old one.
+pub async fn swap(
+    connection: &mut PgConnection,
+    projection: &str,
+    to: i32,
+    keep: Duration,
+    by: &str,
+) -> Result<Swapped, Error> {
+    let mut tx = connection.begin().await?;
+    run(&mut tx, format!("set local lock_timeout = '{}ms'", LOCKS.as_millis())).await?;
+    versions::lock(&mut tx, projection).await?;
+    let row = sqlx::query(
+        "select p.live_version, v.state, v.live_sql from millpond.projections p
+           join millpond.versions v on v.projection = p.projection and v.version = $2
+          where p.projection = $1 for update of p",
+    )
+    .bind(projection)
+    .bind(to)
+    .fetch_optional(&mut *tx)
+    .await?;
+    let Some(row) = row else { return Err(Error::Refused(format!("{projection} has no version {to}"))) };
+    let (from, state): (Option<i32>, String) = (row.try_get("live_version")?, row.try_get("state")?);
+    let Some(from) = from.filter(|from| *from != to) else {
+        return Err(Error::Refused(format!("version {to} of {projection} is the live one")));
+    };
+    if state == "retired" {
+        return Err(Error::Refused(format!("version {to} of {projection} is not kept any more")));
+    }
+    let live_sql: Vec<String> = row.try_get::<Option<Vec<String>>, _>("live_sql")?.unwrap_or_default();
+    refuse_dependents(&mut tx, projection, from).await?;
+    let began = Instant::now();
+    hold_fences(&mut tx, projection, from).await?;
+    wait_until_there(&mut tx, projection, from, to).await?;
+    hold_fences(&mut tx, projection, to).await?;
+    parked::follow_verdicts(&mut tx, projection, to).await?;
+    let sent_before = drop_sent(&mut tx, projection, from, to).await?;
+    for statement in live_sql {
+        run(&mut tx, statement).await?;
+    }
+    sqlx::query(
+        "with kept as (update millpond.versions set state = 'standby', kept_until = now() + make_interval(secs => $4)
+                        where projection = $1 and version = $2),
+              live as (update millpond.versions set state = 'live', kept_until = null where projection = $1 and version = $3),
+              told as (insert into millpond.swaps (projection, from_version, to_version, swapped_by) values ($1, $2, $3, $5))
+         update millpond.projections set live_version = $3 where projection = $1",
+    )
+    .bind(projection)
+    .bind(from)
+    .bind(to)
+    .bind(keep.as_secs_f64())
+    .bind(by)
+    .execute(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    Ok(Swapped { from, to, pause: began.elapsed(), sent_before })
+}
+
+/// Nothing of a version is applied until the transaction ends.
+async fn hold_fences(tx: &mut PgConnection, projection: &str, version: i32) -> Result<(), Error> {
+    sqlx::query(
+        "select from millpond.fences where projection = $1 and version = $2 order by topic, partition for update",
+    )
+    .bind(projection)
+    .bind(version)
+    .fetch_all(tx)
+    .await?;
+    Ok(())
+}
+
+/// The live version is held: the other one comes to where it is in a moment, unless nobody is at work on it. A read that has
+/// seen a position must not go back behind it.
+async fn wait_until_there(tx: &mut PgConnection, projection: &str, from: i32, to: i32) -> Result<(), Error> {
+    let deadline = Instant::now() + LOCKS;
+    loop {
+        let behind: Vec<String> = sqlx::query_scalar(
+            "select o.topic || '/' || o.partition || ' (' || (o.next_offset - coalesce(n.next_offset, 0)) || ' records)'
+               from millpond.fences o
+               left join millpond.fences n on n.projection = o.projection and n.version = $3 and n.topic = o.topic
+                    and n.partition = o.partition
+              where o.projection = $1 and o.version = $2 and o.next_offset > coalesce(n.next_offset, 0)
+              order by o.topic, o.partition",
+        )
+        .bind(projection)
+        .bind(from)
+        .bind(to)
+        .fetch_all(&mut *tx)
+        .await?;
+        let places = builds::places(tx, projection, to).await?;
+        if let Some((place, why)) = places.iter().find_map(|place| Some((place, place.halted.as_ref()?))) {
+            let at = &place.at;
+            return Err(Error::Refused(format!("version {to} of {projection} has halted on {at}: {why}")));
+        }
+        if behind.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(Error::Refused(format!(
+                "version {to} of {projection} is behind the live one on {}; a read would go back in time. Is somebody at work \
+                 on it? `millpond rebuild {projection}` goes on with it",
+                behind.join(", ")
+            )));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// What stands in the way of dropping the old version's views now and its tables later.
+async fn refuse_dependents(tx: &mut PgConnection, projection: &str, from: i32) -> Result<(), Error> {
+    let dependents: Vec<String> = sqlx::query_scalar(
+        "with ours as (
+            select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace
+             where n.nspname = $1 or (n.nspname = 'live' and obj_description(c.oid, 'pg_class') = $2))
+         select distinct format('%I.%I', n.nspname, c.relname) from pg_depend d
+           join pg_rewrite r on r.oid = d.objid and d.classid = 'pg_rewrite'::regclass
+           join pg_class c on c.oid = r.ev_class join pg_namespace n on n.oid = c.relnamespace
+          where d.refclassid = 'pg_class'::regclass and d.refobjid in (table ours) and c.oid not in (table ours)
+         union
+         select distinct format('%I.%I', n.nspname, c.relname) from pg_constraint k
+           join pg_class c on c.oid = k.conrelid join pg_namespace n on n.oid = c.relnamespace
+          where k.confrelid in (table ours) and k.conrelid not in (table ours) order by 1",
+    )
+    .bind(schema_name(projection, from))
+    .bind(format!("projection {projection}"))
+    .fetch_all(tx)
+    .await?;
+    if dependents.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Refused(format!(
+        "{} depend{} on the views or tables of {projection}, which a swap replaces: drop {} first and make {} again after it \
+         (read from queries/ or views of your own in another way if this happens often)",
+        dependents.join(", "),
+        if dependents.len() == 1 { "s" } else { "" },
+        if dependents.len() == 1 { "it" } else { "them" },
+        if dependents.len() == 1 { "it" } else { "them" },
+    )))
+}
+
+/// Removes from the outbox what the other version has sent, or put there to be sent; the rest may leave.
+async fn drop_sent(tx: &mut PgConnection, projection: &str, from: i32, to: i32) -> Result<u64, Error> {
+    let dropped = sqlx::query(
+        "delete from millpond.outbox o using millpond.fences f
+          where o.projection = $1 and o.version = $3 and o.held
+            and f.projection = o.projection and f.version = $2 and f.topic = o.topic and f.partition = o.partition
+            and o.source_offset < f.next_offset
+            and not exists (select from millpond.dead_letters d
+                             where d.projection = o.projection and d.version = $2 and d.topic = o.topic
+                               and d.partition = o.partition and d.\"offset\" = o.source_offset)",
+    )
+    .bind(projection)
+    .bind(from)
+    .bind(to)
+    .execute(&mut *tx)
+    .await?
+    .rows_affected();
+    sqlx::query("update millpond.outbox set held = false where projection = $1 and version = $2 and held")
+        .bind(projection)
+        .bind(to)
+        .execute(tx)
+        .await?;
+    Ok(dropped)
+}
+
+/// Drops versions that were kept long enough; returns which.
+pub async fn drop_kept(connection: &mut PgConnection, projection: &str) -> Result<Vec<i32>, Error> {
+    let mut tx = connection.begin().await?;
+    versions::lock(&mut tx, projection).await?;
+    let old: Vec<i32> = sqlx::query_scalar(
+        "select version from millpond.versions where projection = $1 and state = 'standby' and kept_until < now()",
+    )
+    .bind(projection)
+    .fetch_all(&mut *tx)
+    .await?;
+    for version in &old {
+        // What it would have sent, had it stayed live, is sent by the one that is.
+        let of = format!("where projection = {} and version = {version}", literal(projection));
+        run(&mut tx, format!("delete from millpond.outbox {of} and held")).await?;
+        versions::retire(&mut tx, projection, *version).await?;
+    }
+    tx.commit().await?;
+    Ok(old)
+}
+
+/// The version that was live before the last swap, if it is kept.
+pub async fn previous(connection: &mut PgConnection, projection: &str) -> Result<Option<i32>, Error> {
+    Ok(sqlx::query_scalar(
+        "select s.from_version from millpond.swaps s
+           join millpond.projections p on p.projection = s.projection and p.live_version = s.to_version
+           join millpond.versions v on v.projection = s.projection and v.version = s.from_version and v.state = 'standby'
+          where s.projection = $1 order by s.id desc limit 1",
+    )
+    .bind(projection)
+    .fetch_optional(connection)
+    .await?)
+}
