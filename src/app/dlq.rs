@@ -15,8 +15,11 @@ use super::{
     schemas, wiring,
 };
 use crate::{
-    cli::args::{Choice, Dlq, Filter},
-    cli::say::say,
+    cli::{
+        args::{Choice, Dlq, Filter},
+        say::say,
+        who,
+    },
     config::Config,
     domain::TopicPartition,
     ingest,
@@ -201,7 +204,7 @@ async fn decide(connection: &mut PgConnection, choice: &Choice, wish: Wish) -> a
         say!("nothing was changed; the same without --dry-run does it");
         return Ok(());
     }
-    let records = dead_letters::wish(connection, &selection, wish, &by(choice)).await?;
+    let records = dead_letters::wish(connection, &selection, wish, &who::by(choice.by.as_deref())).await?;
     say!("{name}: {records} record{} will be {verb} ({told})", if records == 1 { "" } else { "s" });
     behind(&met);
     next(name);
@@ -329,7 +332,7 @@ async fn edit(
         say!("nothing was changed; the same without --dry-run does it");
         return Ok(());
     }
-    let (by, mut records) = (by(choice), 0);
+    let (by, mut records) = (who::by(choice.by.as_deref()), 0);
     for (letter, value) in letters.iter().zip(&edited) {
         records += i64::from(dead_letters::edit(connection, letter, value, &by).await?);
     }
@@ -398,12 +401,6 @@ impl Editor {
         }
         Ok(value)
     }
-}
-
-/// Who decides.
-fn by(choice: &Choice) -> String {
-    let user = || ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
-    choice.by.clone().or_else(user).filter(|name| !name.is_empty()).unwrap_or_else(|| "an operator".to_owned())
 }
 
 fn coordinates(record: &str) -> anyhow::Result<(&str, i32, i64)> {

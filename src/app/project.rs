@@ -158,7 +158,7 @@ fn tables_of(consumer: &ConsumerSpec) -> BTreeSet<String> {
 }
 
 /// The folders below `dir`, by name; none when `dir` is not there. Hidden ones are not ours.
-fn folders(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+pub fn folders(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     if !dir.exists() {
         return Ok(Vec::new());
     }

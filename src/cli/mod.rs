@@ -2,5 +2,6 @@
 
 pub mod args;
 pub mod say;
+pub mod who;
 
 pub use args::{Arguments, Command};

@@ -32,7 +32,7 @@ pub async fn reserve(connection: &mut PgConnection, projection: &str) -> Result<
 /// has changed since. Only who has reserved the projection may ask.
 pub async fn begin(connection: &mut PgConnection, definition: &Definition<'_>) -> Result<Build, Error> {
     let mut tx = connection.begin().await?;
-    let next = versions::lock(&mut tx, definition.projection).await?;
+    let next = versions::lock_to_make(&mut tx, definition.projection).await?;
     let live: Option<i32> = sqlx::query_scalar("select live_version from millpond.projections where projection = $1")
         .bind(definition.projection)
         .fetch_one(&mut *tx)
@@ -107,7 +107,7 @@ pub async fn places(connection: &mut PgConnection, projection: &str, version: i3
     rows.iter().map(place).collect()
 }
 
-/// The version that is being built or kept of a projection, the newest; and the live one.
+/// The version that is being built of a projection, and the live one.
 pub async fn candidate(connection: &mut PgConnection, projection: &str) -> Result<Option<(i32, i32)>, Error> {
     let row = sqlx::query(
         "select p.live_version, max(v.version) as version from millpond.projections p

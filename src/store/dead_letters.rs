@@ -86,7 +86,7 @@ const COLUMNS: &str =
     case when k.head = d.\"offset\" then to_char(k.retry_at, 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') end as retry_at";
 
 /// Those that may be applied now: no record of the same key has been applied since, or it would not matter.
-const IN_ORDER: &str = "(d.parked_at is not null or d.key is null or v.commutes)";
+pub(super) const IN_ORDER: &str = "(d.parked_at is not null or d.key is null or v.commutes)";
 
 impl Selection {
     fn bind<'q>(&'q self, sql: String) -> Query<'q, Postgres, PgArguments> {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
-use super::{Error, run};
+use super::{Error, builds, fence, run};
 use crate::domain::{TableInfo, TopicPartition, ident, schema_name};
 
 /// How long the live version may be held while the other one comes to where it stands.
@@ -121,15 +121,7 @@ async fn align(
         }
         let mut tx = holder.begin().await?;
         let began = Instant::now();
-        let rows = sqlx::query(
-            "select topic, partition, next_offset from millpond.fences where projection = $1 and version = $2
-              order by topic, partition for update",
-        )
-        .bind(projection)
-        .bind(old)
-        .fetch_all(&mut *tx)
-        .await?;
-        let live = places(&rows)?;
+        let live = fence::hold(&mut tx, projection, old).await?;
         bind(reader, projection, new, Some(&live)).await?;
         loop {
             let other = offsets(reader, projection, new).await?;
@@ -169,28 +161,13 @@ fn apart(projection: &str, live: &[(TopicPartition, i64)], other: &[(TopicPartit
     ))
 }
 
-fn places(rows: &[sqlx::postgres::PgRow]) -> Result<Vec<(TopicPartition, i64)>, Error> {
-    let place = |row: &sqlx::postgres::PgRow| {
-        let at = TopicPartition::new(row.try_get::<String, _>(0)?, row.try_get(1)?);
-        Ok((at, row.try_get(2)?))
-    };
-    rows.iter().map(place).collect()
-}
-
 async fn offsets(
     connection: &mut PgConnection,
     projection: &str,
     version: i32,
 ) -> Result<Vec<(TopicPartition, i64)>, Error> {
-    let rows = sqlx::query(
-        "select topic, partition, next_offset from millpond.fences where projection = $1 and version = $2
-          order by topic, partition",
-    )
-    .bind(projection)
-    .bind(version)
-    .fetch_all(connection)
-    .await?;
-    places(&rows)
+    let places = builds::places(connection, projection, version).await?;
+    Ok(places.into_iter().map(|place| (place.at, place.next_offset)).collect())
 }
 
 /// Whether `live` is on every partition where `other` is, or beyond.

@@ -5,7 +5,11 @@
 
 use std::time::Duration;
 
-use sqlx::{PgConnection, Postgres, Row, postgres::PgArguments, query::Query};
+use sqlx::{
+    PgConnection, Postgres, Row,
+    postgres::{PgArguments, PgRow},
+    query::Query,
+};
 use uuid::Uuid;
 
 use super::{Error, run};
@@ -243,6 +247,20 @@ pub async fn count_attempts(
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// Locks the fences of a version until the transaction ends, so that nothing of it is applied; where they stand.
+pub async fn hold(tx: &mut PgConnection, projection: &str, version: i32) -> Result<Vec<(TopicPartition, i64)>, Error> {
+    let rows = sqlx::query(
+        "select topic, partition, next_offset from millpond.fences where projection = $1 and version = $2
+          order by topic, partition for update",
+    )
+    .bind(projection)
+    .bind(version)
+    .fetch_all(tx)
+    .await?;
+    let place = |row: &PgRow| Ok((TopicPartition::new(row.try_get::<String, _>(0)?, row.try_get(1)?), row.try_get(2)?));
+    rows.iter().map(place).collect()
 }
 
 /// How far the fence of a claim may go at present; none when as far as it likes.

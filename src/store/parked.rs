@@ -3,9 +3,9 @@
 //! Only the worker that owns a partition's fence writes them, in its batches; operators write wishes into the rows of
 //! dead letters and nothing else.
 
-use sqlx::{PgConnection, Row as _};
+use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
-use super::{Error, fence::on_fence};
+use super::{Error, dead_letters::IN_ORDER, fence::on_fence};
 use crate::domain::TopicPartition;
 
 /// One parked key.
@@ -225,7 +225,7 @@ fn read_row(row: &sqlx::postgres::PgRow) -> Result<SetAside, Error> {
 /// Wants of a version's records what was decided about them through another version. Once: what fails all the same in this
 /// version waits for somebody to look.
 pub async fn follow_verdicts(connection: &mut PgConnection, projection: &str, version: i32) -> Result<(), Error> {
-    sqlx::query(
+    sqlx::query(AssertSqlSafe(format!(
         "update millpond.dead_letters d
             set wanted = x.what, edited = coalesce(x.payload, d.edited), wanted_by = x.decided_by,
                 wanted_at = x.decided_at, revision = d.revision + 1
@@ -234,8 +234,8 @@ pub async fn follow_verdicts(connection: &mut PgConnection, projection: &str, ve
             and (x.projection, x.topic, x.partition, x.\"offset\") = (d.projection, d.topic, d.partition, d.\"offset\")
             and x.what in ('apply', 'edit', 'discard') and not x.void
             and v.projection = d.projection and v.version = d.version
-            and (x.what = 'discard' or d.parked_at is not null or d.key is null or v.commutes)",
-    )
+            and (x.what = 'discard' or {IN_ORDER})"
+    )))
     .bind(projection)
     .bind(version)
     .execute(connection)

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::{Connection, PgConnection, Row};
 
-use super::{Error, builds, parked, run, versions};
+use super::{Error, builds, fence, parked, run, versions};
 use crate::domain::{literal, schema_name};
 
 /// Longest wait for a fence or a view: who reads waits behind us as long.
@@ -61,9 +61,9 @@ pub async fn swap(
     let live_sql: Vec<String> = row.try_get::<Option<Vec<String>>, _>("live_sql")?.unwrap_or_default();
     refuse_dependents(&mut tx, projection, from).await?;
     let began = Instant::now();
-    hold_fences(&mut tx, projection, from).await?;
+    fence::hold(&mut tx, projection, from).await?;
     wait_until_there(&mut tx, projection, from, to).await?;
-    hold_fences(&mut tx, projection, to).await?;
+    fence::hold(&mut tx, projection, to).await?;
     parked::follow_verdicts(&mut tx, projection, to).await?;
     let sent_before = drop_sent(&mut tx, projection, from, to).await?;
     for statement in live_sql {
@@ -85,18 +85,6 @@ pub async fn swap(
     .await?;
     tx.commit().await?;
     Ok(Swapped { from, to, pause: began.elapsed(), sent_before })
-}
-
-/// Nothing of a version is applied until the transaction ends.
-async fn hold_fences(tx: &mut PgConnection, projection: &str, version: i32) -> Result<(), Error> {
-    sqlx::query(
-        "select from millpond.fences where projection = $1 and version = $2 order by topic, partition for update",
-    )
-    .bind(projection)
-    .bind(version)
-    .fetch_all(tx)
-    .await?;
-    Ok(())
 }
 
 /// The live version is held: the other one comes to where it is in a moment, unless nobody is at work on it. A read that has
@@ -159,8 +147,7 @@ async fn refuse_dependents(tx: &mut PgConnection, projection: &str, from: i32) -
         return Ok(());
     }
     Err(Error::Refused(format!(
-        "{} depend{} on the views or tables of {projection}, which a swap replaces: drop {} first and make {} again after it \
-         (read from queries/ or views of your own in another way if this happens often)",
+        "{} depend{} on the views or tables of {projection}, which a swap replaces: drop {} first and make {} again after it",
         dependents.join(", "),
         if dependents.len() == 1 { "s" } else { "" },
         if dependents.len() == 1 { "it" } else { "them" },

@@ -61,7 +61,7 @@ pub async fn ensure(
     on_change: OnChange,
 ) -> Result<Ensured, Error> {
     let mut tx = connection.begin().await?;
-    let next = lock(&mut tx, definition.projection).await?;
+    let next = lock_to_make(&mut tx, definition.projection).await?;
     let live = sqlx::query(
         "select v.version, v.hash from millpond.projections p join millpond.versions v
              on v.projection = p.projection and v.version = p.live_version
@@ -131,12 +131,18 @@ async fn beside(tx: &mut PgConnection, definition: &Definition<'_>) -> Result<Op
     .await?)
 }
 
-/// Whoever makes, swaps or drops versions of a projection takes turns; returns the number of the next one.
-pub(super) async fn lock(tx: &mut PgConnection, projection: &str) -> Result<i32, Error> {
+/// Whoever makes, swaps or drops versions of a projection takes turns, a transaction each.
+pub(super) async fn lock(tx: &mut PgConnection, projection: &str) -> Result<(), Error> {
     sqlx::query("select pg_advisory_xact_lock(hashtextextended('millpond.version.' || $1, 0))")
         .bind(projection)
-        .execute(&mut *tx)
+        .execute(tx)
         .await?;
+    Ok(())
+}
+
+/// [`lock`] for who makes a version; returns its number.
+pub(super) async fn lock_to_make(tx: &mut PgConnection, projection: &str) -> Result<i32, Error> {
+    lock(tx, projection).await?;
     sqlx::query("insert into millpond.projections (projection) values ($1) on conflict do nothing")
         .bind(projection)
         .execute(&mut *tx)
@@ -241,10 +247,7 @@ pub(super) async fn retire(tx: &mut PgConnection, projection: &str, version: i32
 /// Forgets everything of a projection but its dead letters, refusals and verdicts: the next start reads the log from zero.
 pub async fn start_over(connection: &mut PgConnection, projection: &str) -> Result<bool, Error> {
     let mut tx = connection.begin().await?;
-    sqlx::query("select pg_advisory_xact_lock(hashtextextended('millpond.version.' || $1, 0))")
-        .bind(projection)
-        .execute(&mut *tx)
-        .await?;
+    lock(&mut tx, projection).await?;
     let live: Option<i32> =
         sqlx::query_scalar("select live_version from millpond.projections where projection = $1 for update")
             .bind(projection)
@@ -274,10 +277,7 @@ pub enum Dropped {
 /// Removes a projection and everything of it in this database; with `unsent`, also events that have not left yet.
 pub async fn drop_projection(connection: &mut PgConnection, projection: &str, unsent: bool) -> Result<Dropped, Error> {
     let mut tx = connection.begin().await?;
-    sqlx::query("select pg_advisory_xact_lock(hashtextextended('millpond.version.' || $1, 0))")
-        .bind(projection)
-        .execute(&mut *tx)
-        .await?;
+    lock(&mut tx, projection).await?;
     // Writers are shut out first, or a batch under way would add to what is counted.
     sqlx::query("update millpond.fences set state = 'retired', owner = null where projection = $1")
         .bind(projection)

@@ -19,38 +19,41 @@ use crate::{
 #[derive(Default)]
 pub struct Beside {
     members: tokio::sync::Mutex<BTreeMap<(String, i32), Member>>,
-    /// Kept between looks; none after an error.
-    connection: tokio::sync::Mutex<Option<PgConnection>>,
+    looks: tokio::sync::Mutex<Looks>,
+}
+
+/// What is kept from one look to the next.
+#[derive(Default)]
+struct Looks {
+    /// None after an error.
+    connection: Option<PgConnection>,
+    /// Why a version cannot be started here, as it was said last.
+    told: HashMap<(String, i32), String>,
 }
 
 impl Beside {
     /// Starts what is missing of the consumers of these names, and ends what is not wanted any more. `own` is what runs of
     /// their folders.
-    pub async fn look(
-        &self,
-        context: &Context,
-        names: &[String],
-        own: &[(String, i32)],
-        told: &mut HashMap<String, String>,
-    ) -> anyhow::Result<()> {
-        let mut slot = self.connection.lock().await;
-        let mut connection = match slot.take() {
-            Some(connection) => connection,
-            None => store::connect(&context.config.postgres.url, "millpond versions").await?,
-        };
-        self.look_with(&mut connection, context, names, own, told).await?;
-        *slot = Some(connection);
-        Ok(())
+    pub async fn look(&self, context: &Context, names: &[String], own: &[(String, i32)]) -> anyhow::Result<()> {
+        let mut looks = self.looks.lock().await;
+        let looked = self.look_with(&mut looks, context, names, own).await;
+        if looked.is_err() {
+            looks.connection = None;
+        }
+        looked
     }
 
     async fn look_with(
         &self,
-        connection: &mut PgConnection,
+        Looks { connection, told }: &mut Looks,
         context: &Context,
         names: &[String],
         own: &[(String, i32)],
-        told: &mut HashMap<String, String>,
     ) -> anyhow::Result<()> {
+        let connection = match connection {
+            Some(connection) => connection,
+            None => connection.insert(store::connect(&context.config.postgres.url, "millpond versions").await?),
+        };
         let wanted = store::bounded(versions::kept(connection, names)).await?;
         for name in wanted.iter().filter(|kept| kept.is_over).map(|kept| kept.projection.as_str()) {
             for version in store::bounded(swap::drop_kept(connection, name)).await? {
@@ -72,18 +75,17 @@ impl Beside {
             if own.contains(&at) || members.contains_key(&at) {
                 continue;
             }
-            let label = format!("{} version {}", kept.projection, kept.version);
             match start(context, kept, connection).await {
                 Ok(member) => {
                     info!(consumer = %kept.projection, version = kept.version, live = kept.live, "goes on beside the folder's own version");
-                    told.remove(&label);
+                    told.remove(&at);
                     members.insert(at, member);
                 }
                 Err(error) => {
                     let error = format!("{error:#}");
-                    if told.get(&label) != Some(&error) {
-                        warn!(version = %label, error, "cannot go on here");
-                        told.insert(label, error);
+                    if told.get(&at) != Some(&error) {
+                        warn!(consumer = %kept.projection, version = kept.version, error, "cannot go on here");
+                        told.insert(at, error);
                     }
                 }
             }

@@ -178,7 +178,7 @@ impl Members {
         let mut told: HashMap<String, String> = HashMap::new();
         loop {
             tokio::time::sleep(FOLLOW).await;
-            if let Err(error) = self.look_beside(&dir, &mut told).await {
+            if let Err(error) = self.look_beside(&dir).await {
                 debug!(error = format!("{error:#}"), "cannot look at the versions");
             }
             let waiting: Vec<String> = {
@@ -186,7 +186,7 @@ impl Members {
                 let superseded = running.iter().filter(|(_, s)| s.member.engine.vitals.is_superseded());
                 superseded.map(|(name, _)| name.clone()).chain(self.stopped.names()).collect()
             };
-            told.retain(|name, _| waiting.contains(name) || name.contains(' '));
+            told.retain(|name, _| waiting.contains(name));
             for name in waiting {
                 let reloaded = match Project::load(&dir) {
                     Ok(project) => self.reload(&project, &name).await,
@@ -205,7 +205,7 @@ impl Members {
         }
     }
 
-    async fn look_beside(&self, dir: &Path, told: &mut HashMap<String, String>) -> anyhow::Result<()> {
+    async fn look_beside(&self, dir: &Path) -> anyhow::Result<()> {
         let mut names = sources::consumers(dir)?;
         // `dev` makes what is stopped anew: what it was goes on no more.
         let anew = self.context.on_change == OnChange::StartOver;
@@ -214,7 +214,7 @@ impl Members {
             let running = self.running.lock().await;
             running.iter().map(|(name, started)| (name.clone(), started.member.engine.version)).collect()
         };
-        self.beside.look(&self.context, &names, &own, told).await
+        self.beside.look(&self.context, &names, &own).await
     }
 
     /// Ready when every consumer has lately seen both Postgres and the ends of its partitions.

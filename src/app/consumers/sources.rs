@@ -9,23 +9,27 @@ use std::{
 use anyhow::Context as _;
 use uuid::Uuid;
 
-use crate::{app::project::Project, spec::ConsumerSpec};
+use crate::{
+    app::project::{Project, folders},
+    spec::{ConsumerSpec, SourceFile, folder_files},
+};
 
 /// Files by their paths from the project's folder: all schemas and contracts, and what the consumer's folder declares. Of
 /// another consumer that emits events its manifest names their topics, so it goes along.
 pub fn collect(dir: &Path, spec: &ConsumerSpec) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
     let mut files = Vec::new();
-    for folder in below(&dir.join("schemas"))? {
-        add(dir, &folder, &["avsc"], &mut files)?;
+    for folder in folders(&dir.join("schemas"))? {
+        add(dir, &folder, "avsc", &mut files)?;
     }
-    for folder in below(&dir.join("producers"))? {
-        add(dir, &folder, &["toml"], &mut files)?;
+    for folder in folders(&dir.join("producers"))? {
+        add(dir, &folder, "toml", &mut files)?;
     }
-    for folder in below(&dir.join("consumers"))? {
+    for folder in folders(&dir.join("consumers"))? {
         let own = folder == dir.join("consumers").join(&spec.name);
         if own || fs::read_to_string(folder.join("consumer.toml")).is_ok_and(|text| text.contains("[emits]")) {
-            add(dir, &folder, &["toml", "sql"], &mut files)?;
-            add(dir, &folder.join("reference"), &["csv"], &mut files)?;
+            add(dir, &folder, "toml", &mut files)?;
+            add(dir, &folder, "sql", &mut files)?;
+            add(dir, &folder.join("reference"), "csv", &mut files)?;
         }
     }
     files.sort();
@@ -35,33 +39,16 @@ pub fn collect(dir: &Path, spec: &ConsumerSpec) -> anyhow::Result<Vec<(String, V
 /// The names of the consumers that have a folder.
 pub fn consumers(dir: &Path) -> anyhow::Result<Vec<String>> {
     let name = |folder: PathBuf| Some(folder.file_name()?.to_string_lossy().into_owned());
-    Ok(below(&dir.join("consumers"))?.into_iter().filter_map(name).collect())
+    Ok(folders(&dir.join("consumers"))?.into_iter().filter_map(name).collect())
 }
 
-/// Folders below one, hidden ones left out; none when it is not there.
-fn below(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let Ok(entries) = fs::read_dir(dir) else { return Ok(Vec::new()) };
-    let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() && !entry.file_name().to_string_lossy().starts_with('.') {
-            found.push(entry.path());
-        }
-    }
-    Ok(found)
-}
-
-fn add(dir: &Path, folder: &Path, endings: &[&str], files: &mut Vec<(String, Vec<u8>)>) -> anyhow::Result<()> {
-    let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
-    for entry in entries {
-        let path = entry?.path();
-        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
-        if path.is_file() && endings.contains(&ending) {
-            let content = fs::read(&path).with_context(|| format!("{} cannot be read", path.display()))?;
-            let name = path.strip_prefix(dir).unwrap_or(&path).to_string_lossy().into_owned();
-            files.push((name, content));
-        }
-    }
+fn add(dir: &Path, folder: &Path, ending: &str, files: &mut Vec<(String, Vec<u8>)>) -> anyhow::Result<()> {
+    let found = folder_files(folder, ending).map_err(|faults| {
+        let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        anyhow::anyhow!("{}", faults.join("\n"))
+    })?;
+    let name = |file: &SourceFile| file.path.strip_prefix(dir).unwrap_or(&file.path).to_string_lossy().into_owned();
+    files.extend(found.into_iter().map(|file| (name(&file), file.text.into_bytes())));
     Ok(())
 }
 

@@ -15,7 +15,10 @@ use super::{
     roles, schemas, wiring,
 };
 use crate::{
-    cli::args::{DiffFormat, Keep, Rebuild},
+    cli::{
+        args::{DiffFormat, Keep, Rebuild},
+        who,
+    },
     config::Config,
     consume::{Bounds, Handlers, Member, Pace},
     domain::TopicPartition,
@@ -197,8 +200,7 @@ fn refuse_changed(diff: &Diff, most: Option<i64>) -> anyhow::Result<()> {
 }
 
 async fn swap_to(connection: &mut PgConnection, name: &str, version: i32, keep: &Keep) -> anyhow::Result<()> {
-    let user = || ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
-    let by = keep.by.clone().or_else(user).filter(|name| !name.is_empty()).unwrap_or_else(|| "an operator".to_owned());
+    let by = who::by(keep.by.as_deref());
     let kept = Duration::try_from_secs_f64(keep.hours * 3600.0).context("--keep: a number of hours, 0 or more")?;
     let began = Instant::now();
     let swapped = store::swap::swap(connection, name, version, kept, &by).await;
