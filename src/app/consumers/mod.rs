@@ -122,8 +122,12 @@ impl Members {
             started.member.stop().await;
         }
         let started = self.context.start(project, spec, compiled, &mut connection).await;
-        if let (Err(error), true) = (&started, self.beside.runs(name).await) {
-            // What its folder stands for was kept long enough; people read another version, which runs here.
+        // What its folder stands for was kept long enough; people read another version, which runs here.
+        let refused = |error: &anyhow::Error| matches!(error.downcast_ref(), Some(store::Error::Refused(_)));
+        if let Err(error) = &started
+            && refused(error)
+            && self.beside.runs(name).await
+        {
             info!(consumer = name, why = format!("{error:#}"), "its folder's version is gone; the live one goes on");
             self.stopped.end(name);
             return Ok(());
