@@ -102,6 +102,7 @@ impl Campaign {
             begun,
             seconds: runs.seconds,
             scale: runs.scale,
+            rate: runs.rate,
             commit: report::commit(),
             planted: runs.plant.clone(),
             error: Some(error),

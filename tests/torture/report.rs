@@ -24,6 +24,8 @@ pub struct Report {
     pub begun: u64,
     pub seconds: u64,
     pub scale: f64,
+    /// Values a second that clients offered; 0 in reports that are older than this field.
+    pub rate: u64,
     pub commit: String,
     /// Why it came to no end. Nothing was judged then: it tells nothing of Millpond.
     pub error: Option<String>,
@@ -37,8 +39,10 @@ pub struct Report {
     pub answers: BTreeMap<String, usize>,
     /// Of the acknowledged, those while an observed fault was in force or being recovered from.
     pub acknowledged_under_faults: usize,
-    /// Acknowledged a second.
+    /// Acknowledged a second, outages and what clients waited included.
     pub per_second: f64,
+    /// The same before the first fault, while nothing was broken yet.
+    pub undisturbed_per_second: f64,
     /// Records of clients in the log.
     pub log_records: usize,
     /// Reads that were answered and judged, and others.
@@ -152,8 +156,8 @@ impl Report {
 
     pub fn print(&self) {
         println!(
-            "scenario {} seed {} ({} s, scale {}, {})",
-            self.scenario, self.seed, self.seconds, self.scale, self.commit
+            "scenario {} seed {} ({} s, scale {}, {} offered a second, {})",
+            self.scenario, self.seed, self.seconds, self.scale, self.rate, self.commit
         );
         if let Some(error) = &self.error {
             println!("  ERROR      {error}");

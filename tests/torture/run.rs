@@ -346,6 +346,7 @@ fn account(
         seed,
         seconds: runs.seconds,
         scale: runs.scale,
+        rate: runs.rate,
         commit: crate::report::commit(),
         acknowledged: count(Outcome::Ok),
         answers,
@@ -355,6 +356,7 @@ fn account(
         acknowledged_under_faults: requests.iter().filter(in_force).map(|request| request.count(Outcome::Ok)).sum(),
         reads_unanswered: reads.iter().filter(|read| read.status != 200).count(),
         per_second: count(Outcome::Ok) as f64 / (last as f64 / 1e9),
+        undisturbed_per_second: undisturbed(requests, faults),
         availability: good.len() as f64 * 100.0 / (last / WINDOW + 1) as f64,
         greatest_lag: seen.greatest_lag,
         memory_mib: seen.memory.iter().map(|(name, kib)| (name.clone(), kib / 1024)).collect(),
@@ -363,4 +365,14 @@ fn account(
         faults: faults.to_vec(),
         ..Report::default()
     }
+}
+
+/// What was acknowledged a second before the first fault.
+fn undisturbed(requests: &[Request], faults: &[Fault]) -> f64 {
+    let until = faults.iter().map(|fault| fault.at).fold(f64::INFINITY, f64::min);
+    if !until.is_finite() || until <= 0.0 {
+        return 0.0;
+    }
+    let before = requests.iter().filter(|request| (request.completed as f64 / 1e9) < until);
+    before.map(|request| request.count(Outcome::Ok)).sum::<usize>() as f64 / until
 }

@@ -30,12 +30,18 @@ pub struct Line {
     pub seed: u64,
     pub begun: u64,
     pub seconds: u64,
+    /// Values a second that clients offered; 0 in lines that are older than this field.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub rate: u64,
     pub commit: String,
     pub acknowledged: u64,
     pub failed: u64,
     pub unknown: u64,
     pub under_faults: u64,
     pub per_second: u64,
+    /// The same before the first fault.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub undisturbed_per_second: u64,
     pub log_records: u64,
     pub reads: u64,
     pub bank_looks: u64,
@@ -56,6 +62,11 @@ pub struct Line {
     pub took_s: u64,
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 impl From<&Report> for Line {
     fn from(report: &Report) -> Self {
         let mut violations = BTreeMap::new();
@@ -67,12 +78,14 @@ impl From<&Report> for Line {
             seed: report.seed,
             begun: report.begun,
             seconds: report.seconds,
+            rate: report.rate,
             commit: report.commit.clone(),
             acknowledged: report.acknowledged as u64,
             failed: report.failed as u64,
             unknown: report.unknown as u64,
             under_faults: report.acknowledged_under_faults as u64,
             per_second: report.per_second.round() as u64,
+            undisturbed_per_second: report.undisturbed_per_second.round() as u64,
             log_records: report.log_records as u64,
             reads: report.reads as u64,
             bank_looks: report.bank_looks as u64,
@@ -168,7 +181,7 @@ fn page(lines: &[Line]) -> String {
          that of the process of Millpond that took most.\n\n\
          {}\n{}\
          ## How it was run\n\n\
-         Commits: {}. Each run was under load for {} s at least, with the default rate.\n\n\
+         Commits: {}. Each run was under load for {} s at least. {}\n\n\
          Machine: {}. Load, three brokers, Postgres and Millpond share it.\n\n\
          ```sh\n\
          make torture ARGS=\"--seed 1..10 --resume\"                # all scenarios; goes on where it was stopped\n\
@@ -180,7 +193,31 @@ fn page(lines: &[Line]) -> String {
         troubles(lines),
         commits.into_iter().map(|commit| format!("`{commit}`")).collect::<Vec<_>>().join(", "),
         seconds.join(" or "),
+        rates(lines),
         machine(),
+    )
+}
+
+/// What clients offered, and how much of it was taken while nothing was broken.
+fn rates(lines: &[Line]) -> String {
+    let mut by_rate: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+    for line in lines.iter().filter(|line| line.rate > 0 && line.undisturbed_per_second > 0) {
+        by_rate.entry(line.rate).or_default().push(line.undisturbed_per_second);
+    }
+    let median = |of: &mut Vec<u64>| {
+        of.sort_unstable();
+        of[of.len() / 2]
+    };
+    let told = by_rate.iter_mut().map(|(rate, taken)| {
+        let (rate, runs, taken) = (grouped(*rate), taken.len(), grouped(median(taken)));
+        format!("{rate} in {runs} of them, of which {taken} were acknowledged before the first fault (median)")
+    });
+    let told: Vec<String> = told.collect();
+    let old = lines.iter().filter(|line| line.rate == 0).count();
+    format!(
+        "Values that clients offered a second: {}; between 1,200 and 5,500 in {old} that are older than this figure. \
+         Less was offered where two campaigns shared the machine.",
+        told.join("; ")
     )
 }
 
@@ -202,6 +239,7 @@ fn totals(lines: &[Line]) -> String {
         ("snapshots of the bank", sum(|line| line.bank_looks)),
         ("faults injected, and observed", format!("{}, {}", sum(|line| line.injected), sum(|line| line.observed))),
         ("recovery p50, p99", format!("{p50}, {p99}")),
+        ("scenarios with a seed, by their last run", last_runs(lines)),
         ("runs that found a violation", sum(|line| u64::from(!line.violations.is_empty()))),
         ("runs that came to no end", sum(|line| u64::from(line.error.is_some()))),
     ];
@@ -249,6 +287,13 @@ fn row(name: &str, lines: &[Line]) -> String {
         sum(|line| line.violations.values().sum()),
         grouped(lag.max(0).unsigned_abs()),
     )
+}
+
+/// How many pairs of scenario and seed there are, and what their last runs found.
+fn last_runs(lines: &[Line]) -> String {
+    let last: BTreeMap<(&str, u64), &Line> = lines.iter().map(|line| ((&*line.scenario, line.seed), line)).collect();
+    let found: u64 = last.values().map(|line| line.violations.values().sum::<u64>()).sum();
+    format!("{}, violations {found}", grouped(last.len() as u64))
 }
 
 /// Runs that found something or came to no end, each with what became of its scenario and seed later.
