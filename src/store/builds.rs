@@ -62,6 +62,12 @@ pub async fn begin(connection: &mut PgConnection, definition: &Definition<'_>) -
     if !resumed {
         versions::create(&mut tx, definition, next, "building").await?;
     }
+    if let Some(version) = found {
+        // Whoever goes on with it means to try again.
+        let of = format!("where projection = {} and version = {version}", literal(definition.projection));
+        let ended = "set state = 'running', halt_code = null, halt_reason = null";
+        run(&mut tx, format!("update millpond.fences {ended} {of} and state = 'halted'")).await?;
+    }
     tx.commit().await?;
     Ok(Build { version: found.unwrap_or(next), live, resumed })
 }

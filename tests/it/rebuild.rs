@@ -246,6 +246,13 @@ async fn decisions_hold_in_the_version_that_is_built_and_in_the_one_that_is_kept
     eventually(SOON, || rebuild.try_wait().unwrap().is_some());
     assert_eq!((live(&cluster, "sums").await, totals(&cluster).await), (Some(2), 17));
 
+    // What was set aside has been told of once, whichever version found it.
+    let of_ours = |record: &Value| record["headers"].to_string().contains(&cluster.project.topic);
+    let mirrored = async || cluster.cat("sums.dlq").iter().filter(|record| of_ours(record)).count();
+    let unsent = async || cluster.number("select count(*) from millpond.outbox where not held").await == Some(0);
+    eventually_async(SOON, unsent).await;
+    assert_eq!(mirrored().await, 2);
+
     // The kept version follows what is decided now.
     pay(&all, "c", Project::TOO_MUCH).await;
     pay(&all, "c", 3).await;
@@ -256,5 +263,33 @@ async fn decisions_hold_in_the_version_that_is_built_and_in_the_one_that_is_kept
     let (ended_well, _) = lines(&cluster, &["rollback", "sums"]);
     assert!(ended_well);
     assert_eq!((live(&cluster, "sums").await, totals(&cluster).await), (Some(1), 20));
+    eventually_async(SOON, unsent).await;
+    assert_eq!(mirrored().await, 3);
+    all.stop();
+}
+
+/// A halt of a version that is being built is ended by who goes on with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn build_that_has_halted_goes_on_once_the_record_is_decided_about() {
+    let cluster = Cluster::of("stopped", Project::sums).await;
+    let all = cluster.start("all", &[]);
+    for amount in [1, Project::TOO_MUCH, 2] {
+        pay(&all, "a", amount).await;
+    }
+    eventually_async(SOON, async || totals(&cluster).await == 3).await;
+    let manifest = "topics = [\"TOPIC\"]\non_error = \"halt\"\n[tables.sums]\nkey = [\"account\"]\n\
+                    merge = { payments = \"sum\", total = \"sum\" }\n";
+    cluster.project.write("consumers/sums/consumer.toml", manifest);
+    // Another version, too.
+    cluster.project.bound(Project::TOO_MUCH / 2);
+    let output = cluster.run(&["rebuild", "sums", "--swap"]);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && error.contains("version 2 of sums has halted"), "{error}");
+    cluster.succeeds(&["dlq", "discard", "sums", "--all"]);
+    eventually_async(SOON, async || cluster.number("select count(*) from millpond.verdicts").await == Some(1)).await;
+    let (ended_well, said) = lines(&cluster, &["rebuild", "sums", "--swap", "--max-changed", "0"]);
+    assert!(ended_well);
+    assert_eq!(event(&said, "begun")["resumed"], true);
+    assert_eq!((live(&cluster, "sums").await, totals(&cluster).await), (Some(2), 3));
     all.stop();
 }
