@@ -284,7 +284,7 @@ impl Arena {
     /// Ends the process of a slot in good order.
     pub fn stop(&mut self, slot: usize) {
         self.note_death(slot);
-        if let Some(process) = self.slots[slot].process.take() {
+        if let Some(process) = self.slots[slot].process.take().filter(Process::runs) {
             tokio::task::block_in_place(|| process.stop());
         }
     }
@@ -324,7 +324,9 @@ impl Arena {
                 process.terminate();
             }
         }
-        (0..self.slots.len()).for_each(|slot| self.stop(slot));
+        for process in self.slots.iter_mut().filter_map(|slot| slot.process.take()) {
+            tokio::task::block_in_place(|| process.stop());
+        }
     }
 
     /// Removes topics, database and folder, that of a run that was kept aside.
