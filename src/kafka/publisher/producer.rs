@@ -120,7 +120,11 @@ impl ProducerContext for Context {
             }
             Err((error, message)) => {
                 let code = error.rdkafka_error_code().unwrap_or(Code::Fail);
-                let reason = Reason::of_report(code);
+                let reason = match Reason::of_report(code) {
+                    // Nobody has ended it: it has failed for good, and throws away what it has.
+                    Reason::Closed if self.state.closing().is_none() => Reason::ProducerLost,
+                    reason => reason,
+                };
                 tracing::debug!(topic = message.topic(), partition = message.partition(), %error, "record not acknowledged");
                 match reason {
                     Reason::ProducerLost => self.state.doubt_producer(),
