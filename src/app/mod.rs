@@ -129,6 +129,7 @@ impl Application {
                 rebuild::swap(&config, &name, max_changed, &keep).await.map(done)
             }
             Command::Rollback { name, keep } => rebuild::rollback(&config, &name, &keep).await.map(done),
+            Command::Replay(arguments) => rebuild::replay(&config, arguments, handlers).await,
             Command::Topic(command) => look::topic(&config, command).await.map(done),
             Command::Dlq(command) => dlq::run(&config, command).await.map(done),
             Command::Explain { code } => explain::explain(code.as_deref()),

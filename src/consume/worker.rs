@@ -395,6 +395,10 @@ impl Worker {
 
     pub(super) async fn commit(&mut self, mut work: Work<'_>) -> Result<Committed, Failure> {
         let (to, log_time) = (work.to, work.log_time);
+        if !self.engine.decides {
+            work.decisions.clear();
+            work.reviewed.clear();
+        }
         work.wait(&self.engine).await?;
         let mut lease = store::bounded(self.engine.sessions.batch()).await?;
         let transacted = async {
