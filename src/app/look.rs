@@ -165,7 +165,9 @@ fn beside_text(other: &Beside) -> String {
     let Beside { projection, version, state, lag, kept_until, halt_reason } = other;
     if state == "scratch" {
         let until = kept_until.as_deref().unwrap_or("further notice");
-        return format!("version {version} is scratch of a replay, there until {until}: `millpond replay {projection} --drop` removes it");
+        return format!(
+            "version {version} is scratch of a replay, there until {until}: `millpond replay {projection} --drop` removes it"
+        );
     }
     let lag = lag.map_or("?".to_owned(), |lag| lag.to_string());
     let halted = halt_reason.as_ref().map_or_else(String::new, |why| format!("; halted: {}", printable(why)));
@@ -308,9 +310,8 @@ pub(super) fn start(from: &str) -> anyhow::Result<Start> {
     if let Ok(offset) = from.parse() {
         return Ok(Start::Offset(offset));
     }
-    let time = DateTime::parse_from_rfc3339(from).with_context(|| {
-        format!("{from}: expected start, end, an offset or a time such as 2013-01-01T10:15:00Z")
-    })?;
+    let time = DateTime::parse_from_rfc3339(from)
+        .with_context(|| format!("{from}: expected start, end, an offset or a time such as 2013-01-01T10:15:00Z"))?;
     Ok(Start::Timestamp(time.timestamp_millis()))
 }
 

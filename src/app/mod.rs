@@ -12,6 +12,7 @@ mod folder;
 mod live_line;
 mod look;
 mod open_files;
+mod plan;
 mod project;
 mod rebuild;
 mod roles;
@@ -124,6 +125,7 @@ impl Application {
             Command::Producer(command) => scaffold::producer(&config, command),
             Command::Consumer(command) => consumers::command(&config, command, &handlers).await,
             Command::Rebuild(arguments) => rebuild::run(&config, arguments, handlers).await,
+            Command::Plan { check, json } => plan::run(&config, check, json, handlers).await,
             Command::Diff { name, format, samples } => rebuild::diff(&config, &name, format, samples).await.map(done),
             Command::Swap { name, max_changed, keep } => {
                 rebuild::swap(&config, &name, max_changed, &keep).await.map(done)

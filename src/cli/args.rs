@@ -75,6 +75,14 @@ pub enum Command {
     /// Projections: write, try, test, pause
     #[command(subcommand)]
     Consumer(Consumer),
+    /// Show what the folders ask for that this database does not have yet, how much has to be read for it, and what to type
+    Plan {
+        /// Exit with 1 while processes with these folders would refuse to run some of them, for CI
+        #[arg(long)]
+        check: bool,
+        #[arg(long)]
+        json: bool,
+    },
     /// Build a projection anew from the log, beside the live one; then show what differs, and ask before it takes its place
     Rebuild(Rebuild),
     /// Show in which rows the version that is being built differs from the live one, both at the same offsets

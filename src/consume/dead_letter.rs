@@ -139,6 +139,27 @@ impl DeadLetter<'_> {
     }
 }
 
+/// What the repeat of a record says that was set aside and holds nothing up: it has no effect, as the record has none.
+pub const REPEAT: &str = "repeat_of_dead_letter";
+
+/// Tells of repeats whose record has no effect. Of one whose record waits nothing is said yet: it may still have its effect.
+pub fn repeats_sql(engine: &Engine, at: &TopicPartition, repeats: &[(i64, i64)]) -> String {
+    let rows: Vec<String> = repeats.iter().map(|(offset, first)| format!("({offset}, {first})")).collect();
+    format!(
+        "insert into millpond.refusals (projection, version, topic, partition, \"offset\", code, reason)
+         select d.projection, d.version, d.topic, d.partition, r.at, '{REPEAT}',
+                'it repeats the record at offset ' || r.first || ', which was set aside: ' || d.reason
+           from (values {}) as r(at, first) join millpond.dead_letters d
+             on d.projection = {} and d.version = {} and d.topic = {} and d.partition = {} and d.\"offset\" = r.first
+          where d.parked_at is null on conflict do nothing;\n",
+        rows.join(", "),
+        literal(&engine.projection),
+        engine.version,
+        literal(&at.topic),
+        at.partition,
+    )
+}
+
 /// The statements that put staged rows into the table, and their keys among the parked ones.
 pub fn insert_sql(engine: &Engine, at: &TopicPartition, dead: &[DeadLetter<'_>]) -> String {
     let place =

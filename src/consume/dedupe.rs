@@ -36,6 +36,8 @@ pub struct Repeats {
     /// Those whose id stands for another record. They become dead letters, whatever the consumer says of errors: nothing
     /// could be mended, for the record that came first stands.
     conflicts: Vec<(usize, Fault)>,
+    /// Those that repeat a record, and its offset.
+    repeated: Vec<(usize, i64)>,
     /// Those whose ids are to be remembered, and how late it is in the log there.
     fresh: Vec<(usize, i64)>,
 }
@@ -49,7 +51,7 @@ impl Repeats {
             chunk.records[first..].iter().filter_map(|record| identity(chunk, record)).map(|(id, _)| id).collect();
         ids.sort_unstable();
         ids.dedup();
-        let mut lease = store::bounded(engine.sessions.batch()).await?;
+        let mut lease = engine.sessions.batch().await?;
         let known = store::bounded(seen::known(&mut lease.connection, &engine.schema, claim, &ids)).await?;
         lease.give_back();
         let mut repeats = decide(chunk, first, window, claim.log_time, &known);
@@ -67,6 +69,11 @@ impl Repeats {
     /// Repeats among `range` that are no conflicts.
     pub fn count(&self, range: &Range<usize>) -> usize {
         self.aside.range(range.clone()).count() - self.conflicts(range).len()
+    }
+
+    /// Offsets of the repeats among `range`, each with that of the record that it repeats.
+    pub fn first_met(&self, chunk: &Chunk, range: &Range<usize>) -> Vec<(i64, i64)> {
+        within(&self.repeated, range).iter().map(|(index, first)| (chunk.records[*index].offset, *first)).collect()
     }
 
     /// What is to be remembered of `range`, by id: of one that occurs twice, the window apart, the second.
@@ -118,7 +125,9 @@ fn decide(
             continue;
         };
         repeats.aside.insert(index);
-        if before.fingerprint != fingerprint {
+        if before.fingerprint == fingerprint {
+            repeats.repeated.push((index, before.offset));
+        } else {
             repeats.conflicts.push((index, conflict(before.offset)));
         }
     }
@@ -129,8 +138,8 @@ fn conflict(with: i64) -> Fault {
     Fault {
         class: "id_conflict",
         reason: format!(
-            "its event id stands for another record, the one at offset {with} of this partition, which has taken effect; \
-             what is new has to be sent under an id of its own"
+            "its event id stands for another record, the one at offset {with} of this partition, which came first; what is new \
+             has to be sent under an id of its own"
         ),
         record_type: None,
     }

@@ -101,6 +101,7 @@ impl Worker {
             Err(unknown) => return self.unknown_aside(lane, unknown).await,
         };
         if let Some((index, fault)) = prepared.faults.first() {
+            self.outlived().await.map_err(|error| self.broken(error))?;
             return Ok(if *index == 0 { Step::Failed(fault.clone()) } else { Step::Fewer(*index) });
         }
         if prepared.end < rows.len() {
@@ -157,8 +158,8 @@ impl Worker {
             debug!(consumer = %self.engine.projection, partition = %self.partition.at, parked_at, "released a parked key");
             self.parked.release(parked_at);
         }
-        self.done(records, started);
-        tally.report(&self.engine.projection, committed.refused, started);
+        self.done(records, committed.took);
+        tally.report(&self.engine.label(), committed.refused, started);
         Ok(())
     }
 
@@ -198,7 +199,7 @@ impl Worker {
         if row.class == WAITS {
             let dead = usize::from(what == SetBack::Dead);
             let tally = Tally { applied: 0, skipped: 0, repeated: 0, parked: 0, dead, classes: vec![fault.class] };
-            tally.report(&self.engine.projection, 0, started);
+            tally.report(&self.engine.label(), 0, started);
         }
         self.parked.set_attempts(lane, if retries { attempts } else { 0 });
         if !goes_on {
@@ -212,6 +213,7 @@ impl Worker {
 
     /// The record waits for its schema in its lane; what comes from the log does not wait with it.
     async fn unknown_aside(&mut self, lane: Lane, unknown: UnknownSchema) -> Result<Step, Broken> {
+        self.outlived().await.map_err(|error| self.broken(error))?;
         let since = *self.unknown_aside.entry(unknown.0).or_insert_with(Instant::now);
         self.partition.note_error(&unknown.to_string());
         if since.elapsed() > SCHEMA_PATIENCE {

@@ -51,8 +51,6 @@ pub struct Engine {
     pub schema: String,
     pub compiled: Arc<Compiled>,
     pub handler: Option<Arc<dyn Handler>>,
-    /// Whether what it decides about records holds for other versions, too: not of one that tries things.
-    pub decides: bool,
     pub preparer: Preparer,
     pub sessions: Sessions,
     pub bounds: Bounds,

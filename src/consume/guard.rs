@@ -5,8 +5,9 @@
 //! fence before it is begun, and no longer once the process has outlived it: when the records are decoded and a handler is
 //! done with them. While the process waits for Postgres it is not counted either, for waiting ends no process. And of all
 //! partitions of a process only one has a record at work at a time, or those that are at work beside the one that ends it
-//! would be taken for it. So only what kills it from outside within the fractions of a millisecond in which a record is at
-//! work is mistaken for the record's doing. A single record over which three processes have ended is not touched again.
+//! would be taken for it. So only what kills it from outside while a record is at work, or while the one statement is on its
+//! way that says so before it or after it, is mistaken for the record's doing: milliseconds, for the statement has a
+//! connection of its own and waits for nobody. A single record over which three processes have ended is not touched again.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -98,7 +99,7 @@ impl Guard {
     ) -> Result<Option<Fault>, store::Error> {
         self.turn.take().await;
         let attempt = (from, self.begun.replace(from) == Some(from));
-        let mut lease = engine.sessions.control().await?;
+        let mut lease = engine.sessions.guard().await?;
         let noting = fence::note_attempt(&mut lease.connection, &engine.projection, engine.version, claim, attempt);
         let attempts = store::bounded(noting).await?;
         lease.give_back();
@@ -146,7 +147,7 @@ impl Attempt<'_> {
     }
 
     async fn count(self, by: i32) -> Result<(), store::Error> {
-        let mut lease = self.engine.sessions.control().await?;
+        let mut lease = self.engine.sessions.guard().await?;
         let (name, version) = (&self.engine.projection, self.engine.version);
         store::bounded(fence::count_attempts(&mut lease.connection, name, version, self.claim, by)).await?;
         lease.give_back();

@@ -114,8 +114,7 @@ impl Worker {
         }
         self.parked = Parked::of(keys);
         self.parked.set_due(due);
-        // What is decided about a record that the live version is past this one may not have read yet.
-        self.greatest_verdict = if self.engine.vitals.is_beside() { Some(i64::MAX) } else { greatest };
+        self.greatest_verdict = greatest;
         Ok(())
     }
 
@@ -123,7 +122,9 @@ impl Worker {
     /// them.
     pub(super) async fn recall(&mut self, chunk: &mut Chunk) -> Result<(), Broken> {
         self.recalled = Recalled::default();
-        let (Some(greatest), Some(last)) = (self.greatest_verdict, chunk.records.last()) else { return Ok(()) };
+        // What is decided about a record that the live version is past this one may not have read yet.
+        let greatest = if self.engine.vitals.is_beside() { Some(i64::MAX) } else { self.greatest_verdict };
+        let (Some(greatest), Some(last)) = (greatest, chunk.records.last()) else { return Ok(()) };
         let (from, to) = (chunk.records[0].offset, last.offset.min(greatest));
         if from > greatest {
             return Ok(());
@@ -159,6 +160,9 @@ impl Worker {
 
     /// The schema may be on its way: the record waits for it, but not for ever.
     pub(super) async fn unknown_schema(&mut self, unknown: UnknownSchema) -> Broken {
+        if let Err(error) = self.outlived().await {
+            return self.broken(error);
+        }
         let (id, since) = *self.unknown_since.get_or_insert((unknown.0, Instant::now()));
         if id != unknown.0 {
             self.unknown_since = None;

@@ -55,7 +55,9 @@ impl FromStr for Condition {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let expected = || {
-            format!("`{text}`: expected a field, one of = != < <= > >= and a value, such as account=a1 or delay_minutes>=15")
+            format!(
+                "`{text}`: expected a field, one of = != < <= > >= and a value, such as account=a1 or delay_minutes>=15"
+            )
         };
         let at = text.find(['!', '<', '>', '=']).ok_or_else(expected)?;
         let (field, rest) = text.split_at(at);
@@ -128,7 +130,8 @@ impl Only {
         let Some(decoder) = self.decoder(schemas, id) else { return true };
         let Some(decoder) = decoder else { return false };
         let mut json = Vec::new();
-        let record = decoder.append_json(body, &mut json).ok().and_then(|()| serde_json::from_slice::<Value>(&json).ok());
+        let record =
+            decoder.append_json(body, &mut json).ok().and_then(|()| serde_json::from_slice::<Value>(&json).ok());
         record.is_some_and(|record| self.conditions.iter().all(|condition| condition.holds(&record)))
     }
 
@@ -157,15 +160,33 @@ mod tests {
 
     #[test]
     fn fields_are_compared_as_what_they_are() {
-        let record = json!({ "n": 15, "x": 1.5, "s": "2013-01-02T00:00:00Z", "b": true, "none": null, "inner": { "a": "9" } });
+        let record =
+            json!({ "n": 15, "x": 1.5, "s": "2013-01-02T00:00:00Z", "b": true, "none": null, "inner": { "a": "9" } });
         let holds = |text: &str| text.parse::<Condition>().unwrap().holds(&record);
         for text in [
-            "n=15", "n>=15", "n<=15", "n!=14", "n>9", "n<100", "n<15.5", "x=1.5", "x>1", "s>=2013-01-02", "s<2014", "b=true",
-            "b!=false", "none=null", "inner.a=9", " inner.a = 9 ", "n!=abc",
+            "n=15",
+            "n>=15",
+            "n<=15",
+            "n!=14",
+            "n>9",
+            "n<100",
+            "n<15.5",
+            "x=1.5",
+            "x>1",
+            "s>=2013-01-02",
+            "s<2014",
+            "b=true",
+            "b!=false",
+            "none=null",
+            "inner.a=9",
+            " inner.a = 9 ",
+            "n!=abc",
         ] {
             assert!(holds(text), "{text}");
         }
-        for text in ["n=14", "n>15", "n<15", "x<1", "s<2013-01-02", "b=false", "none=x", "inner.b=9", "absent!=1", "n=abc"] {
+        for text in
+            ["n=14", "n>15", "n<15", "x<1", "s<2013-01-02", "b=false", "none=x", "inner.b=9", "absent!=1", "n=abc"]
+        {
             assert!(!holds(text), "{text}");
         }
     }

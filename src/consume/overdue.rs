@@ -22,7 +22,7 @@ impl Overdue {
     /// Begins to watch: the handler has just been given `records`. From a task of its own, since a handler that computes
     /// lets nobody else run in its task.
     pub fn watch(engine: &Arc<Engine>, partition: &Arc<Partition>, records: &[Record]) -> Self {
-        let (consumer, partition) = (engine.projection.clone(), Arc::clone(partition));
+        let (consumer, label, partition) = (engine.projection.clone(), engine.label(), Arc::clone(partition));
         let (count, from) = (records.len(), records.first().map_or(0, |record| record.offset));
         let begun = Instant::now();
         Self(tokio::spawn(async move {
@@ -33,7 +33,7 @@ impl Overdue {
                 partition.note_error(&format!(
                     "the handler has been at work for {seconds} s on {count} records from offset {from} on; the partition waits for it"
                 ));
-                metrics::HANDLERS_OVERDUE.with_label_values(&[consumer.as_str()]).inc();
+                metrics::HANDLERS_OVERDUE.with_label_values(&[label.as_str()]).inc();
             }
         }))
     }

@@ -19,6 +19,7 @@ use crate::{
     store::{
         self, PgConnection, parked,
         status::{self, End},
+        swap,
     },
     telemetry::metrics::consume as metrics,
 };
@@ -160,6 +161,7 @@ impl Reporter {
         }
         if engine.vitals.is_beside() {
             answer(parked::follow_verdicts(connection, &engine.projection, engine.version)).await?;
+            answer(swap::trim_held(connection, &engine.projection, engine.version)).await?;
         }
         // Workers do not ask for themselves: a batch would cost a query more, for what happens once a week.
         let due = answer(parked::due_partitions(connection, &engine.projection, engine.version)).await?;

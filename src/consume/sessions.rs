@@ -17,6 +17,7 @@ pub struct Sessions {
     setup: String,
     batches: Slots<Session>,
     controls: Slots<PgConnection>,
+    guards: Slots<PgConnection>,
 }
 
 /// A bounded set of connections. One that saw an error is dropped, never lent again, unless the error was about a record.
@@ -41,6 +42,7 @@ impl<C> Slots<C> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits for its turn as long as others take, and for a new connection no longer than for any answer.
     async fn lease(
         &self,
         connect: impl AsyncFnOnce() -> Result<C, store::Error>,
@@ -49,7 +51,7 @@ impl<C> Slots<C> {
         let idle = self.idle().pop();
         let connection = match idle {
             Some(connection) => connection,
-            None => connect().await?,
+            None => store::bounded(connect()).await?,
         };
         Ok(Lease { connection, slots: self, _permit: permit })
     }
@@ -64,6 +66,7 @@ impl Sessions {
             setup: setup.join(";\n"),
             batches: Slots::new(size),
             controls: Slots::new(CONTROLS),
+            guards: Slots::new(1),
         }
     }
 
@@ -81,10 +84,17 @@ impl Sessions {
         self.controls.lease(async || store::connect(&self.url, &self.application).await).await
     }
 
+    /// The one for the crash guard, whose attempts must not be counted while they queue behind claims. Connected while
+    /// something is watched, as after a crash.
+    pub async fn guard(&self) -> Result<Lease<'_, PgConnection>, store::Error> {
+        self.guards.lease(async || store::connect(&self.url, &self.application).await).await
+    }
+
     /// Closes the connections nobody uses: after an outage they are all dead.
     pub fn drop_idle(&self) {
         self.batches.idle().clear();
         self.controls.idle().clear();
+        self.guards.idle().clear();
     }
 }
 

@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
+    time::Duration,
 };
 
 use serde_json::Value;
@@ -60,6 +61,8 @@ pub struct Work<'a> {
     pub dead: Vec<DeadLetter<'a>>,
     /// Ids to be remembered from now on.
     pub ids: BTreeMap<&'a str, Entry>,
+    /// Repeats, each with the offset of the record that it repeats.
+    pub repeats: Vec<(i64, i64)>,
     /// Greatest timestamp of its records.
     pub log_time: Option<i64>,
     /// What the engine itself has decided about records of the batch.
@@ -84,6 +87,7 @@ impl<'a> Work<'a> {
             watched: None,
             dead,
             ids: BTreeMap::new(),
+            repeats: Vec::new(),
             log_time: None,
             decisions,
             reviewed: Vec::new(),
@@ -108,6 +112,8 @@ pub struct Committed {
     pub out_seq: i64,
     /// Commands that the handler refused.
     pub refused: usize,
+    /// From the moment on at which a session was there for it.
+    pub took: Duration,
 }
 
 impl Work<'_> {
@@ -184,7 +190,8 @@ pub async fn run(engine: &Engine, session: &mut Session, mut work: Work<'_>) -> 
         flush = format!("begin;\n{fence}\ncommit");
     }
     session.run(&flush).await?;
-    Ok(Committed { out_seq: work.claim.out_seq + outbox, refused: work.prepared.effects.refusals.len() })
+    let refused = work.prepared.effects.refusals.len();
+    Ok(Committed { out_seq: work.claim.out_seq + outbox, refused, took: Duration::ZERO })
 }
 
 fn flush_sql(engine: &Engine, work: &Work<'_>, emitted: i64, with_rows: &BTreeSet<&str>, tables: &[String]) -> String {
@@ -214,6 +221,9 @@ fn flush_sql(engine: &Engine, work: &Work<'_>, emitted: i64, with_rows: &BTreeSe
     if !work.dead.is_empty() {
         sql.push_str(&dead_letter::insert_sql(engine, &work.claim.at, &work.dead));
     }
+    if !work.repeats.is_empty() {
+        sql.push_str(&dead_letter::repeats_sql(engine, &work.claim.at, &work.repeats));
+    }
     if let Some(drained) = &work.drained {
         sql.push_str(&drained.sql(engine, &work.claim.at));
     }
@@ -240,12 +250,14 @@ fn flush_sql(engine: &Engine, work: &Work<'_>, emitted: i64, with_rows: &BTreeSe
         sql.push_str(&format!(
             "insert into millpond.outbox (projection, version, topic, partition, out_seq, source_offset, index, event_id,
                target_topic, record_type, key, payload, headers, held)
-             select v.projection, v.version, {2}, {3}, o.*, v.state <> 'live' from pg_temp._outbox o, millpond.versions v
+             select v.projection, v.version, {2}, {3}, o.*, v.state <> 'live' and o.index <> {4}
+               from pg_temp._outbox o, millpond.versions v
               where v.projection = {0} and v.version = {1};\n",
             literal(&engine.projection),
             engine.version,
             literal(&work.claim.at.topic),
-            work.claim.at.partition
+            work.claim.at.partition,
+            verdict::INDEX,
         ));
     }
     sql.push_str("commit");

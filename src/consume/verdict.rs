@@ -32,6 +32,9 @@ pub const TOPIC: &str = "millpond.verdicts";
 const LONGEST_REASON: usize = 8 * 1024;
 /// What a verdict's record has beside its payload, at most.
 const OVERHEAD: usize = 16 * 1024;
+/// In the place of an event's number among those of its record. What was decided leaves whichever version writes it down: of
+/// a compacted topic the last one counts.
+pub const INDEX: i32 = -2;
 /// Who decides where nobody was asked.
 const OWN: &str = "millpond";
 
@@ -134,7 +137,7 @@ impl Decision {
         rows.begin_row(9);
         rows.int8(seq);
         rows.int8(offset);
-        rows.int4(-2);
+        rows.int4(INDEX);
         rows.bytes(id.as_bytes());
         rows.bytes(TOPIC.as_bytes());
         rows.bytes(b"Verdict");

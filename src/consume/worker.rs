@@ -1,7 +1,7 @@
 //! The worker of one partition: claim, batch, transaction, and what to do when one of them fails.
 //!
-//! One transaction is in flight per partition. A worker that loses its fence throws its batch away; one that loses
-//! the database keeps its batch, backs off and claims again, for only the claim tells what was committed.
+//! One transaction is in flight per partition. A worker that loses its fence or the database keeps its batch, backs off and
+//! claims again, for only the claim tells what was committed; what is below the fence then is dropped.
 
 use std::{
     any::Any,
@@ -11,7 +11,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use futures_util::FutureExt;
 use tracing::warn;
 
@@ -20,7 +19,7 @@ use super::{
     dedupe::Repeats,
     divide::{Aside, Division},
     engine::{Engine, OnError},
-    guard::Guard,
+    guard::{Attempt, Guard},
     halts,
     limit::Limit,
     parked::{Parked, RETRY},
@@ -103,18 +102,18 @@ impl Worker {
 
     /// Works until the partition is taken away.
     pub async fn run(mut self) {
-        let mut waits = backoff();
+        let mut waits = Backoff::default();
         while self.partition.stopping() == Stop::Run {
             let turn = AssertUnwindSafe(self.turn()).catch_unwind().await;
             self.guard.give_up_turn();
             match turn.unwrap_or_else(|panic| Err(Broken::Halt(self.panicked(panic.as_ref())))) {
-                Ok(true) => waits = backoff(),
+                Ok(true) => waits = Backoff::default(),
                 Ok(false) => {}
                 Err(Broken::Fenced) => {
                     warn!(consumer = %self.engine.projection, partition = %self.partition.at, "fenced: another member owns this partition's fence");
                     metrics::BATCHES.with_label_values(&[self.engine.label().as_str(), "fenced"]).inc();
                     self.drop_claim();
-                    self.partition.sleep(waits.next().unwrap_or(MAX_WAIT)).await;
+                    self.partition.sleep(waits.next()).await;
                 }
                 Err(Broken::Retry(reason)) => {
                     self.partition.note_error(&reason);
@@ -124,7 +123,7 @@ impl Worker {
                     if !planted::is(Bug::UnknownSentAgain) {
                         self.drop_claim();
                     }
-                    self.partition.sleep(waits.next().unwrap_or(MAX_WAIT)).await;
+                    self.partition.sleep(waits.next()).await;
                 }
                 Err(Broken::Held) => self.wait_for_bound().await,
                 Err(Broken::Halt(halt)) => self.halt(&halt).await,
@@ -297,6 +296,12 @@ impl Worker {
         Ok(())
     }
 
+    /// Tells the crash guard, while it watches, that the process has outlived what it began.
+    pub(super) async fn outlived(&self) -> Result<(), store::Error> {
+        let (Some(turn), Some(claim)) = (self.guard.turn(), &self.claim) else { return Ok(()) };
+        Attempt { engine: &self.engine, claim, turn: &turn }.end().await
+    }
+
     /// Tells the crash guard what is begun, while it watches.
     pub(super) async fn watch(&mut self, from: i64, records: usize) -> Result<Option<Fault>, Broken> {
         let Some(claim) = self.claim.clone().filter(|_| self.guard.is_watching()) else { return Ok(None) };
@@ -378,16 +383,17 @@ impl Worker {
         work.dead = aside.letters();
         work.ids = repeats.entries(chunk, range);
         work.log_time = chunk.records[range.clone()].iter().map(|record| record.timestamp).max();
+        work.repeats = repeats.first_met(chunk, range);
         let committed = self.commit(work).await?;
         heads.into_iter().for_each(|key| self.parked.park(key));
-        self.done(range.len(), started);
+        self.done(range.len(), committed.took);
         tally.report(&self.engine.label(), committed.refused, started);
         Ok(())
     }
 
-    /// A transaction of so many records was done: the next ones may be larger, or have to be smaller.
-    pub(super) fn done(&mut self, records: usize, started: Instant) {
-        self.limit.done(records, started.elapsed());
+    /// A transaction of so many records took so long: the next ones may be larger, or have to be smaller.
+    pub(super) fn done(&mut self, records: usize, took: Duration) {
+        self.limit.done(records, took);
         if self.limit.of(self.engine.bounds.max_records) == self.engine.bounds.max_records {
             self.guard.rest();
         }
@@ -395,19 +401,21 @@ impl Worker {
 
     pub(super) async fn commit(&mut self, mut work: Work<'_>) -> Result<Committed, Failure> {
         let (to, log_time) = (work.to, work.log_time);
-        if !self.engine.decides {
+        if self.engine.vitals.is_beside() {
+            // What another version found by itself holds for it alone: it may be given up.
             work.decisions.clear();
-            work.reviewed.clear();
         }
         work.wait(&self.engine).await?;
-        let mut lease = store::bounded(self.engine.sessions.batch()).await?;
+        // For as long as other partitions are at work, perhaps with handlers that take their time.
+        let mut lease = self.engine.sessions.batch().await?;
+        let begun = Instant::now();
         let transacted = async {
             // It may take as long as it takes; Postgres may not.
             transaction::decide(&self.engine, &self.partition, &lease.connection, &mut work).await?;
             store::bounded(transaction::run(&self.engine, &mut lease.connection, work)).await
         };
         let committed = match transacted.await {
-            Ok(committed) => committed,
+            Ok(committed) => Committed { took: begun.elapsed(), ..committed },
             Err(failure) => {
                 lease.give_back_after(&failure).await;
                 return Err(failure);
@@ -436,16 +444,23 @@ fn halves(range: &std::ops::Range<usize>) -> [std::ops::Range<usize>; 2] {
     [middle..range.end, range.start..middle]
 }
 
-/// Longest wait between attempts while the database is away.
+/// Waits between attempts while the database is away: at most so long, twice as long each time up to the most, and each
+/// any part of that by chance, so that a database that is back is not met by all workers at once.
+struct Backoff(Duration);
+
+const FIRST_WAIT: Duration = Duration::from_millis(100);
 const MAX_WAIT: Duration = Duration::from_secs(5);
 
-/// Full jitter between 100 ms and 5 s: a returning database is not met by all workers at once.
-fn backoff() -> impl Iterator<Item = Duration> {
-    ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(100))
-        .with_max_delay(MAX_WAIT)
-        .with_factor(2.0)
-        .with_jitter()
-        .without_max_times()
-        .build()
+impl Default for Backoff {
+    fn default() -> Self {
+        Self(FIRST_WAIT)
+    }
+}
+
+impl Backoff {
+    fn next(&mut self) -> Duration {
+        let most = self.0;
+        self.0 = (most * 2).min(MAX_WAIT);
+        most.mul_f64(fastrand::f64())
+    }
 }

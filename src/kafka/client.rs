@@ -130,6 +130,7 @@ const OWNED: &[(&[&str], &str)] = &[
             "isolation.level",
             "auto.offset.reset",
             "enable.partition.eof",
+            "check.crcs",
         ],
         "positions are kept in Postgres and transactions are opened by Millpond itself",
     ),
@@ -254,6 +255,8 @@ impl Options {
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "error")
             .set("isolation.level", "read_committed")
+            // A broken batch is an error, never a record.
+            .set("check.crcs", "true")
             // The poll thread never waits longer than about 10 s; five minutes would only hide a fault.
             .set("max.poll.interval.ms", "60000")
             // Prefetch is memory: for each partition a batch, or 4 MiB, and what one fetch brings on top.

@@ -28,7 +28,7 @@ use crate::domain::TopicPartition;
 /// How long it is looked. Some connections and some fetches take far less; the next look is a second away.
 const LIMIT: Duration = Duration::from_secs(3);
 /// How often it is told how far was fetched, and a fraction of that: long enough to be handed all that waits.
-const STATISTICS_MS: &str = "100";
+const STATISTICS_MS: &str = "40";
 const TICK: Duration = Duration::from_millis(20);
 
 /// Offsets of one partition from `from` to before `to`, which is not beyond its end.
@@ -41,7 +41,12 @@ pub struct Gap {
 
 /// Those of the gaps in which there certainly is no committed record, of one partition at most one. Blocks for up to 3 s.
 pub fn without_records(options: &Options, gaps: Vec<Gap>) -> Result<Vec<Gap>, Error> {
-    let mut config = options.reader(Isolation::Committed)?;
+    without(options, Isolation::Committed, gaps)
+}
+
+/// [`without_records`] as a reader of the given kind sees them.
+pub(super) fn without(options: &Options, isolation: Isolation, gaps: Vec<Gap>) -> Result<Vec<Gap>, Error> {
+    let mut config = options.reader(isolation)?;
     config.set("statistics.interval.ms", STATISTICS_MS);
     // A client of its own each time: what it has fetched it has fetched since.
     let consumer: BaseConsumer<Fetched> = client::create(&config, Fetched::default(), "reader")?;

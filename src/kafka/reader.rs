@@ -21,8 +21,10 @@ use rdkafka::{
 use super::{
     Error, Options,
     client::{self, Isolation, Logging, PAUSE, is_passing},
+    gaps::{self, Gap},
     headers,
 };
+use crate::domain::TopicPartition;
 
 /// A reader that hears nothing from the brokers for so long gives up.
 const SILENCE: Duration = Duration::from_secs(15);
@@ -101,6 +103,8 @@ pub struct TopicRange {
 
 /// A client that reads. It serves one read at a time.
 pub struct Reader {
+    options: Options,
+    isolation: Isolation,
     consumer: BaseConsumer<Logging>,
 }
 
@@ -116,7 +120,8 @@ impl Reader {
     }
 
     pub(super) fn with(options: &Options, isolation: Isolation) -> Result<Self, Error> {
-        Ok(Self { consumer: client::create(&options.reader(isolation)?, Logging, "reader")? })
+        let consumer = client::create(&options.reader(isolation)?, Logging, "reader")?;
+        Ok(Self { options: options.clone(), isolation, consumer })
     }
 
     /// First offset that is kept and first that is not written yet (for committed reads: not decided yet).
@@ -203,13 +208,14 @@ impl Reader {
     }
 
     /// Reads a partition from `first` (`None`: its beginning) to an end that is not before the one it had at the call.
-    /// `each` gets key and payload. Returns where to go on.
+    /// `each` gets key and payload, and says whether it knows that the record behind this one is none, but the marker of a
+    /// transaction. Returns where to go on.
     pub(super) fn catch_up(
         &self,
         topic: &str,
         partition: i32,
         first: Option<i64>,
-        mut each: impl FnMut(Option<&[u8]>, Option<&[u8]>),
+        mut each: impl FnMut(Option<&[u8]>, Option<&[u8]>) -> bool,
     ) -> Result<i64, Error> {
         // Asked first: a leader just elected answers this only once it knows the end for sure.
         let (low, high) = self.watermarks(topic, partition)?;
@@ -217,15 +223,34 @@ impl Reader {
         if next > high {
             return Err(Error::Shrunk { topic: topic.into(), partition, end: high, read: next });
         }
-        if next < high {
-            let topic: Arc<str> = topic.into();
-            self.run(&topic, &[Span { partition, first: next, end: None }], false, |message| {
+        let (started, name, mut before_marker) = (Instant::now(), Arc::from(topic), false);
+        while next < high {
+            self.run(&name, &[Span { partition, first: next, end: None }], false, |message| {
                 next = message.offset() + 1;
-                each(message.key(), message.payload());
+                before_marker = each(message.key(), message.payload());
                 ControlFlow::Continue(())
             })?;
+            if before_marker && next + 1 == high {
+                return Ok(high);
+            }
+            // The end of what was fetched: a leader that was elected meanwhile may show less for a moment.
+            if next < high && self.is_empty(topic, partition, (next, high))? {
+                return Ok(high);
+            }
+            if next < high && started.elapsed() > SILENCE {
+                return Err(Error::Timeout {
+                    action: format!("show {topic}/{partition} up to {high}"),
+                    seconds: SILENCE.as_secs(),
+                });
+            }
         }
         Ok(next)
+    }
+
+    /// Whether there certainly is no record from one offset to before another.
+    fn is_empty(&self, topic: &str, partition: i32, (from, to): (i64, i64)) -> Result<bool, Error> {
+        let gap = Gap { at: TopicPartition::new(topic, partition), from, to };
+        Ok(!gaps::without(&self.options, self.isolation, vec![gap])?.is_empty())
     }
 
     /// Reads the committed records of a partition from `first` (`None`: its beginning) to the end that it has at the call,
@@ -235,8 +260,12 @@ impl Reader {
         topic: &str,
         partition: i32,
         first: Option<i64>,
-        each: impl FnMut(Option<&[u8]>, Option<&[u8]>),
+        mut each: impl FnMut(Option<&[u8]>, Option<&[u8]>),
     ) -> Result<i64, Error> {
+        let each = |key: Option<&[u8]>, payload: Option<&[u8]>| {
+            each(key, payload);
+            false
+        };
         let (_, end) = Self::open_uncommitted(options)?.watermarks(topic, partition)?;
         let reader = Self::open(options)?;
         let started = Instant::now();

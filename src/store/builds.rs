@@ -62,6 +62,12 @@ pub async fn begin(connection: &mut PgConnection, definition: &Definition<'_>) -
     if !resumed {
         versions::create(&mut tx, definition, next, "building").await?;
     }
+    if let Some(version) = found {
+        // Whoever goes on with it means to try again.
+        let of = format!("where projection = {} and version = {version}", literal(definition.projection));
+        let ended = "set state = 'running', halt_code = null, halt_reason = null";
+        run(&mut tx, format!("update millpond.fences {ended} {of} and state = 'halted'")).await?;
+    }
     tx.commit().await?;
     Ok(Build { version: found.unwrap_or(next), live, resumed })
 }
@@ -133,11 +139,13 @@ pub async fn candidate(connection: &mut PgConnection, projection: &str) -> Resul
 
 /// Whether a version is being built, or is one to try things with.
 pub async fn is_open(connection: &mut PgConnection, projection: &str, version: i32) -> Result<bool, Error> {
-    let found = sqlx::query("select from millpond.versions where projection = $1 and version = $2 and state in ('building', 'scratch')")
-        .bind(projection)
-        .bind(version)
-        .fetch_optional(connection)
-        .await?;
+    let found = sqlx::query(
+        "select from millpond.versions where projection = $1 and version = $2 and state in ('building', 'scratch')",
+    )
+    .bind(projection)
+    .bind(version)
+    .fetch_optional(connection)
+    .await?;
     Ok(found.is_some())
 }
 

@@ -99,11 +99,13 @@ pub async fn compare(url: &str, projection: &str, (old, new): (i32, i32), scope:
     let mut reader = super::connect(url, "millpond diff").await?;
     // A table of many millions of rows takes its time; whoever asks can end us.
     run(&mut reader, "set statement_timeout = 0; set idle_in_transaction_session_timeout = 0").await?;
-    let (position, held) = if scope.aligned {
-        let aligned = align(&mut holder, &mut reader, projection, (old, new)).await;
+    // One that has halted, or was paused, comes nowhere: each is compared as it is.
+    let aligned = scope.aligned && !stands_still(&mut holder, projection, old).await?;
+    let (position, held) = if aligned {
+        let held = align(&mut holder, &mut reader, projection, (old, new)).await;
         // Also after an error: the other version goes on.
         free(&mut holder, projection, new).await?;
-        aligned?
+        held?
     } else {
         run(&mut reader, SNAPSHOT).await?;
         (shown(&offsets(&mut reader, projection, new).await?), Duration::ZERO)
@@ -128,7 +130,7 @@ pub async fn compare(url: &str, projection: &str, (old, new): (i32, i32), scope:
         new_version: new,
         position,
         held_ms,
-        aligned: scope.aligned,
+        aligned,
         touched: scope.touched,
         tables: found,
     })
@@ -182,6 +184,19 @@ async fn align(
         free(holder, projection, new).await?;
         tokio::time::sleep(HOLD / 4).await;
     }
+}
+
+/// Whether a version is halted on some partition, or paused by an operator.
+async fn stands_still(connection: &mut PgConnection, projection: &str, version: i32) -> Result<bool, Error> {
+    Ok(sqlx::query_scalar(
+        "select p.paused or exists (select from millpond.fences f
+                 where f.projection = p.projection and f.version = $2 and f.state = 'halted')
+           from millpond.projections p where p.projection = $1",
+    )
+    .bind(projection)
+    .bind(version)
+    .fetch_one(connection)
+    .await?)
 }
 
 /// As a position is written.

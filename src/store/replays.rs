@@ -75,8 +75,7 @@ async fn remove(connection: &mut PgConnection, projection: &str, which: &'static
     let sql = format!(
         "select version from millpond.versions where projection = $1 and state = 'scratch' and {which} order by version"
     );
-    let found: Vec<i32> =
-        sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).bind(projection).fetch_all(&mut *tx).await?;
+    let found: Vec<i32> = sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).bind(projection).fetch_all(&mut *tx).await?;
     for version in &found {
         builds::give_up(&mut tx, projection, *version).await?;
     }
@@ -85,7 +84,11 @@ async fn remove(connection: &mut PgConnection, projection: &str, which: &'static
 }
 
 /// What a version would have sent, by record type; mirrors of dead letters left out.
-pub async fn emitted(connection: &mut PgConnection, projection: &str, version: i32) -> Result<Vec<(String, i64)>, Error> {
+pub async fn emitted(
+    connection: &mut PgConnection,
+    projection: &str,
+    version: i32,
+) -> Result<Vec<(String, i64)>, Error> {
     let rows = sqlx::query(
         "select record_type, count(*) from millpond.outbox
           where projection = $1 and version = $2 and index >= 0 group by 1 order by 1",

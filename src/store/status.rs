@@ -164,14 +164,13 @@ pub async fn rest_breaker(connection: &mut PgConnection, projection: &str) -> Re
     Ok(())
 }
 
-/// Ends the halts of the live version; returns how many partitions had halted.
+/// Ends the halts of a projection, those of versions beside the live one among them; returns how many partitions had halted.
 pub async fn end_halts(connection: &mut PgConnection, projection: &str) -> Result<u64, Error> {
     // What led to the halt is no error of the time after it.
     let done = sqlx::query(
         "with ended as (
             update millpond.fences f set state = 'running', halt_code = null, halt_reason = null
-              from millpond.projections p
-             where p.projection = $1 and f.projection = p.projection and f.version = p.live_version and f.state = 'halted'
+             where f.projection = $1 and f.state = 'halted'
             returning f.projection, f.version, f.topic, f.partition),
          forgotten as (
             update millpond.ends e set last_error = null, last_error_at = null from ended

@@ -60,12 +60,14 @@ pub async fn swap(
     }
     let live_sql: Vec<String> = row.try_get::<Option<Vec<String>>, _>("live_sql")?.unwrap_or_default();
     refuse_dependents(&mut tx, projection, from).await?;
+    // Not while anybody is held.
+    trim_held(&mut tx, projection, to).await?;
     let began = Instant::now();
     fence::hold(&mut tx, projection, from).await?;
     wait_until_there(&mut tx, projection, from, to).await?;
     fence::hold(&mut tx, projection, to).await?;
     parked::follow_verdicts(&mut tx, projection, to).await?;
-    let sent_before = drop_sent(&mut tx, projection, from, to).await?;
+    let sent_before = release(&mut tx, projection, from, to).await?;
     for statement in live_sql {
         run(&mut tx, statement).await?;
     }
@@ -155,23 +157,61 @@ async fn refuse_dependents(tx: &mut PgConnection, projection: &str, from: i32) -
     )))
 }
 
-/// Removes from the outbox what the other version has sent, or put there to be sent; the rest may leave.
-async fn drop_sent(tx: &mut PgConnection, projection: &str, from: i32, to: i32) -> Result<u64, Error> {
+/// Removes from the outbox, in steps, what the live version has sent, or put there to be sent, of what another one holds.
+/// What that is does not change later, so who is beside the live version does it all the time, and a swap finds little.
+pub async fn trim_held(connection: &mut PgConnection, projection: &str, version: i32) -> Result<(), Error> {
+    let live: Option<i32> = sqlx::query_scalar("select live_version from millpond.projections where projection = $1")
+        .bind(projection)
+        .fetch_optional(&mut *connection)
+        .await?
+        .flatten();
+    let Some(live) = live.filter(|live| *live != version) else { return Ok(()) };
+    for _ in 0..STEPS {
+        if drop_sent(connection, projection, (live, version), STEP).await? < u64::from(STEP) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Rows that are removed at a time, some 100 ms of work, and how often at most: the next look is a second away.
+const STEP: u32 = 10_000;
+const STEPS: usize = 10;
+
+/// An event has been sent by the version that is past its record and has not set it aside. A mirror of a dead letter has been
+/// sent by the version that has the dead letter, or had it until somebody decided.
+async fn drop_sent(
+    connection: &mut PgConnection,
+    projection: &str,
+    (from, to): (i32, i32),
+    most: u32,
+) -> Result<u64, Error> {
     let dropped = sqlx::query(
-        "delete from millpond.outbox o using millpond.fences f
+        "delete from millpond.outbox x where x.ctid = any(array(
+         select o.ctid from millpond.outbox o
+           join millpond.fences f on f.projection = o.projection and f.version = $2 and f.topic = o.topic
+                and f.partition = o.partition and o.source_offset < f.next_offset
           where o.projection = $1 and o.version = $3 and o.held
-            and f.projection = o.projection and f.version = $2 and f.topic = o.topic and f.partition = o.partition
-            and o.source_offset < f.next_offset
-            and not exists (select from millpond.dead_letters d
+            and (o.index = -1) = (exists (select from millpond.dead_letters d
                              where d.projection = o.projection and d.version = $2 and d.topic = o.topic
-                               and d.partition = o.partition and d.\"offset\" = o.source_offset)",
+                               and d.partition = o.partition and d.\"offset\" = o.source_offset)
+                 or (o.index = -1 and exists (select from millpond.verdicts v
+                             where v.projection = o.projection and v.topic = o.topic and v.partition = o.partition
+                               and v.\"offset\" = o.source_offset and not v.void)))
+          limit $4 for update of o skip locked))",
     )
     .bind(projection)
     .bind(from)
     .bind(to)
-    .execute(&mut *tx)
-    .await?
-    .rows_affected();
+    .bind(i64::from(most))
+    .execute(connection)
+    .await?;
+    Ok(dropped.rows_affected())
+}
+
+/// Removes what the other version has sent; the rest may leave.
+async fn release(tx: &mut PgConnection, projection: &str, from: i32, to: i32) -> Result<u64, Error> {
+    let dropped = drop_sent(tx, projection, (from, to), u32::MAX).await?;
     sqlx::query("update millpond.outbox set held = false where projection = $1 and version = $2 and held")
         .bind(projection)
         .bind(to)

@@ -69,6 +69,10 @@ pub struct Arena {
     /// A planted bug.
     bug: Option<String>,
     lives: usize,
+    /// Processes that ended though nobody ended them.
+    pub died: Vec<String>,
+    /// A role whose processes are ended by what they read.
+    pub mortal: Option<&'static str>,
 }
 
 /// Members are missed soon, or a run would wait for little else; and before Postgres ends what they left open (8 s), or no
@@ -130,6 +134,8 @@ impl Arena {
             application,
             bug: bug.map(str::to_owned),
             lives: 0,
+            died: Vec::new(),
+            mortal: None,
         };
         arena.prepare(bug).await?;
         let all: Vec<usize> = (0..arena.slots.len()).collect();
@@ -179,6 +185,7 @@ impl Arena {
     fn start_all(&mut self, servers: &Servers, slots: &[usize]) -> anyhow::Result<()> {
         let mut starting = Vec::new();
         for slot in slots {
+            self.note_death(*slot);
             self.lives += 1;
             let name = format!("{}.{}", self.slots[*slot].name, self.lives);
             starting.push((*slot, name, self.command(servers, *slot)?));
@@ -253,8 +260,18 @@ impl Arena {
         Ok(ended)
     }
 
+    /// Writes down a process that is gone though nobody ended it.
+    fn note_death(&mut self, slot: usize) {
+        let Slot { name, role, process, .. } = &mut self.slots[slot];
+        let ended = process.as_mut().and_then(Process::ended_as);
+        if let Some(how) = ended.filter(|_| self.mortal != Some(*role)) {
+            self.died.push(format!("{name} ended by itself: {how}"));
+        }
+    }
+
     /// Kills the process of a slot, and makes sure that its connections are as dead as it is.
     pub fn kill_9(&mut self, slot: usize) {
+        self.note_death(slot);
         let slot = &mut self.slots[slot];
         slot.web.send_replace(None);
         if let Some(process) = slot.process.take() {
@@ -266,6 +283,7 @@ impl Arena {
 
     /// Ends the process of a slot in good order.
     pub fn stop(&mut self, slot: usize) {
+        self.note_death(slot);
         if let Some(process) = self.slots[slot].process.take() {
             tokio::task::block_in_place(|| process.stop());
         }

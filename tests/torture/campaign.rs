@@ -103,6 +103,7 @@ impl Campaign {
             seconds: runs.seconds,
             scale: runs.scale,
             rate: runs.rate,
+            lag: runs.lag,
             commit: report::commit(),
             planted: runs.plant.clone(),
             error: Some(error),

@@ -56,7 +56,7 @@ pub async fn show() -> anyhow::Result<bool> {
     let faults = {
         let random = Random::new(seed);
         let (servers, arena, workload) = (&mut servers, &mut arena, &workload);
-        let mut field = Field { servers, arena, workload, history: &history, pids: &pids, random, scale: 1.0 };
+        let mut field = Field { servers, arena, workload, history: &history, pids: &pids, random, turn: 0, scale: 1.0 };
         field.note_pids();
         acts(&mut field, &screen).await?
     };

@@ -26,6 +26,8 @@ pub struct Report {
     pub scale: f64,
     /// Values a second that clients offered; 0 in reports that are older than this field.
     pub rate: u64,
+    /// Values that tables might be behind before clients waited.
+    pub lag: i64,
     pub commit: String,
     /// Why it came to no end. Nothing was judged then: it tells nothing of Millpond.
     pub error: Option<String>,

@@ -55,6 +55,7 @@ pub async fn run(servers: &mut Servers, scenario: &str, seed: u64, runs: &Runs) 
             history: &history,
             pids: &pids,
             random,
+            turn: seed.saturating_sub(1),
             scale: runs.scale,
         };
         field.note_pids();
@@ -162,7 +163,7 @@ pub async fn end(
     let mut verdict = checker::judge(&case);
     verdict.violations.extend(liveness(faults, settled));
     verdict.violations.extend(faults::judged(faults));
-    verdict.violations.extend(health(arena, &seen, &actual));
+    verdict.violations.extend(health(arena, &seen, &actual, (&requests, &reads)));
     parts.end("judge");
     arena.close();
     parts.end("stop");
@@ -290,9 +291,19 @@ fn liveness(faults: &[Fault], settled: bool) -> Option<Violation> {
     (count > 0).then(|| Violation { check: 14, name: "liveness".into(), count, witness })
 }
 
-/// Check 13: no panic, no session stuck, no process beyond its memory.
-fn health(arena: &Arena, seen: &Seen, actual: &Actual) -> Option<Violation> {
+/// Check 13: no panic, no process that ended by itself, no answer of 500, no session stuck, no process beyond its memory.
+fn health(arena: &Arena, seen: &Seen, actual: &Actual, (requests, reads): (&[Request], &[Read])) -> Option<Violation> {
     let mut witness: Vec<String> = actual.stuck.clone();
+    witness.extend(arena.died.iter().cloned());
+    witness.extend(
+        requests
+            .iter()
+            .find(|request| request.answer.starts_with("500"))
+            .map(|request| format!("a request was answered {}", request.answer.chars().take(200).collect::<String>())),
+    );
+    witness.extend(
+        reads.iter().find(|read| read.status == 500).map(|read| format!("a read of {} was answered 500", read.key)),
+    );
     for log in arena.slots.iter().flat_map(|slot| &slot.logs) {
         let text = std::fs::read_to_string(log).unwrap_or_default();
         witness.extend(text.lines().filter(|line| line.contains("panicked at")).map(|line| name_line(log, line)));
@@ -323,6 +334,9 @@ fn account(
 ) -> Report {
     let count = |outcome| requests.iter().map(|request| request.count(outcome)).sum();
     let in_force = |request: &&Request| {
+        if faults::BESIDE.contains(&scenario) {
+            return false;
+        }
         let at = request.completed as f64 / 1e9;
         faults.iter().filter(|fault| fault.observed.is_some()).any(|fault| (fault.at..fault.until).contains(&at))
     };
@@ -347,6 +361,7 @@ fn account(
         seconds: runs.seconds,
         scale: runs.scale,
         rate: runs.rate,
+        lag: runs.lag,
         commit: crate::report::commit(),
         acknowledged: count(Outcome::Ok),
         answers,

@@ -33,6 +33,11 @@ pub struct Line {
     /// Values a second that clients offered; 0 in lines that are older than this field.
     #[serde(skip_serializing_if = "is_zero")]
     pub rate: u64,
+    /// As asked for; none in lines that are older than this field.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scale: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lag: Option<i64>,
     pub commit: String,
     pub acknowledged: u64,
     pub failed: u64,
@@ -79,11 +84,13 @@ impl From<&Report> for Line {
             begun: report.begun,
             seconds: report.seconds,
             rate: report.rate,
+            scale: (report.rate > 0).then_some(report.scale),
+            lag: (report.lag > 0).then_some(report.lag),
             commit: report.commit.clone(),
             acknowledged: report.acknowledged as u64,
             failed: report.failed as u64,
             unknown: report.unknown as u64,
-            under_faults: report.acknowledged_under_faults as u64,
+            under_faults: if beside(&report.scenario) { 0 } else { report.acknowledged_under_faults as u64 },
             per_second: report.per_second.round() as u64,
             undisturbed_per_second: report.undisturbed_per_second.round() as u64,
             log_records: report.log_records as u64,
@@ -108,11 +115,17 @@ impl Line {
         (&self.scenario, self.seed, self.begun)
     }
 
+    /// Whether it came to an end and broke something: else it says nothing.
+    fn tells(&self) -> bool {
+        self.error.is_none() && self.observed > 0
+    }
+
     /// Whether it need not be run again: it came to an end, broke something, and found nothing. What a run found is looked
     /// for again once something was changed.
     fn settles(&self, runs: &Runs, commit: &str) -> bool {
         let found = !self.violations.is_empty() && self.commit != commit;
-        self.error.is_none() && self.observed > 0 && self.seconds >= runs.seconds && !found
+        let weaker = (self.rate > 0 && self.rate < runs.rate) || self.scale.is_some_and(|scale| scale < runs.scale);
+        self.tells() && self.seconds >= runs.seconds && !weaker && !found
     }
 }
 
@@ -120,7 +133,10 @@ impl Line {
 pub fn lines() -> anyhow::Result<Vec<Line>> {
     let committed = Path::new(env!("CARGO_MANIFEST_DIR")).join(COMMITTED).join(RUNS);
     let here = report::read()?;
-    Ok(join(report::read_lines(&committed)?, here.iter().filter(|report| report.planted.is_none()).map(Line::from)))
+    let mut committed = report::read_lines(&committed)?;
+    // Older lines count what was acknowledged while something beside was broken.
+    committed.iter_mut().filter(|line: &&mut Line| beside(&line.scenario)).for_each(|line| line.under_faults = 0);
+    Ok(join(committed, here.iter().filter(|report| report.planted.is_none()).map(Line::from)))
 }
 
 fn join(committed: Vec<Line>, here: impl Iterator<Item = Line>) -> Vec<Line> {
@@ -140,10 +156,22 @@ pub fn is_done(lines: &[Line], scenario: &str, seed: u64, runs: &Runs, commit: &
     lines.iter().any(|line| line.scenario == scenario && line.seed == seed && line.settles(runs, commit))
 }
 
-/// Whether the last run of every scenario and seed came to an end and found nothing.
+/// Whether every scenario and seed has a run that came to an end and broke something, and the last of them found nothing.
 pub fn holds(lines: &[Line]) -> bool {
-    let last: BTreeMap<(&str, u64), &Line> = lines.iter().map(|line| ((&*line.scenario, line.seed), line)).collect();
-    last.values().all(|line| line.error.is_none() && line.violations.is_empty())
+    let last = last_runs(lines);
+    let pairs: BTreeSet<(&str, u64)> = lines.iter().map(|line| (&*line.scenario, line.seed)).collect();
+    last.len() == pairs.len() && last.values().all(|line| line.violations.is_empty())
+}
+
+/// By scenario and seed the last run that says something, or that found something whatever it broke.
+fn last_runs(lines: &[Line]) -> BTreeMap<(&str, u64), &Line> {
+    let telling = lines.iter().filter(|line| line.tells() || !line.violations.is_empty());
+    telling.map(|line| ((&*line.scenario, line.seed), line)).collect()
+}
+
+/// Whether its faults are met by a small Millpond beside the one under load.
+fn beside(scenario: &str) -> bool {
+    faults::BESIDE.contains(&scenario)
 }
 
 /// Writes lines and page into a folder.
@@ -176,15 +204,17 @@ fn page(lines: &[Line]) -> String {
          ## Scenarios\n\n\
          *Under faults* are the values that were acknowledged while a fault was in force or being recovered from. \
          *Available* is the mean share of quarters of a second in which something was acknowledged, outages and waiting \
-         clients included. *Recovery* is the time from a fault until every partition had taken a write that began after it \
-         and every table showed it. *Lag* is the most values that were acknowledged and not in every table yet; *memory* \
+         clients included. *Recovery* is the time from the moment of the injection, so that an outage of a given length is in \
+         it (in K6, C6, C9, O2, I1, I4 and P10 hardly anything else is), until every partition of the appends had taken a \
+         write that began after it and both of their ordered tables showed it; that all tables and the outbox come to rest is \
+         judged in the end of each run. *Seeds* are those with a run in which something was seen to break. *Lag* is the most values that were acknowledged and not in every table yet; *memory* \
          that of the process of Millpond that took most.\n\n\
          {}\n{}\
          ## How it was run\n\n\
          Commits: {}. Each run was under load for {} s at least. {}\n\n\
          Machine: {}. Load, three brokers, Postgres and Millpond share it.\n\n\
          ```sh\n\
-         make torture ARGS=\"--seed 1..10 --resume\"                # all scenarios; goes on where it was stopped\n\
+         {}\
          make torture ARGS=\"--scenario K1 --seed 7\"               # one run again\n\
          make torture ARGS=\"report --write docs/torture\"          # this page\n\
          ```\n",
@@ -195,7 +225,21 @@ fn page(lines: &[Line]) -> String {
         seconds.join(" or "),
         rates(lines),
         machine(),
+        commands(lines),
     )
+}
+
+/// The commands by which runs were made, as far as they were written down.
+fn commands(lines: &[Line]) -> String {
+    let mut ways: BTreeMap<(u64, u64, i64), usize> = BTreeMap::new();
+    for line in lines.iter().filter(|line| line.rate > 0) {
+        *ways.entry((line.seconds, line.rate, line.lag.unwrap_or_default())).or_default() += 1;
+    }
+    let command = |((seconds, rate, lag), runs): (&(u64, u64, i64), &usize)| {
+        let lag = if *lag > 0 { format!(" --lag {lag}") } else { String::new() };
+        format!("make torture ARGS=\"--seed 1..10 --resume --seconds {seconds} --rate {rate}{lag}\"    # {runs} runs\n")
+    };
+    ways.iter().map(command).collect()
 }
 
 /// What clients offered, and how much of it was taken while nothing was broken.
@@ -214,11 +258,8 @@ fn rates(lines: &[Line]) -> String {
     });
     let told: Vec<String> = told.collect();
     let old = lines.iter().filter(|line| line.rate == 0).count();
-    format!(
-        "Values that clients offered a second: {}; between 1,200 and 5,500 in {old} that are older than this figure. \
-         Less was offered where two campaigns shared the machine.",
-        told.join("; ")
-    )
+    let old = if old == 0 { String::new() } else { format!("; not written down in {old} older runs") };
+    format!("Values that clients offered a second: {}{old}.", told.join("; "))
 }
 
 fn totals(lines: &[Line]) -> String {
@@ -239,7 +280,7 @@ fn totals(lines: &[Line]) -> String {
         ("snapshots of the bank", sum(|line| line.bank_looks)),
         ("faults injected, and observed", format!("{}, {}", sum(|line| line.injected), sum(|line| line.observed))),
         ("recovery p50, p99", format!("{p50}, {p99}")),
-        ("scenarios with a seed, by their last run", last_runs(lines)),
+        ("scenarios with a seed, judged with something broken", judged_pairs(lines)),
         ("runs that found a violation", sum(|line| u64::from(!line.violations.is_empty()))),
         ("runs that came to no end", sum(|line| u64::from(line.error.is_some()))),
     ];
@@ -270,7 +311,7 @@ fn table(lines: &[Line]) -> String {
 
 fn row(name: &str, lines: &[Line]) -> String {
     let sum = |of: fn(&Line) -> u64| grouped(lines.iter().map(of).sum());
-    let seeds: BTreeSet<u64> = lines.iter().map(|line| line.seed).collect();
+    let seeds: BTreeSet<u64> = lines.iter().filter(|line| line.tells()).map(|line| line.seed).collect();
     let (p50, p99) = percentiles(lines.iter().flat_map(|line| line.recoveries_ms.clone()).collect());
     let judged: Vec<&Line> = lines.iter().filter(|line| line.error.is_none()).collect();
     let available = judged.iter().fold(0.0, |sum, line| sum + line.available) / judged.len().max(1) as f64;
@@ -289,11 +330,11 @@ fn row(name: &str, lines: &[Line]) -> String {
     )
 }
 
-/// How many pairs of scenario and seed there are, and what their last runs found.
-fn last_runs(lines: &[Line]) -> String {
-    let last: BTreeMap<(&str, u64), &Line> = lines.iter().map(|line| ((&*line.scenario, line.seed), line)).collect();
+/// How many pairs of scenario and seed were judged, and what the last run of each found.
+fn judged_pairs(lines: &[Line]) -> String {
+    let last = last_runs(lines);
     let found: u64 = last.values().map(|line| line.violations.values().sum::<u64>()).sum();
-    format!("{}, violations {found}", grouped(last.len() as u64))
+    format!("{}; violations in the last run of each: {found}", grouped(last.len() as u64))
 }
 
 /// Runs that found something or came to no end, each with what became of its scenario and seed later.

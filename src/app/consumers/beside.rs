@@ -59,8 +59,17 @@ impl Beside {
         }
         let wanted = store::bounded(versions::kept(connection, names)).await?;
         for name in wanted.iter().filter(|kept| kept.is_over).map(|kept| kept.projection.as_str()) {
-            for version in store::bounded(swap::drop_kept(connection, name)).await? {
-                info!(consumer = name, version, "kept long enough to go back to; its tables are removed");
+            match store::bounded(swap::drop_kept(connection, name)).await {
+                Ok(dropped) => {
+                    for version in dropped {
+                        info!(consumer = name, version, "kept long enough to go back to; its tables are removed");
+                    }
+                }
+                // The versions of others are looked after all the same.
+                Err(error) if error.is_lock_timeout() || error.is_too_slow() => {
+                    warn!(consumer = name, %error, "a version was kept long enough, and cannot be removed yet");
+                }
+                Err(error) => return Err(error.into()),
             }
         }
         let mut members = self.members.lock().await;

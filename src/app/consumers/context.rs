@@ -175,7 +175,6 @@ impl Context {
             version,
             definition,
             handler: self.handlers.get(&spec.name).filter(|_| compiled.is_handler()).cloned(),
-            decides: true,
             preparer,
             sessions: Sessions::new(&self.config.postgres.url, &application, &setup, defaults.connections),
             bounds: Bounds {

@@ -98,15 +98,15 @@ pub async fn run(config: &Config, arguments: Replay, handlers: Arc<Handlers>) ->
         return Ok(ExitCode::from(130));
     };
     for outcome in &outcomes {
-        voice.replayed(&json!({ "event": "replayed", "consumer": arguments.name, "candidate": outcome }), &outcome.text());
+        voice.replayed(
+            &json!({ "event": "replayed", "consumer": arguments.name, "candidate": outcome }),
+            &outcome.text(),
+        );
     }
     if outcomes.len() > 1 && !voice.is_json() {
         say!("{}", side_by_side(&outcomes));
     }
-    voice.say(&format!(
-        "kept for {} h: `millpond replay {} --drop` removes it now",
-        arguments.hours, arguments.name
-    ));
+    voice.say(&format!("kept for {} h: `millpond replay {} --drop` removes it now", arguments.hours, arguments.name));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -271,13 +271,12 @@ async fn begin(
     let keep = Duration::try_from_secs_f64(arguments.hours * 3600.0).context("--keep: a number of hours, 0 or more")?;
     let compiled = context.prepare(project, spec, connection).await?;
     let tables = compiled.tables().into_iter().map(|table| table.name).collect();
-    let begin = async |definition: &store::versions::Definition<'_>| {
-        replays::begin(connection, definition, parts, keep).await
-    };
+    let begin =
+        async |definition: &store::versions::Definition<'_>| replays::begin(connection, definition, parts, keep).await;
     let begun = context.defined(project, spec, &compiled, begin).await?;
     let version = begun.map_err(|error| told_of_lock(&spec.name, error))?;
     let mut engine = context.engine(project, spec, compiled, version)?;
-    (engine.bounds, engine.max_age, engine.decides) = (BOUNDS, MAX_AGE, false);
+    (engine.bounds, engine.max_age) = (BOUNDS, MAX_AGE);
     engine.preparer = engine.preparer.only(only);
     let partitions = parts.iter().map(|part| part.at.clone()).collect();
     let member = Member::follow(&context.kafka, partitions, engine).context("the log cannot be read")?;
@@ -300,9 +299,7 @@ async fn judge(
         let mut eye = Eye::new(config, name, version);
         eye.catch_up(voice, chosen.parts.len()).await?;
         let diff = match live {
-            Some(live) => {
-                Some(store::diff::compare(&config.postgres.url, name, (live, version), chosen.scope).await?)
-            }
+            Some(live) => Some(store::diff::compare(&config.postgres.url, name, (live, version), chosen.scope).await?),
             None => None,
         };
         let mut connection = wiring::database(config, "millpond replay").await?;

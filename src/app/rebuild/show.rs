@@ -120,7 +120,15 @@ const LINES: Duration = Duration::from_secs(2);
 impl<'a> Bar<'a> {
     pub fn new(voice: &'a Voice, name: &str, version: i32) -> Self {
         let terminal = std::io::stderr().is_terminal() && !voice.json;
-        Self { voice, label: format!("{name} v{version}"), terminal, begun: Instant::now(), first: None, done: 0, said: None }
+        Self {
+            voice,
+            label: format!("{name} v{version}"),
+            terminal,
+            begun: Instant::now(),
+            first: None,
+            done: 0,
+            said: None,
+        }
     }
 
     pub fn show(&mut self, places: &[Place]) {
@@ -142,7 +150,9 @@ impl<'a> Bar<'a> {
             self.said = Some(Instant::now());
             let partitions: Vec<_> = places
                 .iter()
-                .map(|place| json!({ "partition": place.at.to_string(), "next": place.next_offset, "end": place.end() }))
+                .map(
+                    |place| json!({ "partition": place.at.to_string(), "next": place.next_offset, "end": place.end() }),
+                )
                 .collect();
             say!(
                 "{}",
@@ -199,7 +209,10 @@ pub(super) fn text(diff: &Diff) -> String {
     let _ = if *aligned {
         write!(text, "both at {position} (held for {held_ms} ms)")
     } else {
-        write!(text, "the former at {position}, the latter as it is now")
+        write!(
+            text,
+            "the former at {position}, the latter where it stands: what only one of them has applied yet differs, too"
+        )
     };
     if *touched {
         text.push_str("; only rows that version ");

@@ -113,7 +113,6 @@ impl<'a> Lab<'a> {
             definition: String::new(),
             compiled: Arc::clone(compiled),
             handler: handlers.get(&spec.name).filter(|_| compiled.is_handler()).cloned(),
-            decides: true,
             preparer: Preparer::new(Arc::clone(compiled), inputs, strict, schemas),
             sessions: Sessions::new(self.scratch.url(), "millpond trial", &setup, 1),
             // The caller makes the batches.

@@ -119,7 +119,10 @@ impl Registry {
     pub fn holds(&self, id: i32) -> Result<bool, Error> {
         let reader = Reader::with(&self.options, Isolation::Committed)?;
         let mut view = View::default();
-        reader.catch_up(&self.shared.topic, PARTITION, None, |key, payload| view.apply(record::parse(key, payload)))?;
+        reader.catch_up(&self.shared.topic, PARTITION, None, |key, payload| {
+            view.apply(record::parse(key, payload));
+            false
+        })?;
         Ok(view.by_id(id).is_some())
     }
 

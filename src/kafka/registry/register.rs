@@ -56,12 +56,15 @@ pub(super) struct Registrar {
     view: View,
     /// Highest id ever seen, aborted ones too.
     highest_id: i32,
+    /// What was written last, and is committed: alone in its transaction, so that a marker stands behind it.
+    written: Option<SchemaValue>,
 }
 
 impl Registrar {
     pub fn new(options: Options, registry: RegistryOptions) -> Self {
         let view = View::default();
-        Self { options, registry, producer: None, committed: None, uncommitted: None, view, highest_id: 0 }
+        let (producer, committed, uncommitted, written) = (None, None, None, None);
+        Self { options, registry, producer, committed, uncommitted, view, highest_id: 0, written }
     }
 
     /// The schema's place, and the record if one was written.
@@ -137,6 +140,7 @@ impl Registrar {
             deleted: false,
         };
         self.producer = Some(self.write(producer, &value)?);
+        self.written = Some(value.clone());
         count("written");
         let (version, entry) =
             (value.version, Entry::Schema { subject: subject.into(), version: value.version, value: Some(value) });
@@ -161,14 +165,21 @@ impl Registrar {
     /// Reads both sides of the topic to its end: what is committed is the registry, what is not still takes its id.
     fn catch_up(&mut self) -> Result<(), Error> {
         let (options, topic) = (&self.options, &self.registry.topic);
-        let highest = &mut self.highest_id;
+        let (highest, written) = (&mut self.highest_id, &self.written);
+        let is_own = |entry: &Entry| matches!(entry, Entry::Schema { value: Some(value), .. } if Some(value) == written.as_ref());
         follower(&mut self.uncommitted, options, Isolation::Uncommitted)?.catch_up(topic, |entry| {
+            let own = is_own(&entry);
             if let Entry::Schema { value: Some(value), .. } = entry {
                 *highest = (*highest).max(value.id);
             }
+            own
         })?;
         let view = &mut self.view;
-        follower(&mut self.committed, options, Isolation::Committed)?.catch_up(topic, |entry| view.apply(entry))
+        follower(&mut self.committed, options, Isolation::Committed)?.catch_up(topic, |entry| {
+            let own = is_own(&entry);
+            view.apply(entry);
+            own
+        })
     }
 }
 
@@ -201,7 +212,7 @@ fn follower<'a>(
 }
 
 impl Follower {
-    fn catch_up(&mut self, topic: &str, mut each: impl FnMut(Entry)) -> Result<(), Error> {
+    fn catch_up(&mut self, topic: &str, mut each: impl FnMut(Entry) -> bool) -> Result<(), Error> {
         let apply = |key: Option<&[u8]>, payload: Option<&[u8]>| each(record::parse(key, payload));
         self.next = Some(self.reader.catch_up(topic, PARTITION, self.next, apply)?);
         Ok(())

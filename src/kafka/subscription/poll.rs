@@ -422,7 +422,11 @@ fn report<A: Assignee>(context: &Context<A>, error: &KafkaError) {
         tracing::debug!(%error, "waiting for Kafka");
         return;
     }
-    if matches!(error.rdkafka_error_code(), Some(Code::AutoOffsetReset | Code::OffsetOutOfRange)) {
+    let code = error.rdkafka_error_code();
+    let astray = matches!(code, Some(Code::AutoOffsetReset | Code::OffsetOutOfRange));
+    // A topic that is gone may be back as another before anybody asks. A group takes its partitions away.
+    let gone = matches!(code, Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition));
+    if astray || (gone && !context.grouped) {
         tracing::debug!(%error, "a partition cannot be read where it stands");
         return context.assignee.lost_place();
     }

@@ -109,7 +109,12 @@ impl Process {
     }
 
     pub fn has_ended(&mut self) -> bool {
-        self.child.ended().unwrap().is_some()
+        self.ended_as().is_some()
+    }
+
+    /// How it ended, if it has.
+    pub fn ended_as(&mut self) -> Option<String> {
+        self.child.ended().unwrap().map(|status| status.to_string())
     }
 
     pub fn runs(&self) -> bool {

@@ -23,7 +23,12 @@ impl Web {
 
     /// Posts; the error is that of a connection that was refused or broke, so that nobody knows.
     pub async fn try_post(&self, path: &str, headers: &[(&str, &str)], body: &str) -> Result<Answer, String> {
-        self.read(self.client.post(path, headers, body.as_bytes().to_vec())).await
+        self.try_post_bytes(path, headers, body.as_bytes().to_vec()).await
+    }
+
+    /// [`Self::try_post`] of a body that is no text.
+    pub async fn try_post_bytes(&self, path: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Result<Answer, String> {
+        self.read(self.client.post(path, headers, body)).await
     }
 
     pub async fn try_get(&self, path: &str, headers: &[(&str, &str)]) -> Result<Answer, String> {

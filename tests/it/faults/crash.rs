@@ -9,6 +9,7 @@ use serde_json::json;
 use sqlx::{Executor as _, Row as _};
 
 use super::FAST_REBALANCE;
+use super::foreign::{Foreigner, newest_schema};
 use crate::cluster::{Cluster, Process, Project, SOON, run_with_handler};
 use crate::harness::eventually_async;
 
@@ -163,6 +164,31 @@ async fn record_around_which_the_process_is_killed_is_applied_all_the_same() {
     let alive = consume(&cluster);
     total_is(&cluster, total).await;
     assert_eq!(cluster.number("select count(*) from millpond.dead_letters").await, Some(0));
+    alive.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn record_that_waits_for_its_schema_while_the_process_is_killed_is_applied_all_the_same() {
+    let cluster = Cluster::of("unread", deadly).await;
+    let total = pay(&cluster, None).await;
+    let first = consume(&cluster);
+    eventually_async(SOON, async || cluster.applied().await == Some(PAYMENTS)).await;
+    first.kill_9();
+    let (foreigner, id) = (Foreigner::of(&cluster, 1), newest_schema(&cluster) + 7);
+    // Five for `a`, under a schema that is registered later.
+    let payload: Vec<u8> = [0].into_iter().chain(id.to_be_bytes()).chain([2, b'a', 10]).collect();
+    foreigner.write(b"a", &payload).await;
+    for _ in 0..5 {
+        let consume = consume(&cluster);
+        let waits = format!("schema id {id} is not in the registry");
+        eventually_async(SOON, async || consume.log().contains(&waits)).await;
+        consume.kill_9();
+    }
+    let alive = consume(&cluster);
+    let schema = std::fs::read_to_string(cluster.project.dir.join("schemas/Paid/v1.avsc")).unwrap();
+    foreigner.register_value(1, id, &schema).await;
+    total_is(&cluster, total + 5).await;
+    assert_eq!(cluster.number("select count(*) from millpond.dead_letters").await, Some(0), "{}", alive.log());
     alive.stop();
 }
 

@@ -40,7 +40,7 @@ impl Foreigner {
     }
 
     /// Registers a schema as a registry does for a client that names subjects after topics.
-    async fn register_value(&self, version: i32, id: u32, schema: &str) {
+    pub async fn register_value(&self, version: i32, id: u32, schema: &str) {
         let subject = format!("{}-value", self.topic);
         let key = format!(r#"{{"keytype":"SCHEMA","subject":"{subject}","version":{version},"magic":1}}"#);
         let value = json!({"subject": subject, "version": version, "id": id, "schema": schema, "deleted": false});

@@ -135,12 +135,25 @@ async fn same_key_on_two_nodes_takes_effect_once_and_another_record_under_it_is_
     }
     assert_eq!(told["all_sums"]["outcome"], "applied");
     assert!(cluster.succeeds(&["explain", "id_conflict"]).contains("event id"), "it is explained");
-    let repeat = serve.web.get(&format!("/v1/positions/{}", again.position().replace('/', "%2F")), &[]).await.json();
-    assert_eq!(repeat["outcome"], "applied", "{repeat}");
+    let outcome = async |of: &Answer| {
+        let path = format!("/v1/positions/{}", of.position().replace('/', "%2F"));
+        serve.web.get(&path, &[]).await.json()
+    };
+    assert_eq!(outcome(&again).await["outcome"], "applied");
+
+    // One of a record that was set aside has no effect either, and is told so.
+    let too_much = format!(r#"{{"account": "b", "amount": {}}}"#, Project::TOO_MUCH);
+    pay(&one.web, "k-3", &too_much).await;
+    let again = pay(&other.web, "k-3", &too_much).await;
+    applied_all(&cluster, 3).await;
+    let told = outcome(&again).await;
+    let sums = told["projections"].as_array().unwrap().iter().find(|of| of["consumer"] == "sums").unwrap();
+    let entry = &sums["entries"][0];
+    assert_eq!((&entry["outcome"], &entry["code"]), (&json!("refused"), &json!("repeat_of_dead_letter")), "{told}");
 
     // The same decisions from the start of the log.
     let (before, letters) = (rows(&cluster).await, dead(&cluster, "sums").await);
-    assert_eq!(letters.len(), 1);
+    assert_eq!(letters.len(), 2);
     from_zero(&cluster, &["sums", "ledger"]).await;
     applied_all(&cluster, 3).await;
     assert_eq!((rows(&cluster).await, dead(&cluster, "sums").await), (before, letters));

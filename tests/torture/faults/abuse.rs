@@ -15,13 +15,16 @@ use super::{Fault, Field};
 pub(super) const PATH: &str = "/v1/commands/Append";
 /// A value of a client that sends none: should it be in the log, it came by the back door.
 const HIDDEN: &str = r#"{"key":"list-0000","client":99,"n":1,"poison":0}"#;
+/// Connections that send a byte now and then.
+const SLOW: usize = 120;
 /// How long an answer to abuse is waited for.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// I1: connections that say nothing, heads and bodies of a byte now and then.
 pub async fn slow_clients(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let address = address(field, "ingest")?;
-    let outage = field.outage(5, 9);
+    // Longer than the server waits for a head, or for a body that hardly moves.
+    let outage = field.outage(14, 17);
     let injected =
         field.begin(format!("150 idle connections, 60 slow heads and 60 slow bodies for {outage:?}")).await?;
     let acknowledged = field.workload.acknowledged();
@@ -43,17 +46,27 @@ pub async fn slow_clients(field: &mut Field<'_>) -> anyhow::Result<Fault> {
                     return None;
                 }
             }
-            Some(stream)
+            Some((stream, idle))
         });
     }
-    let mut open = 0;
+    let (mut open, mut slow) = (0, 0);
     while let Some(ended) = all.join_next().await {
-        open += usize::from(ended?.is_some());
+        let Some((_, idle)) = ended? else { continue };
+        (open, slow) = (open + 1, slow + usize::from(!idle));
     }
     let meanwhile = field.workload.acknowledged() - acknowledged;
     let recovery = field.recovery(injected.at).await;
     let observed = format!("{} of 270 ended by the server, {meanwhile} values acknowledged meanwhile", 270 - open);
-    Ok(field.end(injected, (meanwhile > 0).then_some(observed), recovery))
+    let mut fault = field.end(injected, (slow < SLOW).then_some(observed), recovery);
+    if slow > 0 {
+        fault.wrong.push(format!(
+            "{slow} of {SLOW} heads and bodies of a byte now and then are still waited for after {outage:.1?}"
+        ));
+    }
+    if meanwhile == 0 {
+        fault.wrong.push("nothing was acknowledged meanwhile".to_owned());
+    }
+    Ok(fault)
 }
 
 /// I2, I5: requests that are larger than they may be, lie about their length, or mean one thing to one reader and another
@@ -77,7 +90,10 @@ pub async fn malformed_requests(field: &mut Field<'_>) -> anyhow::Result<Fault> 
     }
     let recovery = field.recovery(injected.at).await;
     let refused: usize = told.range(400..500).map(|(_, count)| count).sum();
-    Ok(field.end(injected, (refused > 0).then(|| format!("answered {told:?}")), recovery))
+    let mut fault = field.end(injected, (refused > 0).then(|| format!("answered {told:?}")), recovery);
+    let others = told.iter().filter(|(status, _)| !(400..500).contains(*status) && !matches!(**status, 429 | 503));
+    fault.wrong.extend(others.map(|(status, count)| format!("{count} malformed requests were answered {status}")));
+    Ok(fault)
 }
 
 fn malformed() -> Vec<Vec<u8>> {
@@ -149,7 +165,11 @@ pub async fn reads_given_up(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let stuck = stuck(field).await?;
     let recovery = field.recovery(injected.at).await;
     let observed = format!("{given_up} reads given up, {stuck} sessions of serve in an open transaction after it");
-    Ok(field.end(injected, (given_up > 0).then_some(observed), recovery))
+    let mut fault = field.end(injected, (given_up > 0).then_some(observed), recovery);
+    if stuck > 0 {
+        fault.wrong.push(format!("{stuck} sessions of serve are left in an open transaction"));
+    }
+    Ok(fault)
 }
 
 /// Sessions of `serve` that have been in a transaction for longer than any read takes.

@@ -34,7 +34,7 @@ const POINTS: [(&str, Option<Pattern>); 8] = [
 /// C1: a consumer dies at a point of its protocol, and another takes over.
 pub async fn killed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let slot = field.any("consume")?;
-    let (point, pattern) = field.random.pick(&POINTS).clone();
+    let (point, pattern) = field.way(&[0, 1, 2, 3, 4, 5, 6, 7].map(|at| &POINTS[at])).clone();
     let before = field.epochs().await.context("Postgres is there")?;
     let trap = pattern.map(|pattern| Trap::new(APPLYING, pattern, Action::Hold));
     let claims = point.contains("claim");
@@ -192,7 +192,7 @@ pub async fn late_claim(field: &mut Field<'_>) -> anyhow::Result<Fault> {
 pub async fn ingest_gone(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let slot = field.any("ingest")?;
     let name = field.arena.slots[slot].name.clone();
-    let orderly = field.random.below(2) == 0;
+    let orderly = field.way(&[true, false]);
     let injected = field.begin(format!("{} of {name} under load", if orderly { "SIGTERM" } else { "kill -9" })).await?;
     if orderly {
         if let Some(process) = field.arena.slots[slot].process.take() {

@@ -23,7 +23,7 @@ const ENOUGH: usize = 2;
 /// K14: two or all three brokers have no room. Fewer than two replicas are left, so nothing may be acknowledged.
 pub async fn full(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let (first, _) = a_leader(field).await?;
-    let count = 2 + usize::try_from(field.random.below(2))?;
+    let count = field.way(&[2, 3]);
     let nodes: Vec<i32> = [first, first % 3 + 1, (first + 1) % 3 + 1].into_iter().take(count).collect();
     let outage = field.outage(6, 10);
     let injected = field.begin(format!("the disks of brokers {nodes:?} are full for {outage:?}")).await?;

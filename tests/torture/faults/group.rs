@@ -72,7 +72,7 @@ fn partition_of(group: &str, partitions: usize) -> anyhow::Result<i32> {
 /// K12: while all consumers are away, somebody sets the group's offsets back to the start, forward to the end, or deletes
 /// the group.
 pub async fn offsets_changed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
-    let way = *field.random.pick(&["set back to 0", "set forward to the end", "deleted with their group"]);
+    let way = field.way(&["set back to 0", "set forward to the end", "deleted with their group"]);
     let before = field.epochs().await.context("Postgres is there")?;
     let slots = field.arena.of_role("consume");
     let injected = field.begin(format!("kill -9 of all consumers; offsets of {GROUP} are {way}")).await?;

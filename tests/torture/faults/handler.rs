@@ -40,7 +40,14 @@ pub async fn slow(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let observed =
         format!("told of it from the first 10 s to the {longest}th second, then all fences of accounts moved");
     let seen = overdue && done && longest >= TOO_LONG - 10;
+    let mut told = 0.0;
+    for slot in field.arena.of_role("consume") {
+        told += super::outbox::value(field, slot, "millpond_consumer_handler_overdue_total").await.unwrap_or_default();
+    }
     let mut fault = field.end(injected, seen.then_some(observed), recovery);
+    if seen && told == 0.0 {
+        fault.wrong.push("no metric has told of the handler".to_owned());
+    }
     let claims = after.iter().zip(&before).map(|(after, before)| after.1 - before.1).sum::<i64>();
     if claims > 0 {
         fault.wrong.push(format!("{claims} fences of accounts were claimed anew while the handler was slow"));
@@ -88,6 +95,7 @@ async fn done_after(field: &Field<'_>, before: &[(i64, i64)]) -> bool {
 /// top; the deadly records are set aside undecoded, and no other is.
 pub async fn deadly(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let before = crashes(field).await?;
+    field.arena.mortal = Some("consume");
     let injected = field.begin(format!("two deadly records among {VALUES}, and consumers killed around them")).await?;
     let mut sent = field.workload.burst(Kind::Money, values::KILLER, VALUES).await;
     for _ in 0..3 {

@@ -49,7 +49,7 @@ pub(super) async fn moved(field: &Field<'_>, topic: &str, since: u64, from: i32,
     while begun.elapsed() < SHOWS_WITHIN {
         if let Ok(leaders) = leaders_of(field, topic).await {
             let elsewhere = |partition| leaders.get(partition).is_some_and(|leader| *leader > 0 && *leader != from);
-            if partitions.iter().all(elsewhere) {
+            if !partitions.is_empty() && partitions.iter().all(elsewhere) {
                 let seconds = Duration::from_nanos(field.history.now() - since).as_secs_f64();
                 return Some(format!("{} partitions have new leaders, seen after {seconds:.1} s", partitions.len()));
             }
@@ -74,20 +74,54 @@ pub async fn leader_killed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
 
 /// K2: a follower dies; what is left are two in sync, which is enough.
 pub async fn follower_killed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
-    // Every broker leads something with six partitions; one that leads least is nearest to a mere follower.
-    let leaders = leaders(field).await?;
-    let led = |node: &i32| leaders.values().filter(|leader| *leader == node).count();
-    let node = (1..=3).min_by_key(led).context("three nodes")?;
-    let partitions: Vec<i32> = leaders.iter().filter(|(_, leader)| **leader == node).map(|(id, _)| *id).collect();
-    let outage = field.outage(4, 8);
-    let injected =
-        field.begin(format!("kill -9 of broker {node}, which leads only {partitions:?}, for {outage:?}")).await?;
+    let (node, _) = a_leader(field).await?;
+    // Restarted in good order it gives everything away that it leads, and follows from then on.
+    tokio::task::block_in_place(|| {
+        field.servers.kafka.node(node).context("a node")?.stop().map_err(anyhow::Error::from)
+    })?;
+    restart(field, &[node])?;
+    field.recovery(field.history.now()).await;
+    let topic = field.arena.topics.appends.clone();
+    let follows = leaders_of(field, &topic).await?.values().all(|leader| *leader != node);
+    let in_sync = in_sync(field, &topic).await?;
+    let outage = field.outage(12, 15);
+    let injected = field.begin(format!("kill -9 of broker {node}, which leads nothing, for {outage:?}")).await?;
     kill(field, &[node])?;
-    let observed = moved(field, &field.arena.topics.appends, injected.at, node, &partitions).await;
+    let mut left = None;
+    while left.is_none() && Duration::from_nanos(field.history.now() - injected.at) < SHOWS_WITHIN {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let now = self::in_sync(field, &topic).await.unwrap_or(in_sync);
+        let seconds = Duration::from_nanos(field.history.now() - injected.at).as_secs_f64();
+        left = (now < in_sync).then(|| format!("{in_sync} replicas in sync are {now} after {seconds:.1} s"));
+    }
     let recovery = field.recovery(injected.at).await;
     wait_until(field, injected.at, outage).await;
+    let (refused, unknown) = unacknowledged(field, injected.at);
     restart(field, &[node])?;
-    Ok(field.end(injected, observed, recovery))
+    let observed = left
+        .filter(|_| follows)
+        .map(|left| format!("{left}; {refused} requests refused, {unknown} of unknown outcome"));
+    let mut fault = field.end(injected, observed, recovery);
+    if follows && refused > 0 {
+        fault.wrong.push(format!("{refused} requests were refused with two of three replicas in sync"));
+    }
+    Ok(fault)
+}
+
+/// Replicas in sync, over all partitions of a topic.
+async fn in_sync(field: &Field<'_>, topic: &str) -> anyhow::Result<usize> {
+    let (brokers, topic) = (field.servers.brokers(), topic.to_owned());
+    tokio::task::spawn_blocking(move || {
+        let client: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", brokers)
+            .set("client.id", "rig")
+            .set("log_level", "0")
+            .create()?;
+        let metadata = client.fetch_metadata(Some(&topic), Duration::from_secs(3))?;
+        let topic = metadata.topics().first().context("the topic is there")?;
+        Ok(topic.partitions().iter().map(|partition| partition.isr().len()).sum())
+    })
+    .await?
 }
 
 /// K3: two of three die. Nothing may be acknowledged until one is back.
@@ -101,19 +135,56 @@ pub async fn two_killed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     tokio::time::sleep(outage / 4).await;
     let before = field.workload.acknowledged();
     wait_until(field, injected.at, outage).await;
-    let silent = field.workload.acknowledged() == before;
+    let meanwhile = field.workload.acknowledged() - before;
     let refused = unacknowledged_since(field, injected.at);
     restart(field, &[first, second])?;
     let recovery = field.recovery(injected.at).await;
     // Requests may wait for all of it and be answered after it: then nobody has been told anything.
-    let waited = silent.then(|| format!("nothing was acknowledged for {:?}", outage - outage / 4));
-    Ok(field.end(injected, refused.or(waited), recovery))
+    let waited = format!("{meanwhile} values acknowledged in {:?}", outage - outage / 4);
+    let observed = refused.map_or(waited.clone(), |refused| format!("{refused}, {waited}"));
+    let mut fault = field.end(injected, Some(observed), recovery);
+    fault.wrong.extend(below_min_isr(meanwhile));
+    Ok(fault)
 }
 
-/// K4: a leader is frozen for longer than it takes to be replaced, and thaws.
+/// One of three replicas is less than the least in-sync replicas: a 202 would be a lie.
+fn below_min_isr(acknowledged: u64) -> Option<String> {
+    (acknowledged > 0).then(|| format!("{acknowledged} values were acknowledged with one of three brokers"))
+}
+
+/// K4: a leader is frozen for longer than it takes to be replaced and than records wait for it; or it and a follower are, so
+/// that nothing may be acknowledged. Then they thaw.
 pub async fn leader_frozen(field: &mut Field<'_>) -> anyhow::Result<Fault> {
+    if field.way(&[false, true]) { two_frozen(field).await } else { one_frozen(field).await }
+}
+
+async fn two_frozen(field: &mut Field<'_>) -> anyhow::Result<Fault> {
+    let (first, _) = a_leader(field).await?;
+    let nodes = [first, first % 3 + 1];
+    let outage = field.outage(16, 24);
+    let injected = field.begin(format!("SIGSTOP of brokers {nodes:?} for {outage:?}")).await?;
+    for node in nodes {
+        field.servers.kafka.node(node).context("a node")?.pause()?;
+    }
+    // What was on its way is answered.
+    tokio::time::sleep(outage / 8).await;
+    let before = field.workload.acknowledged();
+    wait_until(field, injected.at, outage).await;
+    let meanwhile = field.workload.acknowledged() - before;
+    let refused = unacknowledged_since(field, injected.at);
+    for node in nodes {
+        field.servers.kafka.node(node).context("a node")?.cont()?;
+    }
+    let recovery = field.recovery(injected.at).await;
+    let observed = refused.map(|refused| format!("{refused}, {meanwhile} values acknowledged meanwhile"));
+    let mut fault = field.end(injected, observed, recovery);
+    fault.wrong.extend(below_min_isr(meanwhile));
+    Ok(fault)
+}
+
+async fn one_frozen(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let (node, partitions) = a_leader(field).await?;
-    let outage = field.outage(10, 15);
+    let outage = field.outage(14, 20);
     let injected = field.begin(format!("SIGSTOP of broker {node}, which leads {partitions:?}, for {outage:?}")).await?;
     field.servers.kafka.node(node).context("a node")?.pause()?;
     // The frozen one would hold whoever asks it: only unanswered requests are looked at.
@@ -202,7 +273,7 @@ pub async fn links_disturbed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
         Effect::CutAfter(Direction::ToClient, 20_000),
         Effect::Refuse,
     ];
-    let effect = *field.random.pick(&effects);
+    let effect = field.way(&effects);
     let (node, _) = a_leader(field).await?;
     let outage = field.outage(4, 9);
     let injected = field.begin(format!("{effect:?} between clients and broker {node} for {outage:?}")).await?;
@@ -223,15 +294,20 @@ pub async fn links_disturbed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
 
 /// What clients were told instead of 202 since then.
 pub(super) fn unacknowledged_since(field: &Field<'_>, since: u64) -> Option<String> {
-    let (fail, info) = field.history.look(|requests| {
+    let (fail, info) = unacknowledged(field, since);
+    (fail + info > 0).then(|| format!("{fail} requests refused, {info} of unknown outcome"))
+}
+
+/// Requests that were refused, and those of unknown outcome, since then.
+fn unacknowledged(field: &Field<'_>, since: u64) -> (usize, usize) {
+    field.history.look(|requests| {
         let late = requests.iter().filter(|request| request.completed > since);
         late.fold((0, 0), |(fail, info), request| match request.outcome {
             Outcome::Fail => (fail + 1, info),
             Outcome::Info => (fail, info + 1),
             Outcome::Ok => (fail, info + usize::from(!request.others.is_empty())),
         })
-    });
-    (fail + info > 0).then(|| format!("{fail} requests refused, {info} of unknown outcome"))
+    })
 }
 
 pub(super) async fn wait_until(field: &Field<'_>, since: u64, outage: Duration) {

@@ -2,26 +2,83 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::{Context as _, ensure};
+
 use super::kafka::wait_until;
-use super::{Fault, Field};
+use super::{Fault, Field, SHOWS_WITHIN};
 use crate::proxy::{Action, Effect, Pattern, Trap};
 
 /// The relay's connection, and how it says that events have left.
 const RELAY: &str = "millpond publish";
 const REMOVAL: &str = "delete from millpond.outbox";
+/// What the second relay is called.
+const SECOND: &str = "publish-2";
 
-/// O1: the relay dies when Kafka has acknowledged its events and the outbox still has them.
-pub async fn relay_killed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
-    let slot = field.any("publish")?;
-    let trap = Trap::new(RELAY, Pattern::Sent(REMOVAL), Action::Hold);
-    field.arena.slots[slot].postgres.set(&trap);
-    let sprung = trap.sprung(Duration::from_secs(20)).await;
+/// O1: the relay dies when Kafka has acknowledged its events and the outbox still has them; or it is frozen there, another
+/// one takes over, and it wakes.
+pub async fn relay_gone(field: &mut Field<'_>) -> anyhow::Result<Fault> {
+    if field.way(&[true, false]) { relay_killed(field).await } else { relay_frozen(field).await }
+}
+
+/// The relay that leads, caught when Kafka has acknowledged its events.
+async fn caught(field: &mut Field<'_>) -> anyhow::Result<usize> {
+    let slots = field.arena.of_role("publish");
+    let traps: Vec<Trap> = slots.iter().map(|_| Trap::new(RELAY, Pattern::Sent(REMOVAL), Action::Hold)).collect();
+    for (slot, trap) in slots.iter().zip(&traps) {
+        field.arena.slots[*slot].postgres.set(trap);
+    }
+    let begun = Instant::now();
+    loop {
+        if let Some(at) = traps.iter().position(Trap::has_sprung) {
+            for slot in slots.iter().filter(|slot| **slot != slots[at]) {
+                field.arena.slots[*slot].postgres.heal();
+            }
+            return Ok(slots[at]);
+        }
+        ensure!(begun.elapsed() < COUNTS_WITHIN * 2, "no relay has sent anything within {:?}", begun.elapsed());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn relay_frozen(field: &mut Field<'_>) -> anyhow::Result<Fault> {
+    let known = field.arena.slots.iter().position(|slot| slot.name == SECOND);
+    match known {
+        Some(slot) if field.arena.slots[slot].process.is_some() => {}
+        Some(slot) => field.start(slot)?,
+        None => drop(field.arena.add(field.servers, SECOND, "publish", &["kafka.client_id=millpond-relay"]).await?),
+    }
+    field.note_pids();
+    let slot = caught(field).await?;
+    let other = field.arena.of_role("publish").into_iter().find(|other| *other != slot).context("another relay")?;
+    let what = format!("SIGSTOP of {}: acknowledged by Kafka, still in the outbox", field.arena.slots[slot].name);
+    let injected = field.begin(what).await?;
+    field.arena.slots[slot].process.as_ref().context("it runs")?.pause();
+    // As a network does that goes away: its session ends, and with it its right to lead.
+    field.arena.slots[slot].postgres.cut("");
+    let left = pending(field).await;
+    let begun = Instant::now();
+    let mut led = None;
+    while led.is_none() && begun.elapsed() < SHOWS_WITHIN {
+        led = value(field, other, "millpond_outbox_leading").await.filter(|leads| *leads > 0.0);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let after = begun.elapsed();
+    let recovery = field.recovery(injected.at).await;
+    field.arena.slots[slot].process.as_ref().context("it runs")?.cont();
+    field.arena.slots[slot].postgres.heal();
+    let observed =
+        led.map(|_| format!("{left} events in the outbox, some of them sent; another led after {after:.1?}"));
+    Ok(field.end(injected, observed.filter(|_| left > 0), recovery))
+}
+
+async fn relay_killed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
+    let slot = caught(field).await?;
     let injected = field.begin("kill -9 of the relay: acknowledged by Kafka, still in the outbox").await?;
     field.arena.kill_9(slot);
     let left = pending(field).await;
     field.start(slot)?;
     let recovery = field.recovery(injected.at).await;
-    let observed = (sprung && left > 0).then(|| format!("{left} events in the outbox, some of them sent"));
+    let observed = (left > 0).then(|| format!("{left} events in the outbox, some of them sent"));
     Ok(field.end(injected, observed, recovery))
 }
 
@@ -85,9 +142,13 @@ pub async fn relay_cut_off(field: &mut Field<'_>) -> anyhow::Result<Fault> {
 
 /// How many rows the relay itself says that wait.
 async fn metric(field: &Field<'_>) -> Option<f64> {
-    let slot = *field.arena.of_role("publish").first()?;
+    value(field, *field.arena.of_role("publish").first()?, "millpond_outbox_pending_messages").await
+}
+
+/// The value of a metric without labels.
+pub(super) async fn value(field: &Field<'_>, slot: usize, name: &str) -> Option<f64> {
     let web = field.arena.slots[slot].web.borrow().clone()?;
     let answer = web.try_get("/metrics", &[]).await.ok()?;
-    let line = answer.text.lines().find(|line| line.starts_with("millpond_outbox_pending_messages"))?;
+    let line = answer.text.lines().find(|line| line.starts_with(name))?;
     line.rsplit(' ').next()?.parse().ok()
 }

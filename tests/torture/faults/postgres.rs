@@ -7,6 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sqlx::AssertSqlSafe;
 
+use super::measure::Mark;
 use super::{Fault, Field};
 use crate::proxy::{Action, Direction, Effect, Pattern, Trap};
 
@@ -21,7 +22,7 @@ const FORGET_DEADLOCKS: &str = "select pg_stat_reset()";
 /// P1: the whole server dies, or one backend, which takes all others with it.
 pub async fn killed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let before = field.epochs().await.context("Postgres is there")?;
-    if field.random.below(2) == 0 {
+    if field.way(&[true, false]) {
         let injected = field.begin("kill -9 of Postgres with all its backends").await?;
         tokio::task::block_in_place(|| field.servers.postgres.kill_9())?;
         let outage = field.outage(0, 2);
@@ -55,7 +56,7 @@ pub async fn commit_lost(field: &mut Field<'_>) -> anyhow::Result<Fault> {
         ("a flush with its COMMIT is swallowed", Pattern::Sent(FLUSH), Action::SwallowAndCut),
         ("the connection is cut behind a flush", Pattern::Sent(FLUSH), Action::PassAndCut),
     ];
-    let (what, pattern, action) = field.random.pick(&ways).clone();
+    let (what, pattern, action) = field.way(&[&ways[0], &ways[1], &ways[2]]).clone();
     let before = field.epochs().await.context("Postgres is there")?;
     let slots = field.arena.of_role("consume");
     let injected = field.begin(what).await?;
@@ -80,7 +81,7 @@ pub async fn commit_lost(field: &mut Field<'_>) -> anyhow::Result<Fault> {
 /// P3: Postgres is stopped in good order, at once or for a while; writes go on.
 pub async fn restarted(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let before = field.epochs().await.context("Postgres is there")?;
-    let outage = if field.random.below(2) == 0 { Duration::ZERO } else { field.outage(5, 10) };
+    let outage = if field.way(&[true, false]) { Duration::ZERO } else { field.outage(5, 10) };
     let injected = field.begin(format!("Postgres is stopped for {outage:?}")).await?;
     tokio::task::block_in_place(|| field.servers.postgres.stop())?;
     let acknowledged = field.workload.acknowledged();
@@ -90,7 +91,11 @@ pub async fn restarted(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let claimed = field.claimed_since(before).await;
     let observed = claimed.map(|claimed| format!("{meanwhile} values acknowledged meanwhile, {claimed}"));
     let recovery = field.recovery(injected.at).await;
-    Ok(field.end(injected, observed, recovery))
+    let mut fault = field.end(injected, observed, recovery);
+    if meanwhile == 0 && outage > Duration::from_secs(3) {
+        fault.wrong.push("nothing was acknowledged while only Postgres was away".to_owned());
+    }
+    Ok(fault)
 }
 
 /// P5: the primary dies and a standby that lags takes its place. What it had not received is gone, and is applied again.
@@ -158,7 +163,7 @@ pub async fn unflushed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
 pub async fn slow(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let outage = field.outage(6, 12);
     let dead = dead_letters(field).await?;
-    if field.random.below(2) == 0 {
+    if field.way(&[true, false]) {
         let injected = field.begin(format!("a table is locked for {outage:?}")).await?;
         let mut holder = field.arena.connect().await?;
         // Not the fences: who holds these for four seconds is ended by the next claim, as it should be.
@@ -210,25 +215,26 @@ pub(super) async fn dead_letters(field: &Field<'_>) -> anyhow::Result<i64> {
 /// P8: a stranger takes every connection that there is.
 pub async fn exhausted(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let outage = field.outage(4, 8);
+    let mark = Mark::now(field.arena);
     let injected = field.begin(format!("a stranger takes all connections for {outage:?}, and ours are cut")).await?;
     let mut taken = Vec::new();
     for slot in &field.arena.slots {
         slot.postgres.cut("");
     }
     let begun = std::time::Instant::now();
-    let mut refused = 0;
     while begun.elapsed() < outage {
         // Many at once, or ours would be back before there are enough.
         let asked = futures_util::future::join_all((0..25).map(|_| field.arena.connect())).await;
-        let before = taken.len();
         taken.extend(asked.into_iter().flatten());
-        refused += 25 - (taken.len() - before);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let count = taken.len();
     drop(taken);
     let recovery = field.recovery(injected.at).await;
-    let observed = (refused > 0).then(|| format!("{count} connections taken, {refused} refused"));
+    let told = |line: &&String| line.contains("too many clients") || line.contains("remaining connection slots");
+    let refused = mark.since(field.arena).iter().filter(told).count();
+    let observed =
+        (refused > 0).then(|| format!("{count} connections taken, and ours say {refused} times that there is none"));
     Ok(field.end(injected, observed, recovery))
 }
 

@@ -51,7 +51,7 @@ pub fn hindrance() -> Option<String> {
 
 /// Postgres' disk is full: that of two tables, or that of its log.
 pub async fn full(field: &mut Field<'_>) -> anyhow::Result<Fault> {
-    if field.random.below(2) == 0 { tables_disk(field).await } else { log_disk(field).await }
+    if field.way(&[true, false]) { tables_disk(field).await } else { log_disk(field).await }
 }
 
 /// What is written to the tables finds no room; Postgres itself is well.

@@ -30,7 +30,7 @@ const V2: &str = "schemas/Note/v2.avsc";
 
 /// C9, in one of its ways.
 pub async fn changed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
-    match field.random.below(3) {
+    match field.way(&[0, 1, 2]) {
         0 => newer_version(field).await,
         1 => unfit_and_unknown(field).await,
         _ => registry_away(field).await,

@@ -24,7 +24,7 @@ const MORE: i32 = 5;
 
 /// K13, in one of its ways.
 pub async fn changed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
-    match field.random.below(4) {
+    match field.way(&[0, 1, 2, 3]) {
         0 => made_anew(field, false).await,
         1 => made_anew(field, true).await,
         2 => cut_ahead(field).await,

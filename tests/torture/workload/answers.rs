@@ -5,8 +5,8 @@ use serde::Deserialize;
 use super::history::Outcome;
 use crate::harness::Answer;
 
-/// What an answer says of each value.
-pub fn told(answer: &Answer) -> (Outcome, Vec<(usize, Outcome)>, String, Option<String>) {
+/// What an answer says of each of so many values.
+pub fn told(answer: &Answer, count: usize) -> (Outcome, Vec<(usize, Outcome)>, String, Option<String>) {
     #[derive(Deserialize)]
     struct Problem {
         #[serde(default)]
@@ -16,6 +16,8 @@ pub fn told(answer: &Answer) -> (Outcome, Vec<(usize, Outcome)>, String, Option<
         records: Vec<Record>,
         #[serde(default)]
         records_omitted: usize,
+        /// Where lenient handling stopped: what follows was not sent.
+        stopped_before: Option<usize>,
     }
     #[derive(Deserialize)]
     struct Record {
@@ -38,9 +40,12 @@ pub fn told(answer: &Answer) -> (Outcome, Vec<(usize, Outcome)>, String, Option<
     match problem.outcome.as_deref() {
         Some("not_written") => (Outcome::Fail, Vec::new(), said, None),
         // Those that are not listed are written, when all others are listed.
-        Some("partly_written" | "unknown") if problem.records_omitted == 0 && !problem.records.is_empty() => {
-            let others = problem.records.iter().map(|record| (record.index, of(&record.outcome))).collect();
-            (Outcome::Ok, others, said, None)
+        Some("partly_written" | "unknown")
+            if problem.records_omitted == 0 && (problem.stopped_before.is_some() || !problem.records.is_empty()) =>
+        {
+            let listed = problem.records.iter().map(|record| (record.index, of(&record.outcome)));
+            let rest = (problem.stopped_before.unwrap_or(count)..count).map(|index| (index, Outcome::Fail));
+            (Outcome::Ok, listed.chain(rest).collect(), said, None)
         }
         None if answer.status < 500 && answer.status != 408 => (Outcome::Fail, Vec::new(), said, None),
         _ => (Outcome::Info, Vec::new(), said, None),

@@ -1,9 +1,10 @@
 //! What goes out in one request, and which of it goes out again.
 
 use std::collections::VecDeque;
+use std::io::Write as _;
 
 use super::history::Kind;
-use crate::random::Random;
+use crate::random::{Random, hash};
 use crate::values;
 
 /// One request in so many of a client carries an id of its own. Not more, for ids cost.
@@ -13,6 +14,19 @@ const AGAIN: u64 = 24;
 const ALTERED: u64 = 4;
 /// Requests with ids that a client remembers.
 const REMEMBERED: usize = 60;
+
+/// One request in so many is not lines of JSON that are taken or refused together.
+const SHAPES: u64 = 16;
+
+/// How a request is written. A repeat is written as the request that it repeats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    Lines,
+    /// Taken as it comes: what was sent when something fails is written, the rest is not.
+    Lenient,
+    Array,
+    Compressed,
+}
 
 /// Values of one client, as one request carries them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,12 +63,44 @@ impl Batch {
         Self { altered: true, ..self }
     }
 
-    /// Path and body of its request.
-    pub fn request(&self, seed: u64) -> (&'static str, String) {
+    fn shape(&self, seed: u64) -> Shape {
+        match hash(seed, self.client.unsigned_abs().into(), self.first.unsigned_abs()) % SHAPES {
+            0 | 1 => Shape::Lenient,
+            2 => Shape::Array,
+            3 => Shape::Compressed,
+            _ => Shape::Lines,
+        }
+    }
+
+    /// Path, header fields and body of its request.
+    pub fn request(&self, seed: u64) -> (&'static str, Vec<(&'static str, &str)>, Vec<u8>) {
+        let (path, lines) = self.lines(seed);
+        let mut headers = vec![("content-type", "application/x-ndjson")];
+        let body = match self.shape(seed) {
+            Shape::Lines => lines.join("\n").into_bytes(),
+            Shape::Lenient => {
+                headers.push(("prefer", "handling=lenient"));
+                lines.join("\n").into_bytes()
+            }
+            Shape::Array => {
+                headers[0].1 = "application/json";
+                format!("[{}]", lines.join(",")).into_bytes()
+            }
+            Shape::Compressed => {
+                headers.push(("content-encoding", "gzip"));
+                let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                gzip.write_all(lines.join("\n").as_bytes()).and_then(|()| gzip.finish()).expect("memory takes it")
+            }
+        };
+        headers.extend(self.id.as_deref().map(|id| ("idempotency-key", id)));
+        (path, headers, body)
+    }
+
+    fn lines(&self, seed: u64) -> (&'static str, Vec<String>) {
         let numbers = (self.first..).take(self.count);
         let numbers = numbers.map(|n| if self.altered { values::altered(n) } else { n });
         let client = self.client;
-        let (path, lines): (_, Vec<String>) = match self.kind {
+        match self.kind {
             Kind::Append => ("/v1/commands/Append", numbers.map(|n| values::append(seed, client, n).json()).collect()),
             Kind::Lane => ("/v1/commands/Enqueue", numbers.map(|n| values::enqueue(seed, client, n).json()).collect()),
             Kind::Money => {
@@ -62,8 +108,7 @@ impl Batch {
                 let path = if transfers { "/v1/commands/Transfer" } else { "/v1/commands/Deposit" };
                 (path, numbers.map(|n| values::money(seed, client, n).json()).collect())
             }
-        };
-        (path, lines.join("\n"))
+        }
     }
 }
 

@@ -299,13 +299,11 @@ impl Shared {
     }
 
     async fn request(&self, web: &Web, batch: &Batch) -> Request {
-        let (path, body) = batch.request(self.seed);
+        let (path, headers, body) = batch.request(self.seed);
         let invoked = self.history.now();
-        let id = batch.id.as_deref().map(|id| ("idempotency-key", id));
-        let headers: Vec<_> = std::iter::once(("content-type", "application/x-ndjson")).chain(id).collect();
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         let deadline = if batch.client % 2 == 0 { DEADLINE } else { PATIENT_DEADLINE };
-        let answer = tokio::time::timeout(deadline, web.try_post(path, &headers, &body)).await;
+        let answer = tokio::time::timeout(deadline, web.try_post_bytes(path, &headers, body)).await;
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
         let completed = self.history.now();
         let (outcome, others, answer, position) = match answer {
@@ -313,7 +311,7 @@ impl Shared {
             // Nobody was there to read it.
             Ok(Err(error)) if error.contains("Connect") => (Outcome::Fail, Vec::new(), error, None),
             Ok(Err(error)) => (Outcome::Info, Vec::new(), error, None),
-            Ok(Ok(answer)) => answers::told(&answer),
+            Ok(Ok(answer)) => answers::told(&answer, batch.count),
         };
         let Batch { kind, client, first, count, id, altered } = batch.clone();
         Request { kind, client, first, count, id, altered, outcome, others, invoked, completed, answer, position }
