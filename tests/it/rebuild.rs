@@ -400,6 +400,10 @@ async fn replay_tries_folders_on_a_part_of_the_log_and_leaves_nothing_behind() {
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && error.contains(told), "{error}");
     }
+    let versions = all.web.get("/v1/versions", &[]).await.json()["versions"].clone();
+    let states: Vec<&str> = versions.as_array().unwrap().iter().map(|v| v["state"].as_str().unwrap()).collect();
+    assert_eq!(states, ["live", "scratch", "scratch", "scratch", "scratch", "scratch"], "{versions}");
+    assert_eq!((&versions[0]["lag"], &versions[0]["partitions"].as_array().unwrap().len()), (&0.into(), &2));
     let scratch = "select count(*) from millpond.versions where state = 'scratch'";
     assert_eq!(cluster.number(scratch).await, Some(5));
     assert!(String::from_utf8_lossy(&cluster.run(&["status"]).stdout).contains("scratch of a replay"));
