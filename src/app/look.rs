@@ -163,6 +163,12 @@ pub async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> 
 /// A line about a version that is not the live one.
 fn beside_text(other: &Beside) -> String {
     let Beside { projection, version, state, lag, kept_until, halt_reason } = other;
+    if state == "scratch" {
+        let until = kept_until.as_deref().unwrap_or("further notice");
+        return format!(
+            "version {version} is scratch of a replay, there until {until}: `millpond replay {projection} --drop` removes it"
+        );
+    }
     let lag = lag.map_or("?".to_owned(), |lag| lag.to_string());
     let halted = halt_reason.as_ref().map_or_else(String::new, |why| format!("; halted: {}", printable(why)));
     if state == "standby" {
@@ -267,7 +273,7 @@ pub async fn topic(config: &Config, command: Topic) -> anyhow::Result<()> {
             let range = TopicRange {
                 topic: topic.as_str().into(),
                 partitions: partition.map(|p| vec![p]),
-                start: start(&from)?,
+                start: start(&from).context("--from")?,
                 key: key.map(String::into_bytes),
                 limit: Some(limit),
                 follow: from == "end",
@@ -294,7 +300,7 @@ pub async fn topic(config: &Config, command: Topic) -> anyhow::Result<()> {
 }
 
 /// `start`, `end`, an offset or a time.
-fn start(from: &str) -> anyhow::Result<Start> {
+pub(super) fn start(from: &str) -> anyhow::Result<Start> {
     if matches!(from, "start" | "beginning") {
         return Ok(Start::Beginning);
     }
@@ -304,9 +310,8 @@ fn start(from: &str) -> anyhow::Result<Start> {
     if let Ok(offset) = from.parse() {
         return Ok(Start::Offset(offset));
     }
-    let time = DateTime::parse_from_rfc3339(from).with_context(|| {
-        format!("--from {from}: expected start, end, an offset or a time such as 2013-01-01T10:15:00Z")
-    })?;
+    let time = DateTime::parse_from_rfc3339(from)
+        .with_context(|| format!("{from}: expected start, end, an offset or a time such as 2013-01-01T10:15:00Z"))?;
     Ok(Start::Timestamp(time.timestamp_millis()))
 }
 

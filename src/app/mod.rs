@@ -12,6 +12,7 @@ mod folder;
 mod live_line;
 mod look;
 mod open_files;
+mod plan;
 mod project;
 mod rebuild;
 mod roles;
@@ -124,11 +125,13 @@ impl Application {
             Command::Producer(command) => scaffold::producer(&config, command),
             Command::Consumer(command) => consumers::command(&config, command, &handlers).await,
             Command::Rebuild(arguments) => rebuild::run(&config, arguments, handlers).await,
+            Command::Plan { check, json } => plan::run(&config, check, json, handlers).await,
             Command::Diff { name, format, samples } => rebuild::diff(&config, &name, format, samples).await.map(done),
             Command::Swap { name, max_changed, keep } => {
                 rebuild::swap(&config, &name, max_changed, &keep).await.map(done)
             }
             Command::Rollback { name, keep } => rebuild::rollback(&config, &name, &keep).await.map(done),
+            Command::Replay(arguments) => rebuild::replay(&config, arguments, handlers).await,
             Command::Topic(command) => look::topic(&config, command).await.map(done),
             Command::Dlq(command) => dlq::run(&config, command).await.map(done),
             Command::Explain { code } => explain::explain(code.as_deref()),

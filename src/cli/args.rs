@@ -75,6 +75,14 @@ pub enum Command {
     /// Projections: write, try, test, pause
     #[command(subcommand)]
     Consumer(Consumer),
+    /// Show what the folders ask for that this database does not have yet, how much has to be read for it, and what to type
+    Plan {
+        /// Exit with 1 while processes with these folders would refuse to run some of them, for CI
+        #[arg(long)]
+        check: bool,
+        #[arg(long)]
+        json: bool,
+    },
     /// Build a projection anew from the log, beside the live one; then show what differs, and ask before it takes its place
     Rebuild(Rebuild),
     /// Show in which rows the version that is being built differs from the live one, both at the same offsets
@@ -101,6 +109,8 @@ pub enum Command {
         #[command(flatten)]
         keep: Keep,
     },
+    /// Try what a consumer's folder makes of a part of the log, in scratch tables that nobody reads and that expire
+    Replay(Replay),
     /// Look into topics
     #[command(subcommand)]
     Topic(Topic),
@@ -134,6 +144,38 @@ pub struct Rebuild {
     pub samples: usize,
     #[command(flatten)]
     pub keep: Keep,
+}
+
+#[derive(Debug, Args)]
+pub struct Replay {
+    pub name: String,
+    /// Where to begin: `start`, an offset, an RFC 3339 time, or a position
+    #[arg(long, default_value = "start", value_name = "PLACE")]
+    pub from: String,
+    /// Where to end, before that record [default: where the live version stands]
+    #[arg(long, value_name = "PLACE")]
+    pub until: Option<String>,
+    /// Only records of this key
+    #[arg(long)]
+    pub key: Option<String>,
+    /// Only records with such a field, as in `--where 'delay_minutes>=15'`; if given more than once, all must hold
+    #[arg(long = "where", value_name = "FIELD=VALUE")]
+    pub conditions: Vec<String>,
+    /// A folder to try in the place of the project's own; several are tried side by side
+    #[arg(long = "candidate", value_name = "DIR")]
+    pub candidates: Vec<PathBuf>,
+    /// For how many hours the scratch tables stay
+    #[arg(long = "keep", value_name = "HOURS", default_value_t = 24.0)]
+    pub hours: f64,
+    /// Say everything in JSON, a line each; so does every output that is not a terminal
+    #[arg(long)]
+    pub json: bool,
+    /// Rows to show of each kind and table
+    #[arg(long, default_value_t = 10, value_name = "ROWS")]
+    pub samples: usize,
+    /// Remove all scratch tables of the projection now, and try nothing
+    #[arg(long, conflicts_with_all = ["from", "until", "key", "conditions", "candidates"])]
+    pub drop: bool,
 }
 
 #[derive(Debug, Args)]

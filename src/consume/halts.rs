@@ -15,8 +15,8 @@ pub fn poison(consumer: &str, at: &TopicPartition, offset: i64, fault: &Fault) -
     Halt {
         code: "poison",
         reason: format!(
-            "the record at {at} offset {offset} cannot be applied: {}; to build the tables anew from a mended folder, run \
-             `millpond consumer restart {consumer} --from-zero`; to set the record aside, set on_error = \"skip\" in the \
+            "the record at {at} offset {offset} cannot be applied: {}; to build the tables anew from a mended folder, beside these, \
+             run `millpond rebuild {consumer}`; to set the record aside, set on_error = \"skip\" in the \
              folder, or \"park_key\" to have it and the later records of its key wait for a decision, restart the processes \
              with the role consume, and run `millpond consumer restart {consumer}`",
             fault.reason
@@ -31,7 +31,7 @@ pub fn deploy(consumer: &str, error: &store::Error) -> Halt {
             code: "handler_is_wrong",
             reason: format!(
                 "{error}; mend the handler of consumer {consumer}, start the processes with the role consume anew, then run \
-                 `millpond consumer restart {consumer}`"
+                 `millpond consumer restart {consumer}`; with another `revision`, `millpond rebuild {consumer}`"
             ),
         };
     }
@@ -39,8 +39,8 @@ pub fn deploy(consumer: &str, error: &store::Error) -> Halt {
         code: "statements_do_not_fit",
         reason: format!(
             "the statements of consumer {consumer} failed: {error}; undo what was changed in the database and run \
-             `millpond consumer restart {consumer}`, or build its tables anew with `millpond consumer restart {consumer} \
-             --from-zero`"
+             `millpond consumer restart {consumer}`, or empty its tables and read the log again with `millpond consumer restart \
+             {consumer} --from-zero`"
         ),
     }
 }
@@ -51,7 +51,8 @@ pub fn panicked(consumer: &str, at: &TopicPartition, next_offset: i64, message: 
         code: "panicked",
         reason: format!(
             "applying {at} from offset {next_offset} on panicked: {message}; mend the handler, start the processes with the \
-             role consume anew, then run `millpond consumer restart {consumer}`"
+             role consume anew, then run `millpond consumer restart {consumer}`; with another `revision`, `millpond rebuild \
+             {consumer}`"
         ),
     }
 }

@@ -145,8 +145,12 @@ impl Worker {
     /// more record had to be applied, and as if it had been cut once its old records are removed.
     pub(super) async fn pass_over(&mut self, gap: &Gap) -> Result<(), Broken> {
         let Some(claim) = self.claim.clone().filter(|claim| claim.next_offset == gap.from) else { return Ok(()) };
+        let to = self.bound.map_or(gap.to, |bound| bound.min(gap.to));
+        if to <= gap.from {
+            return Err(Broken::Held);
+        }
         let chunk = Chunk::default();
-        let work = Work::new(&claim, &chunk, gap.to, Prepared::nothing(&self.engine.compiled, 0));
+        let work = Work::new(&claim, &chunk, to, Prepared::nothing(&self.engine.compiled, 0));
         match self.commit(work).await {
             Ok(_) => Ok(()),
             Err(Failure::Store(error)) => Err(self.broken(error)),
@@ -183,6 +187,14 @@ impl Worker {
         if end == range.start { Err(Broken::Held) } else { Ok(range.start..end) }
     }
 
+    /// Whether the batch that waits says of these offsets that none of them holds a record.
+    fn is_bare(&self, gap: &Gap) -> bool {
+        let Some(chunk) = self.pending.as_ref().filter(|chunk| chunk.from <= gap.from && gap.from < gap.to) else {
+            return false;
+        };
+        chunk.records.iter().find(|record| record.offset >= gap.from).is_some_and(|record| record.offset >= gap.to)
+    }
+
     /// Waits until the fence may go on, if only for a few records. Comparisons take a moment, and their bounds end by
     /// themselves.
     pub(super) async fn wait_for_bound(&mut self) {
@@ -197,7 +209,13 @@ impl Worker {
             match store::bounded(asked).await {
                 Ok(bound) => {
                     self.bound = bound;
-                    if bound.is_none_or(|bound| bound > claim.next_offset) {
+                    let Some(to) = bound else { return };
+                    let gap = Gap { at: claim.at.clone(), from: claim.next_offset, to };
+                    if self.is_bare(&gap) {
+                        if self.pass_over(&gap).await.is_err() {
+                            return self.drop_claim();
+                        }
+                    } else if to > claim.next_offset {
                         return;
                     }
                 }

@@ -11,6 +11,7 @@ use std::{
 use super::{
     buffer::{Chunk, RawRecord},
     handler::{Effects, Record},
+    only::Only,
 };
 use crate::{
     kafka::{
@@ -110,7 +111,7 @@ pub enum WriterSchemas {
 }
 
 impl WriterSchemas {
-    fn by_id(&self, id: i32) -> Option<Arc<Registered>> {
+    pub(super) fn by_id(&self, id: i32) -> Option<Arc<Registered>> {
         match self {
             Self::Registry(registry) => registry.schema_by_id(id),
             Self::Known(schemas) => schemas.get(&id).cloned(),
@@ -140,6 +141,8 @@ pub struct Preparer {
     tombstones: Option<(usize, Staged)>,
     /// Records of types that the projection does not read are dead letters, not passed over.
     strict: bool,
+    /// Which records are looked at; all without.
+    only: Option<Only>,
     routes: RwLock<HashMap<i32, Arc<Route>>>,
     /// Schema ids that were waited for long enough: their records are faulty until the schema turns up.
     given_up: Mutex<HashSet<i32>>,
@@ -156,9 +159,20 @@ impl Preparer {
             schemas: schemas.into(),
             tombstones,
             strict,
+            only: None,
             routes: RwLock::default(),
             given_up: Mutex::default(),
         }
+    }
+
+    /// Looks at these records alone; the others are passed over.
+    #[must_use]
+    pub fn only(self, only: Only) -> Self {
+        Self { only: Some(only).filter(|only| !only.is_all()), ..self }
+    }
+
+    fn is_wanted(&self, chunk: &Chunk, record: &RawRecord) -> bool {
+        self.only.as_ref().is_none_or(|only| only.matches(&self.schemas, chunk.key(record), chunk.payload(record)))
     }
 
     /// Decodes `range` of a chunk, or its beginning: see `Prepared::end`. The records at the indexes `aside` are not looked
@@ -176,6 +190,10 @@ impl Preparer {
         let mut seen: HashMap<&[u8], u32> = HashMap::new();
         for index in range.clone().filter(|index| !aside.contains(index)) {
             let record = &chunk.records[index];
+            if !self.is_wanted(chunk, record) {
+                prepared.skipped += 1;
+                continue;
+            }
             let mut round = 0;
             if self.compiled.needs_rounds() {
                 let count = seen.entry(chunk.key(record).unwrap_or_default()).or_insert(0);
@@ -210,6 +228,9 @@ impl Preparer {
 
     /// Whether a record is of a type that the projection reads, or may be: one that cannot be told yet is.
     pub fn may_read(&self, chunk: &Chunk, record: &RawRecord) -> bool {
+        if !self.is_wanted(chunk, record) {
+            return false;
+        }
         let Some(payload) = chunk.payload(record) else { return self.tombstones.is_some() };
         let Ok((id, _)) = framing::split(payload) else { return true };
         match i32::try_from(id).ok().and_then(|id| self.route(id).ok()).as_deref() {

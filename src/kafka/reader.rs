@@ -164,7 +164,8 @@ impl Reader {
         let ends = partitions.iter().map(|partition| self.watermarks(&range.topic, *partition));
         let ends = ends.collect::<Result<Vec<_>, _>>()?;
         let mut spans = Vec::with_capacity(partitions.len());
-        for ((partition, (low, high)), start) in partitions.iter().zip(ends).zip(self.starts(range, &partitions)?) {
+        let starts = self.starts(&range.topic, range.start, &partitions)?;
+        for ((partition, (low, high)), start) in partitions.iter().zip(ends).zip(starts) {
             // What begins behind the end begins at it: no offset beyond can be fetched.
             let first = start.unwrap_or(low).min(high).max(low);
             if range.follow || first < high {
@@ -278,19 +279,21 @@ impl Reader {
         reader.catch_up(topic, partition, first, each)
     }
 
-    fn starts(&self, range: &TopicRange, partitions: &[i32]) -> Result<Vec<Option<i64>>, Error> {
-        let at = match range.start {
+    /// First offset of each of these partitions that is not before a start; none for the beginning, the greatest number for
+    /// what is later than all that there is.
+    pub fn starts(&self, topic: &str, start: Start, partitions: &[i32]) -> Result<Vec<Option<i64>>, Error> {
+        let at = match start {
             Start::Beginning => return Ok(vec![None; partitions.len()]),
             Start::Offset(offset) => return Ok(vec![Some(offset); partitions.len()]),
             Start::Timestamp(at) => at,
         };
-        let failed = || Error::request(format!("find the records of `{}` by time", range.topic));
+        let failed = || Error::request(format!("find the records of `{topic}` by time"));
         let mut wanted = TopicPartitionList::new();
         for partition in partitions {
-            wanted.add_partition_offset(&range.topic, *partition, Offset::Offset(at)).map_err(failed())?;
+            wanted.add_partition_offset(topic, *partition, Offset::Offset(at)).map_err(failed())?;
         }
         let found = self.consumer.offsets_for_times(wanted, SILENCE).map_err(failed())?;
-        let offset_of = |partition: &i32| match found.find_partition(&range.topic, *partition)?.offset() {
+        let offset_of = |partition: &i32| match found.find_partition(topic, *partition)?.offset() {
             Offset::Offset(offset) => Some(offset),
             // Nothing that late: begin at the end.
             _ => Some(i64::MAX),

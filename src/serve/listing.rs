@@ -113,6 +113,7 @@ pub async fn index(state: &ServeState, base: &Base, headers: &HeaderMap) -> Resu
         "links": {
             "views": format!("{}/v1/views", base.0),
             "positions": format!("{}/v1/positions/{{position}}", base.0),
+            "versions": format!("{}/v1/versions", base.0),
         },
         "try": [format!("curl '{}/v1/views'", base.0)],
         "views": body["views"],

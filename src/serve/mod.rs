@@ -22,6 +22,7 @@ pub mod problem;
 mod read;
 mod routes;
 mod types;
+mod versions;
 mod wait;
 
 use std::{

@@ -13,6 +13,7 @@ use super::{
     listing::{self, Base},
     outcome,
     read::Read,
+    versions,
 };
 use crate::http::Problem;
 use crate::telemetry::metrics::serve as metrics;
@@ -25,6 +26,7 @@ pub fn router(state: ServeState) -> Router {
         .route("/v1/views/{consumer}", get(consumer))
         .route("/v1/views/{consumer}/{table}", get(table))
         .route("/v1/positions/{*position}", get(position))
+        .route("/v1/versions", get(all_versions))
         .with_state(state)
 }
 
@@ -85,6 +87,10 @@ fn counted(state: &ServeState, consumer: &str, answered: Result<Response, Proble
 
 async fn position(State(state): State<ServeState>, Path(position): Path<String>) -> Response {
     json(outcome::describe(&state, &position).await)
+}
+
+async fn all_versions(State(state): State<ServeState>) -> Response {
+    json(versions::describe(&state).await)
 }
 
 /// Listings are read by people too, so they are indented.

@@ -165,6 +165,14 @@ impl ConsumerSpec {
     /// # Errors
     /// All faults of the folder at once.
     pub fn load(folder: &Path) -> Result<Self, Vec<SpecFault>> {
+        Self::load_as(&name_of(folder), folder)
+    }
+
+    /// Reads the folder of a consumer that is called otherwise than it.
+    ///
+    /// # Errors
+    /// All faults of the folder at once.
+    pub fn load_as(name: &str, folder: &Path) -> Result<Self, Vec<SpecFault>> {
         let manifest = folder.join("consumer.toml");
         let text = std::fs::read_to_string(&manifest).map_err(|error| {
             let what = format!("cannot be read: {error}; a consumer folder needs a `consumer.toml` with its topics");
@@ -172,7 +180,7 @@ impl ConsumerSpec {
         })?;
         let sql = folder_files(folder, "sql")?;
         let reference = folder_files(&folder.join("reference"), "csv")?;
-        Self::from_files(folder, &text, sql, reference)
+        Self::named(name, folder, &text, sql, reference)
     }
 
     /// Puts a consumer together from the text of its files.
@@ -185,7 +193,17 @@ impl ConsumerSpec {
         sql: Vec<SourceFile>,
         reference: Vec<SourceFile>,
     ) -> Result<Self, Vec<SpecFault>> {
-        let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        Self::named(&name_of(folder), folder, manifest, sql, reference)
+    }
+
+    fn named(
+        name: &str,
+        folder: &Path,
+        manifest: &str,
+        sql: Vec<SourceFile>,
+        reference: Vec<SourceFile>,
+    ) -> Result<Self, Vec<SpecFault>> {
+        let name = name.to_owned();
         let mut faults = Vec::new();
         if let Some(why) = name_fault(&name) {
             faults.push(SpecFault::new(folder, None, format!("consumer name `{name}` {why}; rename the folder")));
@@ -227,6 +245,10 @@ impl ConsumerSpec {
     pub fn manifest_path(&self) -> PathBuf {
         self.folder.join("consumer.toml")
     }
+}
+
+fn name_of(folder: &Path) -> String {
+    folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// Why a name of a consumer or table is refused.

@@ -87,13 +87,23 @@ pub struct Place {
     pub next_offset: i64,
     /// As last seen; none before the first look.
     pub end_offset: Option<i64>,
+    /// Where it ends; none for one that goes on with the log.
+    pub until: Option<i64>,
     pub halted: Option<String>,
+}
+
+impl Place {
+    /// Where it has to get to, as far as that is known.
+    pub fn end(&self) -> Option<i64> {
+        self.until.or(self.end_offset)
+    }
 }
 
 /// Where a version stands on each partition that it has begun with.
 pub async fn places(connection: &mut PgConnection, projection: &str, version: i32) -> Result<Vec<Place>, Error> {
     let rows = sqlx::query(
         "select f.topic, f.partition, f.next_offset, e.end_offset,
+                case when f.bound_until = 'infinity' then f.bound end as until,
                 case when f.state = 'halted' then coalesce(f.halt_reason, f.halt_code, '') end as halted
            from millpond.fences f left join millpond.ends e using (projection, version, topic, partition)
           where f.projection = $1 and f.version = $2 order by f.topic, f.partition",
@@ -107,6 +117,7 @@ pub async fn places(connection: &mut PgConnection, projection: &str, version: i3
             at: TopicPartition::new(row.try_get::<String, _>("topic")?, row.try_get("partition")?),
             next_offset: row.try_get("next_offset")?,
             end_offset: row.try_get("end_offset")?,
+            until: row.try_get("until")?,
             halted: row.try_get("halted")?,
         })
     };
@@ -126,17 +137,45 @@ pub async fn candidate(connection: &mut PgConnection, projection: &str) -> Resul
     row.map(|row| Ok((row.try_get("version")?, row.try_get("live_version")?))).transpose()
 }
 
+/// Whether a version is being built, or is one to try things with.
+pub async fn is_open(connection: &mut PgConnection, projection: &str, version: i32) -> Result<bool, Error> {
+    let found = sqlx::query(
+        "select from millpond.versions where projection = $1 and version = $2 and state in ('building', 'scratch')",
+    )
+    .bind(projection)
+    .bind(version)
+    .fetch_optional(connection)
+    .await?;
+    Ok(found.is_some())
+}
+
+/// Writes down how fast a version was built, for who plans the next.
+pub async fn note_rate(
+    connection: &mut PgConnection,
+    projection: &str,
+    version: i32,
+    per_second: f64,
+) -> Result<(), Error> {
+    sqlx::query("update millpond.versions set build_rate = $3 where projection = $1 and version = $2")
+        .bind(projection)
+        .bind(version)
+        .bind(per_second)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
 /// A version beside the live one, as `status` shows it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Beside {
     #[serde(skip)]
     pub projection: String,
     pub version: i32,
-    /// `building` or `standby`.
+    /// `building`, `standby` or `scratch`.
     pub state: String,
     /// Records between its fences and the ends of its partitions, as last seen.
     pub lag: Option<i64>,
-    /// When a standby is removed.
+    /// When a standby or scratch version is removed.
     pub kept_until: Option<String>,
     pub halt_reason: Option<String>,
 }
@@ -151,7 +190,7 @@ pub async fn beside(connection: &mut PgConnection) -> Result<Vec<Beside>, Error>
            left join millpond.fences f on f.projection = v.projection and f.version = v.version
            left join millpond.ends e on e.projection = f.projection and e.version = f.version and e.topic = f.topic
                 and e.partition = f.partition
-          where v.state in ('building', 'standby') group by v.projection, v.version order by 1, 2",
+          where v.state in ('building', 'standby', 'scratch') group by v.projection, v.version order by 1, 2",
     )
     .fetch_all(connection)
     .await?;

@@ -16,6 +16,8 @@ const BOUND: &str = "10 seconds";
 const LOOK: Duration = Duration::from_millis(20);
 /// How long the two may take to be near each other.
 const NEAR: Duration = Duration::from_secs(60);
+/// The first statement is what takes the snapshot.
+const SNAPSHOT: &str = "begin isolation level repeatable read; select 1 from millpond.fences limit 1";
 
 /// What differs in one table.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -56,6 +58,10 @@ pub struct Diff {
     pub position: String,
     /// How long the live version was held.
     pub held_ms: u64,
+    /// Whether the live version stood there, too.
+    pub aligned: bool,
+    /// Whether only rows were compared whose key the new version has.
+    pub touched: bool,
     pub tables: Vec<TableDiff>,
 }
 
@@ -66,19 +72,44 @@ impl Diff {
     }
 }
 
-/// Compares a version with the live one. The two have to be followed meanwhile, by whomever.
+/// What of two versions is compared, and when.
+#[derive(Debug, Clone, Copy)]
+pub struct Scope {
+    /// Rows to show of each kind and table.
+    pub samples: usize,
+    /// Only rows whose key the new version has: it has seen a part of the records.
+    pub touched: bool,
+    /// At the same offsets; else each where it is.
+    pub aligned: bool,
+}
+
+impl Scope {
+    /// All rows, at the same offsets.
+    pub fn whole(samples: usize) -> Self {
+        Self { samples, touched: false, aligned: true }
+    }
+}
+
+/// Compares a version with the live one. The two have to be followed meanwhile, by whomever, to stand at the same offsets.
 ///
 /// # Errors
 /// [`Error::Refused`] when they do not come to stand at the same offsets: one of them is halted, paused or far behind.
-pub async fn compare(url: &str, projection: &str, (old, new): (i32, i32), samples: usize) -> Result<Diff, Error> {
+pub async fn compare(url: &str, projection: &str, (old, new): (i32, i32), scope: Scope) -> Result<Diff, Error> {
     let mut holder = super::connect(url, "millpond diff").await?;
     let mut reader = super::connect(url, "millpond diff").await?;
     // A table of many millions of rows takes its time; whoever asks can end us.
     run(&mut reader, "set statement_timeout = 0; set idle_in_transaction_session_timeout = 0").await?;
-    let aligned = align(&mut holder, &mut reader, projection, (old, new)).await;
-    // Also after an error: the other version goes on.
-    free(&mut holder, projection, new).await?;
-    let (position, held) = aligned?;
+    // One that has halted, or was paused, comes nowhere: each is compared as it is.
+    let aligned = scope.aligned && !stands_still(&mut holder, projection, old).await?;
+    let (position, held) = if aligned {
+        let held = align(&mut holder, &mut reader, projection, (old, new)).await;
+        // Also after an error: the other version goes on.
+        free(&mut holder, projection, new).await?;
+        held?
+    } else {
+        run(&mut reader, SNAPSHOT).await?;
+        (shown(&offsets(&mut reader, projection, new).await?), Duration::ZERO)
+    };
     let (before, after) = (tables(&mut reader, projection, old).await?, tables(&mut reader, projection, new).await?);
     let mut found = Vec::new();
     for table in &after {
@@ -86,14 +117,23 @@ pub async fn compare(url: &str, projection: &str, (old, new): (i32, i32), sample
             found.push(not_compared(&table.name, "only the new version has it"));
             continue;
         };
-        found.push(table_diff(&mut reader, projection, (old, earlier), (new, table), samples).await?);
+        found.push(table_diff(&mut reader, projection, (old, earlier), (new, table), scope).await?);
     }
     for table in before.iter().filter(|table| after.iter().all(|later| later.name != table.name)) {
         found.push(not_compared(&table.name, "the new version does not have it"));
     }
     run(&mut reader, "rollback").await?;
     let held_ms = u64::try_from(held.as_millis()).unwrap_or(u64::MAX);
-    Ok(Diff { projection: projection.to_owned(), old_version: old, new_version: new, position, held_ms, tables: found })
+    Ok(Diff {
+        projection: projection.to_owned(),
+        old_version: old,
+        new_version: new,
+        position,
+        held_ms,
+        aligned,
+        touched: scope.touched,
+        tables: found,
+    })
 }
 
 fn not_compared(table: &str, why: &str) -> TableDiff {
@@ -126,10 +166,9 @@ async fn align(
         loop {
             let other = offsets(reader, projection, new).await?;
             if other == live {
-                run(reader, "begin isolation level repeatable read; select 1 from millpond.fences limit 1").await?;
+                run(reader, SNAPSHOT).await?;
                 tx.rollback().await?;
-                let position: Vec<String> = live.iter().map(|(at, next)| format!("{at}@{next}")).collect();
-                return Ok((position.join(","), began.elapsed()));
+                return Ok((shown(&live), began.elapsed()));
             }
             if began.elapsed() > HOLD {
                 break;
@@ -145,6 +184,25 @@ async fn align(
         free(holder, projection, new).await?;
         tokio::time::sleep(HOLD / 4).await;
     }
+}
+
+/// Whether a version is halted on some partition, or paused by an operator.
+async fn stands_still(connection: &mut PgConnection, projection: &str, version: i32) -> Result<bool, Error> {
+    Ok(sqlx::query_scalar(
+        "select p.paused or exists (select from millpond.fences f
+                 where f.projection = p.projection and f.version = $2 and f.state = 'halted')
+           from millpond.projections p where p.projection = $1",
+    )
+    .bind(projection)
+    .bind(version)
+    .fetch_one(connection)
+    .await?)
+}
+
+/// As a position is written.
+fn shown(offsets: &[(TopicPartition, i64)]) -> String {
+    let parts: Vec<String> = offsets.iter().map(|(at, next)| format!("{at}@{next}")).collect();
+    parts.join(",")
 }
 
 fn apart(projection: &str, live: &[(TopicPartition, i64)], other: &[(TopicPartition, i64)]) -> Error {
@@ -224,7 +282,7 @@ async fn table_diff(
     projection: &str,
     (old, before): (i32, &TableInfo),
     (new, after): (i32, &TableInfo),
-    samples: usize,
+    scope: Scope,
 ) -> Result<TableDiff, Error> {
     let table = &after.name;
     if before.key != after.key || after.key.is_empty() {
@@ -240,7 +298,7 @@ async fn table_diff(
         .map(|column| column.name.as_str())
         .filter(|name| has(before, name) && !after.key.iter().any(|key| key == name))
         .collect();
-    let joined = Joined::new(projection, (old, new), table, &after.key, &values);
+    let joined = Joined::new(projection, (old, new), table, &after.key, &values, scope.touched);
     let row = sqlx::query(AssertSqlSafe(joined.count())).fetch_one(&mut *reader).await?;
     let mut columns = Vec::new();
     for (index, name) in values.iter().enumerate() {
@@ -259,7 +317,7 @@ async fn table_diff(
         ..TableDiff::default()
     };
     for kind in ["added", "removed", "changed"] {
-        let rows = sqlx::query(AssertSqlSafe(joined.sample(kind, samples))).fetch_all(&mut *reader).await?;
+        let rows = sqlx::query(AssertSqlSafe(joined.sample(kind, scope.samples))).fetch_all(&mut *reader).await?;
         for row in rows {
             found.samples.push(Sample {
                 kind: kind.to_owned(),
@@ -280,11 +338,19 @@ struct Joined {
 }
 
 impl Joined {
-    fn new(projection: &str, (old, new): (i32, i32), table: &str, key: &[String], values: &[&str]) -> Self {
+    fn new(
+        projection: &str,
+        (old, new): (i32, i32),
+        table: &str,
+        key: &[String],
+        values: &[&str],
+        touched: bool,
+    ) -> Self {
         let relation = |version| format!("{}.{}", ident(&schema_name(projection, version)), ident(table));
         let key: Vec<String> = key.iter().map(|name| ident(name)).collect();
         let values: Vec<String> = values.iter().map(|name| ident(name)).collect();
-        let from = format!("{} o full join {} n using ({})", relation(old), relation(new), key.join(", "));
+        let join = if touched { "right" } else { "full" };
+        let from = format!("{} o {join} join {} n using ({})", relation(old), relation(new), key.join(", "));
         Self { from, key, values }
     }
 

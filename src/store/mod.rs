@@ -14,6 +14,7 @@ pub mod headers;
 pub mod outbox;
 pub mod parked;
 pub mod relay;
+pub mod replays;
 pub mod scratch;
 pub mod seen;
 mod session;
@@ -86,7 +87,7 @@ pub async fn run(connection: &mut PgConnection, sql: impl Into<String>) -> Resul
     Ok(())
 }
 
-const MIGRATIONS: [(i64, &str, &str); 8] = [
+const MIGRATIONS: [(i64, &str, &str); 9] = [
     (1, "platform", include_str!("../../migrations/0001_platform.sql")),
     (2, "crash guard", include_str!("../../migrations/0002_crash_guard.sql")),
     (3, "parked keys", include_str!("../../migrations/0003_parked_keys.sql")),
@@ -95,6 +96,7 @@ const MIGRATIONS: [(i64, &str, &str); 8] = [
     (6, "verdicts", include_str!("../../migrations/0006_verdicts.sql")),
     (7, "rebuilds", include_str!("../../migrations/0007_rebuilds.sql")),
     (8, "verdicts of people", include_str!("../../migrations/0008_verdicts_of_people.sql")),
+    (9, "replays", include_str!("../../migrations/0009_replays.sql")),
 ];
 
 /// Brings the platform tables up to this binary's version; safe to run from many processes at once. After an error the

@@ -341,6 +341,44 @@ pub async fn kept(connection: &mut PgConnection, projections: &[String]) -> Resu
     rows.iter().map(kept).collect()
 }
 
+/// A version that is not retired.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    pub projection: String,
+    pub version: i32,
+    pub hash: String,
+    /// `building`, `live`, `standby` or `scratch`.
+    pub state: String,
+    /// Records a second, where it was built beside another one.
+    pub build_rate: Option<f64>,
+}
+
+/// All of them; none in a database that Millpond has not been in. It changes nothing, and can be asked of the tables of an
+/// earlier release.
+pub async fn standings(connection: &mut PgConnection) -> Result<Vec<Standing>, Error> {
+    let is_there: bool =
+        sqlx::query_scalar("select to_regclass('millpond.versions') is not null").fetch_one(&mut *connection).await?;
+    if !is_there {
+        return Ok(Vec::new());
+    }
+    let rows = sqlx::query(
+        "select v.projection, v.version, v.hash, v.state, (to_jsonb(v) ->> 'build_rate')::float8 as build_rate
+           from millpond.versions v where v.state <> 'retired' order by v.projection, v.version",
+    )
+    .fetch_all(connection)
+    .await?;
+    let standing = |row: &sqlx::postgres::PgRow| {
+        Ok(Standing {
+            projection: row.try_get("projection")?,
+            version: row.try_get("version")?,
+            hash: row.try_get("hash")?,
+            state: row.try_get("state")?,
+            build_rate: row.try_get("build_rate")?,
+        })
+    };
+    rows.iter().map(standing).collect()
+}
+
 /// The files that a version was made of, by their paths.
 pub async fn files(
     connection: &mut PgConnection,

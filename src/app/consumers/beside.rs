@@ -10,7 +10,7 @@ use super::{Context, sources};
 use crate::{
     consume::Member,
     store::{
-        self, PgConnection, swap,
+        self, PgConnection, replays, swap,
         versions::{self, Kept},
     },
 };
@@ -54,6 +54,9 @@ impl Beside {
             Some(connection) => connection,
             None => connection.insert(store::connect(&context.config.postgres.url, "millpond versions").await?),
         };
+        for (name, version) in store::bounded(replays::expire(connection)).await? {
+            info!(consumer = name, version, "the scratch tables of a replay have expired; they are removed");
+        }
         let wanted = store::bounded(versions::kept(connection, names)).await?;
         for name in wanted.iter().filter(|kept| kept.is_over).map(|kept| kept.projection.as_str()) {
             match store::bounded(swap::drop_kept(connection, name)).await {

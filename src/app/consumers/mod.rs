@@ -16,7 +16,7 @@ use anyhow::bail;
 use tracing::{debug, info, warn};
 
 use self::beside::Beside;
-pub use self::{command::command, context::Context};
+pub use self::{command::command, context::Context, sources::collect};
 use super::{project::Project, stopped::Stopped};
 use crate::{
     consume::Member,

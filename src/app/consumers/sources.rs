@@ -19,17 +19,18 @@ use crate::{
 pub fn collect(dir: &Path, spec: &ConsumerSpec) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
     let mut files = Vec::new();
     for folder in folders(&dir.join("schemas"))? {
-        add(dir, &folder, "avsc", &mut files)?;
+        add(&folder, &below(dir, &folder), "avsc", &mut files)?;
     }
     for folder in folders(&dir.join("producers"))? {
-        add(dir, &folder, "toml", &mut files)?;
+        add(&folder, &below(dir, &folder), "toml", &mut files)?;
     }
+    let own = Path::new("consumers").join(&spec.name);
+    // Also one that is elsewhere, to be tried in its place.
+    add_consumer(&spec.folder, &own, &mut files)?;
     for folder in folders(&dir.join("consumers"))? {
-        let own = folder == dir.join("consumers").join(&spec.name);
-        if own || fs::read_to_string(folder.join("consumer.toml")).is_ok_and(|text| text.contains("[emits]")) {
-            add(dir, &folder, "toml", &mut files)?;
-            add(dir, &folder, "sql", &mut files)?;
-            add(dir, &folder.join("reference"), "csv", &mut files)?;
+        let emits = || fs::read_to_string(folder.join("consumer.toml")).is_ok_and(|text| text.contains("[emits]"));
+        if below(dir, &folder) != own && emits() {
+            add_consumer(&folder, &below(dir, &folder), &mut files)?;
         }
     }
     files.sort();
@@ -42,13 +43,24 @@ pub fn consumers(dir: &Path) -> anyhow::Result<Vec<String>> {
     Ok(folders(&dir.join("consumers"))?.into_iter().filter_map(name).collect())
 }
 
-fn add(dir: &Path, folder: &Path, ending: &str, files: &mut Vec<(String, Vec<u8>)>) -> anyhow::Result<()> {
+fn below(dir: &Path, folder: &Path) -> PathBuf {
+    folder.strip_prefix(dir).unwrap_or(folder).to_owned()
+}
+
+fn add_consumer(folder: &Path, name: &Path, files: &mut Vec<(String, Vec<u8>)>) -> anyhow::Result<()> {
+    add(folder, name, "toml", files)?;
+    add(folder, name, "sql", files)?;
+    add(&folder.join("reference"), &name.join("reference"), "csv", files)
+}
+
+/// The files of a folder, as `name` calls it.
+fn add(folder: &Path, name: &Path, ending: &str, files: &mut Vec<(String, Vec<u8>)>) -> anyhow::Result<()> {
     let found = folder_files(folder, ending).map_err(|faults| {
         let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
         anyhow::anyhow!("{}", faults.join("\n"))
     })?;
-    let name = |file: &SourceFile| file.path.strip_prefix(dir).unwrap_or(&file.path).to_string_lossy().into_owned();
-    files.extend(found.into_iter().map(|file| (name(&file), file.text.into_bytes())));
+    let named = |file: &SourceFile| name.join(file.path.file_name().unwrap_or_default()).to_string_lossy().into_owned();
+    files.extend(found.into_iter().map(|file| (named(&file), file.text.into_bytes())));
     Ok(())
 }
 

@@ -1,13 +1,19 @@
-//! `millpond rebuild`, `diff`, `swap` and `rollback`: another version beside the live one, and which of them people read.
+//! `millpond rebuild`, `diff`, `swap`, `rollback` and `replay`: other versions beside the live one, and which of them people read.
 
+mod eye;
+mod replay;
 mod show;
 
-use std::{io::IsTerminal as _, process::ExitCode, sync::Arc, time::Duration};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use tokio::time::Instant;
 
-use self::show::{Bar, Voice};
+pub use self::replay::run as replay;
+use self::{
+    eye::{Eye, LOOK},
+    show::Voice,
+};
 use super::{
     consumers::{self, told_of_lock},
     database,
@@ -24,9 +30,9 @@ use crate::{
     domain::TopicPartition,
     kafka::{self, Admin},
     store::{
-        self, Class, PgConnection,
-        builds::{self, Build, Place},
-        diff::Diff,
+        self, PgConnection,
+        builds::{self, Build},
+        diff::{Diff, Scope},
         versions::OnChange,
     },
 };
@@ -35,12 +41,10 @@ use crate::{
 const BOUNDS: Bounds = Bounds { max_records: 50_000, max_bytes: 16 << 20 };
 /// How long such a batch waits to fill up.
 const MAX_AGE: Duration = Duration::from_millis(50);
-/// How often it is looked how far the version is.
-const LOOK: Duration = Duration::from_millis(500);
 
 /// Builds a version beside the live one, shows what differs, and makes it the live one if that is wanted.
 pub async fn run(config: &Config, arguments: Rebuild, handlers: Arc<Handlers>) -> anyhow::Result<ExitCode> {
-    let voice = Voice::new(arguments.json || !std::io::stdout().is_terminal());
+    let voice = Voice::new(arguments.json);
     database::migrate(config).await?;
     let name = arguments.name.as_str();
     // Whoever builds holds it: no other process begins meanwhile.
@@ -99,11 +103,12 @@ async fn follow(
     partitions: usize,
 ) -> anyhow::Result<ExitCode> {
     let name = arguments.name.as_str();
-    let mut eye = Eye { config, name, build, connection: None };
+    let mut eye = Eye::new(config, name, build.version);
     let work = async {
-        eye.catch_up(voice, partitions).await?;
+        let rate = eye.catch_up(voice, partitions).await?;
+        eye.note_rate(rate).await;
         let versions = (build.live, build.version);
-        let diff = store::diff::compare(&config.postgres.url, name, versions, arguments.samples).await?;
+        let diff = store::diff::compare(&config.postgres.url, name, versions, Scope::whole(arguments.samples)).await?;
         voice.diff(&diff);
         let wanted = if arguments.swap {
             refuse_changed(&diff, arguments.max_changed)?;
@@ -133,65 +138,6 @@ fn left(name: &str, voice: &Voice) -> ExitCode {
     ExitCode::from(130)
 }
 
-/// What looks at a version that is being built, also at one whose Postgres is away for a while.
-struct Eye<'a> {
-    config: &'a Config,
-    name: &'a str,
-    build: Build,
-    connection: Option<PgConnection>,
-}
-
-impl Eye<'_> {
-    /// Where the version stands; none when it is not being built any more.
-    async fn places(&mut self) -> anyhow::Result<Option<Vec<Place>>> {
-        let places = loop {
-            match self.ask().await {
-                Ok(places) => break places,
-                Err(error) if error.class() == Class::Transient => {
-                    self.connection = None;
-                    tokio::time::sleep(LOOK).await;
-                }
-                Err(error) => return Err(error.into()),
-            }
-        };
-        let halted = places.iter().flatten().find_map(|place| Some((place, place.halted.as_ref()?)));
-        if let Some((Place { at, .. }, why)) = halted {
-            bail!("version {} of {} has halted on {at}: {why}", self.build.version, self.name);
-        }
-        Ok(places)
-    }
-
-    async fn ask(&mut self) -> Result<Option<Vec<Place>>, store::Error> {
-        let connection = match &mut self.connection {
-            Some(connection) => connection,
-            None => self.connection.insert(store::connect(&self.config.postgres.url, "millpond rebuild").await?),
-        };
-        let looked = async {
-            let places = builds::places(connection, self.name, self.build.version).await?;
-            let building = builds::candidate(connection, self.name).await?;
-            Ok(building.filter(|(version, _)| *version == self.build.version).map(|_| places))
-        };
-        store::bounded(looked).await
-    }
-
-    /// Shows how far the version is until it stands at the end of every partition.
-    async fn catch_up(&mut self, voice: &Voice, partitions: usize) -> anyhow::Result<()> {
-        let mut bar = Bar::new(voice, self.name, self.build.version);
-        let there = |place: &Place| place.end_offset.is_some_and(|end| place.next_offset >= end);
-        loop {
-            let Some(places) = self.places().await? else {
-                bail!("version {} of {} is not being built any more", self.build.version, self.name);
-            };
-            bar.show(&places);
-            if places.len() == partitions && places.iter().all(there) {
-                bar.end();
-                return Ok(());
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-    }
-}
-
 fn refuse_changed(diff: &Diff, most: Option<i64>) -> anyhow::Result<()> {
     match most.filter(|most| diff.rows() > *most) {
         Some(most) => bail!("{} rows differ, where {most} are allowed (--max-changed); not swapped", diff.rows()),
@@ -205,7 +151,7 @@ async fn swap_to(connection: &mut PgConnection, name: &str, version: i32, keep: 
     let began = Instant::now();
     let swapped = store::swap::swap(connection, name, version, kept, &by).await;
     let swapped = swapped.map_err(|error| told_of_lock(name, error))?;
-    Voice::new(!std::io::stdout().is_terminal()).swapped(name, &swapped, began.elapsed(), keep.hours);
+    Voice::new(false).swapped(name, &swapped, began.elapsed(), keep.hours);
     Ok(())
 }
 
@@ -213,7 +159,7 @@ async fn swap_to(connection: &mut PgConnection, name: &str, version: i32, keep: 
 pub async fn diff(config: &Config, name: &str, format: DiffFormat, samples: usize) -> anyhow::Result<()> {
     let mut connection = wiring::database(config, "millpond diff").await?;
     let (version, live) = candidate(&mut connection, name).await?;
-    let diff = store::diff::compare(&config.postgres.url, name, (live, version), samples).await?;
+    let diff = store::diff::compare(&config.postgres.url, name, (live, version), Scope::whole(samples)).await?;
     show::print(&diff, format)
 }
 
@@ -222,7 +168,7 @@ pub async fn swap(config: &Config, name: &str, max_changed: Option<i64>, keep: &
     let mut connection = wiring::database(config, "millpond swap").await?;
     let (version, live) = candidate(&mut connection, name).await?;
     if max_changed.is_some() {
-        let diff = store::diff::compare(&config.postgres.url, name, (live, version), 0).await?;
+        let diff = store::diff::compare(&config.postgres.url, name, (live, version), Scope::whole(0)).await?;
         refuse_changed(&diff, max_changed)?;
     }
     swap_to(&mut connection, name, version, keep).await

@@ -24,8 +24,13 @@ pub struct Voice {
 }
 
 impl Voice {
+    /// In JSON if that is asked for, or where nobody is at a terminal.
     pub fn new(json: bool) -> Self {
-        Self { json }
+        Self { json: json || !std::io::stdout().is_terminal() }
+    }
+
+    pub fn is_json(self) -> bool {
+        self.json
     }
 
     fn event(self, event: &serde_json::Value, text: &str) {
@@ -43,6 +48,10 @@ impl Voice {
             &json!({ "event": "begun", "consumer": name, "version": version, "live": live, "resumed": resumed, "partitions": partitions }),
             &format!("{name}: {how} version {version} from the log, on {partitions} partitions; people read version {live} meanwhile"),
         );
+    }
+
+    pub fn replayed(self, event: &serde_json::Value, text: &str) {
+        self.event(event, text);
     }
 
     pub fn diff(self, diff: &Diff) {
@@ -99,8 +108,9 @@ pub struct Bar<'a> {
     label: String,
     terminal: bool,
     begun: Instant,
-    /// Records that were applied when it began.
+    /// Offsets that were passed when it began, and now.
     first: Option<i64>,
+    done: i64,
     said: Option<Instant>,
 }
 
@@ -110,20 +120,29 @@ const LINES: Duration = Duration::from_secs(2);
 impl<'a> Bar<'a> {
     pub fn new(voice: &'a Voice, name: &str, version: i32) -> Self {
         let terminal = std::io::stderr().is_terminal() && !voice.json;
-        Self { voice, label: format!("{name} v{version}"), terminal, begun: Instant::now(), first: None, said: None }
+        Self {
+            voice,
+            label: format!("{name} v{version}"),
+            terminal,
+            begun: Instant::now(),
+            first: None,
+            done: 0,
+            said: None,
+        }
     }
 
     pub fn show(&mut self, places: &[Place]) {
         let done: i64 = places.iter().map(|place| place.next_offset).sum();
-        let known = !places.is_empty() && places.iter().all(|place| place.end_offset.is_some());
-        let total: i64 = places.iter().map(|place| place.end_offset.unwrap_or_default().max(place.next_offset)).sum();
-        let since = self.begun.elapsed().as_secs_f64();
-        let rate = (done - *self.first.get_or_insert(done)) as f64 / since.max(0.001);
+        let known = !places.is_empty() && places.iter().all(|place| place.end().is_some());
+        let total: i64 = places.iter().map(|place| place.end().unwrap_or_default().max(place.next_offset)).sum();
+        self.first.get_or_insert(done);
+        self.done = done;
+        let rate = self.rate();
         let left = (known && rate > 0.0).then(|| (total - done) as f64 / rate);
         if self.terminal {
             let percent = if known && total > 0 { done as f64 * 100.0 / total as f64 } else { 0.0 };
             let left = left.map_or_else(String::new, |left| format!(", {left:.0} s left"));
-            let furthest = places.iter().max_by_key(|place| place.end_offset.unwrap_or_default() - place.next_offset);
+            let furthest = places.iter().max_by_key(|place| place.end().unwrap_or_default() - place.next_offset);
             let behind = furthest.map_or_else(String::new, |place| format!(", {} at {}", place.at, place.next_offset));
             eprint!("\r\x1b[2K{}: {percent:.1} % of {total}, {rate:.0}/s{left}{behind}", self.label);
             let _ = std::io::stderr().flush();
@@ -131,7 +150,9 @@ impl<'a> Bar<'a> {
             self.said = Some(Instant::now());
             let partitions: Vec<_> = places
                 .iter()
-                .map(|place| json!({ "partition": place.at.to_string(), "next": place.next_offset, "end": place.end_offset }))
+                .map(
+                    |place| json!({ "partition": place.at.to_string(), "next": place.next_offset, "end": place.end() }),
+                )
                 .collect();
             say!(
                 "{}",
@@ -141,7 +162,13 @@ impl<'a> Bar<'a> {
         }
     }
 
-    pub fn end(&self) {
+    /// Records a second since it began.
+    fn rate(&self) -> f64 {
+        (self.done - self.first.unwrap_or(self.done)) as f64 / self.begun.elapsed().as_secs_f64().max(0.001)
+    }
+
+    /// Says that it is done; how fast it was.
+    pub fn end(&self) -> f64 {
         if self.terminal {
             eprint!("\r\x1b[2K");
         }
@@ -150,6 +177,7 @@ impl<'a> Bar<'a> {
             &json!({ "event": "caught_up", "seconds": seconds }),
             &format!("at the end of the log after {seconds:.1} s"),
         );
+        self.rate()
     }
 }
 
@@ -175,11 +203,21 @@ pub fn print(diff: &Diff, format: DiffFormat) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn text(diff: &Diff) -> String {
-    let Diff { projection, old_version, new_version, position, held_ms, tables } = diff;
-    let mut text = format!(
-        "{projection}: version {new_version} against version {old_version}, both at {position} (held for {held_ms} ms)"
-    );
+pub(super) fn text(diff: &Diff) -> String {
+    let Diff { projection, old_version, new_version, position, held_ms, aligned, touched, tables } = diff;
+    let mut text = format!("{projection}: version {new_version} against version {old_version}, ");
+    let _ = if *aligned {
+        write!(text, "both at {position} (held for {held_ms} ms)")
+    } else {
+        write!(
+            text,
+            "the former at {position}, the latter where it stands: what only one of them has applied yet differs, too"
+        )
+    };
+    if *touched {
+        text.push_str("; only rows that version ");
+        let _ = write!(text, "{new_version} has");
+    }
     for table in tables {
         table_text(table, &mut text);
     }
