@@ -44,32 +44,47 @@ pub async fn begin(connection: &mut PgConnection, definition: &Definition<'_>) -
             definition.projection
         )));
     };
-    let mut found = None;
+    let found = keep_only(&mut tx, definition.projection, definition.hash).await?;
+    let version = open(&mut tx, definition, found, next).await?;
+    tx.commit().await?;
+    Ok(Build { version, live, resumed: found.is_some() })
+}
+
+/// Goes on with a version that is being built, or makes one of that number.
+pub(super) async fn open(
+    tx: &mut PgConnection,
+    definition: &Definition<'_>,
+    found: Option<i32>,
+    next: i32,
+) -> Result<i32, Error> {
+    let Some(version) = found else {
+        versions::create(tx, definition, next, "building").await?;
+        return Ok(next);
+    };
+    // Whoever goes on with it means to try again.
+    let of = format!("where projection = {} and version = {version}", literal(definition.projection));
+    let ended = "set state = 'running', halt_code = null, halt_reason = null";
+    run(tx, format!("update millpond.fences {ended} {of} and state = 'halted'")).await?;
+    Ok(version)
+}
+
+/// Gives up the versions that are being built, but for one of this definition, if there is one.
+pub(super) async fn keep_only(tx: &mut PgConnection, projection: &str, hash: &str) -> Result<Option<i32>, Error> {
     let building =
         sqlx::query("select version, hash from millpond.versions where projection = $1 and state = 'building'")
-            .bind(definition.projection)
+            .bind(projection)
             .fetch_all(&mut *tx)
             .await?;
+    let mut found = None;
     for row in building {
         let version: i32 = row.try_get("version")?;
-        if row.try_get::<&str, _>("hash")? == definition.hash && found.is_none() {
+        if row.try_get::<&str, _>("hash")? == hash && found.is_none() {
             found = Some(version);
         } else {
-            give_up(&mut tx, definition.projection, version).await?;
+            give_up(tx, projection, version).await?;
         }
     }
-    let resumed = found.is_some();
-    if !resumed {
-        versions::create(&mut tx, definition, next, "building").await?;
-    }
-    if let Some(version) = found {
-        // Whoever goes on with it means to try again.
-        let of = format!("where projection = {} and version = {version}", literal(definition.projection));
-        let ended = "set state = 'running', halt_code = null, halt_reason = null";
-        run(&mut tx, format!("update millpond.fences {ended} {of} and state = 'halted'")).await?;
-    }
-    tx.commit().await?;
-    Ok(Build { version: found.unwrap_or(next), live, resumed })
+    Ok(found)
 }
 
 /// Drops a version that was never live, with all that it has set aside or would have sent.

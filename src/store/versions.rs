@@ -2,7 +2,7 @@
 
 use sqlx::{Connection, PgConnection, Row};
 
-use super::{Error, run, seen};
+use super::{Error, builds, run, seen};
 use crate::domain::{TableInfo, ident, literal, schema_name};
 
 /// What decides the rows of a projection, as the compiler found it in a consumer's folder.
@@ -26,8 +26,8 @@ pub struct Definition<'a> {
 /// What to do when the folder no longer is what the live version was built from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnChange {
-    /// Build a new version from the start of the log and make it live at once: for `millpond dev` only.
-    StartOver,
+    /// Build a version of it beside the live one: for `millpond dev`, which makes it live by itself.
+    Build,
     /// Leave everything as it is and say what to do.
     Refuse,
 }
@@ -37,9 +37,10 @@ pub enum OnChange {
 pub enum Ensured {
     Unchanged(i32),
     Created(i32),
-    StartedOver {
+    /// It is being built beside the live one.
+    Building {
         version: i32,
-        retired: i32,
+        live: i32,
     },
     /// One that is being built, or kept to go back to; another one is live.
     Beside(i32),
@@ -48,7 +49,7 @@ pub enum Ensured {
 impl Ensured {
     pub fn version(&self) -> i32 {
         match self {
-            Self::Unchanged(v) | Self::Created(v) | Self::StartedOver { version: v, .. } | Self::Beside(v) => *v,
+            Self::Unchanged(v) | Self::Created(v) | Self::Building { version: v, .. } | Self::Beside(v) => *v,
         }
     }
 }
@@ -77,6 +78,10 @@ pub async fn ensure(
         }
         Some(row) if row.try_get::<String, _>("hash")? == definition.hash => {
             let version: i32 = row.try_get("version")?;
+            if on_change == OnChange::Build {
+                // The folder is again what people read.
+                builds::keep_only(&mut tx, definition.projection, definition.hash).await?;
+            }
             // One that was made before there was such a table.
             run(&mut tx, seen::create_sql(&schema_name(definition.projection, version))).await?;
             for grant in definition.grants {
@@ -98,10 +103,9 @@ pub async fn ensure(
             )));
         }
         Some(row) => {
-            let retired: i32 = row.try_get("version")?;
-            create_live(&mut tx, definition, next).await?;
-            retire(&mut tx, definition.projection, retired).await?;
-            Ensured::StartedOver { version: next, retired }
+            let found = builds::keep_only(&mut tx, definition.projection, definition.hash).await?;
+            let version = builds::open(&mut tx, definition, found, next).await?;
+            Ensured::Building { version, live: row.try_get("version")? }
         }
     };
     tx.commit().await?;

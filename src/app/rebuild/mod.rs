@@ -26,9 +26,7 @@ use crate::{
         who,
     },
     config::Config,
-    consume::{Bounds, Handlers, Member, Pace},
-    domain::TopicPartition,
-    kafka::{self, Admin},
+    consume::{Handlers, Member, Pace},
     store::{
         self, PgConnection,
         builds::{self, Build},
@@ -36,11 +34,6 @@ use crate::{
         versions::OnChange,
     },
 };
-
-/// A batch of a rebuild: nobody waits for its rows, and a transaction costs the same for many.
-const BOUNDS: Bounds = Bounds { max_records: 50_000, max_bytes: 16 << 20 };
-/// How long such a batch waits to fill up.
-const MAX_AGE: Duration = Duration::from_millis(50);
 
 /// Builds a version beside the live one, shows what differs, and makes it the live one if that is wanted.
 pub async fn run(config: &Config, arguments: Rebuild, handlers: Arc<Handlers>) -> anyhow::Result<ExitCode> {
@@ -54,9 +47,10 @@ pub async fn run(config: &Config, arguments: Rebuild, handlers: Arc<Handlers>) -
             "another process builds a version of {name} just now; `millpond diff {name}` looks at it, `millpond swap {name}` makes it live"
         );
     }
-    let (build, member, partitions) = begin(config, &arguments, handlers, &mut holder).await?;
-    voice.begun(name, build, partitions.len());
-    let built = follow(config, &arguments, &voice, build, partitions.len()).await;
+    let (build, member) = begin(config, &arguments, handlers, &mut holder).await?;
+    let partitions = member.followed.unwrap_or_default();
+    voice.begun(name, build, partitions);
+    let built = follow(config, &arguments, &voice, build, partitions).await;
     member.stop().await;
     built
 }
@@ -67,31 +61,19 @@ async fn begin(
     arguments: &Rebuild,
     handlers: Arc<Handlers>,
     connection: &mut PgConnection,
-) -> anyhow::Result<(Build, Member, Vec<TopicPartition>)> {
+) -> anyhow::Result<(Build, Member)> {
     let project = Project::load(&config.project.dir)?;
     let spec = project.consumer(&arguments.name)?;
     let registry = schemas::connect(config).await?;
     let context = consumers::Context::new(config, registry, handlers, OnChange::Refuse)?;
     let compiled = context.prepare(&project, spec, connection).await?;
-    let partitions = partitions(&context.kafka, &spec.topics).await?;
+    let partitions = context.partitions(&spec.topics).await?;
     let begin = async |definition: &store::versions::Definition<'_>| builds::begin(connection, definition).await;
     let begun = context.defined(&project, spec, &compiled, begin).await?;
     let build = begun.map_err(|error| told_of_lock(&spec.name, error))?;
     let mut engine = context.engine(&project, spec, compiled, build.version)?;
-    (engine.bounds, engine.max_age, engine.pace) = (BOUNDS, MAX_AGE, Pace::of(arguments.throttle));
-    let member = Member::follow(&context.kafka, partitions.clone(), engine).context("the log cannot be read")?;
-    Ok((build, member, partitions))
-}
-
-/// All partitions of the topics.
-async fn partitions(options: &kafka::Options, topics: &[String]) -> anyhow::Result<Vec<TopicPartition>> {
-    let admin = Admin::connect(options)?;
-    let mut all = Vec::new();
-    for topic in topics {
-        let ends = admin.watermarks(topic).await.with_context(|| format!("the topic {topic} cannot be read"))?;
-        all.extend((0..ends.len()).map(|partition| TopicPartition::new(topic.as_str(), partition as i32)));
-    }
-    Ok(all)
+    engine.pace = Pace::of(arguments.throttle);
+    Ok((build, context.follow(engine, partitions)?))
 }
 
 /// Waits until the version has caught up, and for what becomes of it then.

@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{BOUNDS, MAX_AGE, eye::Eye, show::Voice};
+use super::{eye::Eye, show::Voice};
 use crate::{
     app::{
         consumers::{self, told_of_lock},
@@ -276,11 +276,9 @@ async fn begin(
     let begun = context.defined(project, spec, &compiled, begin).await?;
     let version = begun.map_err(|error| told_of_lock(&spec.name, error))?;
     let mut engine = context.engine(project, spec, compiled, version)?;
-    (engine.bounds, engine.max_age) = (BOUNDS, MAX_AGE);
     engine.preparer = engine.preparer.only(only);
     let partitions = parts.iter().map(|part| part.at.clone()).collect();
-    let member = Member::follow(&context.kafka, partitions, engine).context("the log cannot be read")?;
-    Ok(Trial { folder: folder.to_owned(), version, tables, member })
+    Ok(Trial { folder: folder.to_owned(), version, tables, member: context.follow(engine, partitions)? })
 }
 
 /// Waits for the candidates, and looks at what they have made.
