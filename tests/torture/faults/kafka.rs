@@ -72,7 +72,8 @@ pub async fn leader_killed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     Ok(field.end(injected, observed, recovery))
 }
 
-/// K2: a follower dies; what is left are two in sync, which is enough.
+/// K2: a follower dies; what is left are two in sync, which is enough. Until it is taken for dead nothing is acknowledged, and
+/// who asks meanwhile may be told to come back: how often is said, and not judged.
 pub async fn follower_killed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let (node, _) = a_leader(field).await?;
     // Restarted in good order it gives everything away that it leads, and follows from then on.
@@ -101,11 +102,7 @@ pub async fn follower_killed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let observed = left
         .filter(|_| follows)
         .map(|left| format!("{left}; {refused} requests refused, {unknown} of unknown outcome"));
-    let mut fault = field.end(injected, observed, recovery);
-    if follows && refused > 0 {
-        fault.wrong.push(format!("{refused} requests were refused with two of three replicas in sync"));
-    }
-    Ok(fault)
+    Ok(field.end(injected, observed, recovery))
 }
 
 /// Replicas in sync, over all partitions of a topic.
