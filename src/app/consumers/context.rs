@@ -32,6 +32,9 @@ use crate::{
 
 /// A batch of a build: nobody waits for its rows, and a transaction costs the same for many.
 const BUILD_BOUNDS: Bounds = Bounds { max_records: 50_000, max_bytes: 16 << 20 };
+/// Bytes of one batch of each partition together, and what a batch may have all the same.
+const BUILD_BYTES: usize = 128 << 20;
+const LEAST_BUILD_BYTES: usize = 1 << 20;
 /// How long such a batch waits to fill up.
 const BUILD_MAX_AGE: Duration = Duration::from_millis(50);
 
@@ -173,9 +176,26 @@ impl Context {
         Ok(all)
     }
 
+    /// Refuses topics whose first records are not there any more: a version could not have what they made.
+    pub async fn check_whole(&self, consumer: &str, topics: &[String]) -> anyhow::Result<()> {
+        let admin = Admin::connect(&self.kafka)?;
+        for topic in topics {
+            let ends = admin.watermarks(topic).await.with_context(|| format!("the topic {topic} cannot be read"))?;
+            if let Some((partition, (low, _))) = ends.iter().enumerate().find(|(_, (low, _))| *low > 0) {
+                bail!(
+                    "{topic}/{partition} begins at offset {low}: the records before it were removed, and a rebuild of {consumer} \
+                     could not have what they made. `millpond replay {consumer}` tries a folder on what is left"
+                );
+            }
+        }
+        Ok(())
+    }
+
     /// Fills a version that nobody reads yet, from all of these partitions, without a group, as fast as it goes.
     pub fn follow(&self, mut engine: Engine, partitions: Vec<TopicPartition>) -> anyhow::Result<Member> {
-        (engine.bounds, engine.max_age) = (BUILD_BOUNDS, BUILD_MAX_AGE);
+        // Of each partition three may be in memory: one that is applied, one that is full, one that fills.
+        let max_bytes = (BUILD_BYTES / partitions.len().max(1)).clamp(LEAST_BUILD_BYTES, BUILD_BOUNDS.max_bytes);
+        (engine.bounds, engine.max_age) = (Bounds { max_bytes, ..BUILD_BOUNDS }, BUILD_MAX_AGE);
         Member::follow(&self.kafka, partitions, engine).context("the log cannot be read")
     }
 

@@ -23,6 +23,7 @@ use super::{
 use crate::{
     cli::{
         args::{DiffFormat, Keep, Rebuild},
+        say::say,
         who,
     },
     config::Config,
@@ -38,6 +39,9 @@ use crate::{
 /// Builds a version beside the live one, shows what differs, and makes it the live one if that is wanted.
 pub async fn run(config: &Config, arguments: Rebuild, handlers: Arc<Handlers>) -> anyhow::Result<ExitCode> {
     let voice = Voice::new(arguments.json);
+    if arguments.give_up {
+        return give_up(config, &arguments.name).await;
+    }
     database::migrate(config).await?;
     let name = arguments.name.as_str();
     // Whoever builds holds it: no other process begins meanwhile.
@@ -68,6 +72,7 @@ async fn begin(
     let context = consumers::Context::new(config, registry, handlers, OnChange::Refuse)?;
     let compiled = context.prepare(&project, spec, connection).await?;
     let partitions = context.partitions(&spec.topics).await?;
+    context.check_whole(&spec.name, &spec.topics).await?;
     let begin = async |definition: &store::versions::Definition<'_>| builds::begin(connection, definition).await;
     let begun = context.defined(&project, spec, &compiled, begin).await?;
     let build = begun.map_err(|error| told_of_lock(&spec.name, error))?;
@@ -89,7 +94,9 @@ async fn follow(
     let work = async {
         let rate = eye.catch_up(voice, partitions).await?;
         eye.note_rate(rate).await;
-        let versions = (build.live, build.version);
+        // Another one may have been made live since the build began.
+        let (_, live) = candidate(&mut wiring::database(config, "millpond rebuild").await?, name).await?;
+        let versions = (live, build.version);
         let diff = store::diff::compare(&config.postgres.url, name, versions, Scope::whole(arguments.samples)).await?;
         voice.diff(&diff);
         let wanted = if arguments.swap {
@@ -120,8 +127,29 @@ fn left(name: &str, voice: &Voice) -> ExitCode {
     ExitCode::from(130)
 }
 
+/// Removes what is being built; who is at work on it ends.
+async fn give_up(config: &Config, name: &str) -> anyhow::Result<ExitCode> {
+    let mut connection = wiring::database(config, "millpond rebuild").await?;
+    let given_up = builds::give_up_all(&mut connection, name).await?;
+    match given_up.as_slice() {
+        [] => bail!("no version of {name} is being built"),
+        versions => {
+            let versions: Vec<String> = versions.iter().map(i32::to_string).collect();
+            say!("{name}: version {} is given up, and its tables are removed", versions.join(", "));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 fn refuse_changed(diff: &Diff, most: Option<i64>) -> anyhow::Result<()> {
-    match most.filter(|most| diff.rows() > *most) {
+    let Some(most) = most else { return Ok(()) };
+    let unseen = |table: &&store::diff::TableDiff| table.not_compared.is_some() || !table.only_old.is_empty();
+    if let Some(table) = diff.tables.iter().find(unseen) {
+        let why =
+            table.not_compared.clone().unwrap_or_else(|| format!("it has no {} any more", table.only_old.join(", ")));
+        bail!("not all of {} can be compared ({why}), which --max-changed asks for; not swapped", table.table);
+    }
+    match Some(most).filter(|most| diff.rows() > *most) {
         Some(most) => bail!("{} rows differ, where {most} are allowed (--max-changed); not swapped", diff.rows()),
         None => Ok(()),
     }

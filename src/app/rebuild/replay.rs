@@ -67,6 +67,7 @@ pub async fn run(config: &Config, arguments: Replay, handlers: Arc<Handlers>) ->
         say!("{}: {} removed", arguments.name, versions(&removed));
         return Ok(ExitCode::SUCCESS);
     }
+    let keep = Duration::try_from_secs_f64(arguments.hours * 3600.0).context("--keep: a number of hours, 0 or more")?;
     database::migrate(config).await?;
     replays::expire(&mut connection).await?;
     let project = Project::load(&config.project.dir)?;
@@ -98,6 +99,7 @@ pub async fn run(config: &Config, arguments: Replay, handlers: Arc<Handlers>) ->
         return Ok(ExitCode::from(130));
     };
     for outcome in &outcomes {
+        replays::keep(&mut connection, &arguments.name, outcome.version, keep).await?;
         voice.replayed(
             &json!({ "event": "replayed", "consumer": arguments.name, "candidate": outcome }),
             &outcome.text(),
@@ -268,11 +270,10 @@ async fn begin(
     connection: &mut PgConnection,
 ) -> anyhow::Result<Trial> {
     let only = only(project, spec, arguments)?;
-    let keep = Duration::try_from_secs_f64(arguments.hours * 3600.0).context("--keep: a number of hours, 0 or more")?;
     let compiled = context.prepare(project, spec, connection).await?;
     let tables = compiled.tables().into_iter().map(|table| table.name).collect();
     let begin =
-        async |definition: &store::versions::Definition<'_>| replays::begin(connection, definition, parts, keep).await;
+        async |definition: &store::versions::Definition<'_>| replays::begin(connection, definition, parts).await;
     let begun = context.defined(project, spec, &compiled, begin).await?;
     let version = begun.map_err(|error| told_of_lock(&spec.name, error))?;
     let mut engine = context.engine(project, spec, compiled, version)?;
