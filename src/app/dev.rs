@@ -180,7 +180,7 @@ struct DevRoles {
 impl DevRoles {
     async fn start(&mut self, project: &Project, listener: TcpListener) -> anyhow::Result<()> {
         let (config, handlers) = (&self.config, Arc::clone(&self.handlers));
-        let running = Running::start(config, project, Roles::ALL, handlers, OnChange::StartOver, listener).await?;
+        let running = Running::start(config, project, Roles::ALL, handlers, OnChange::Build, listener).await?;
         self.running = Some(running);
         self.ready().await;
         Ok(())

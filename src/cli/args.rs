@@ -133,6 +133,9 @@ pub struct Rebuild {
     /// With --swap: only if no more rows than this differ
     #[arg(long, value_name = "ROWS", requires = "swap")]
     pub max_changed: Option<i64>,
+    /// Remove what is being built, and build nothing
+    #[arg(long, conflicts_with_all = ["swap", "throttle"])]
+    pub give_up: bool,
     /// Apply at most so many records a second
     #[arg(long, value_name = "RECORDS")]
     pub throttle: Option<u32>,

@@ -59,6 +59,8 @@ pub struct Member {
     reporter: JoinHandle<()>,
     purge: JoinHandle<()>,
     stop: watch::Sender<bool>,
+    /// How many partitions it has taken; none for one to which a group gives them.
+    pub followed: Option<usize>,
     pub engine: Arc<Engine>,
 }
 
@@ -70,7 +72,7 @@ impl Member {
         let name = format!("millpond.{}.v{}", engine.projection, engine.version);
         let connect = |poll_thread| group.connect(poll_thread);
         let subscription = Subscription::start(options, &name, topics, Arc::clone(&group), connect)?;
-        Ok(Self::of(options, engine, group, subscription))
+        Ok(Self::of(options, engine, group, subscription, None))
     }
 
     /// Takes all of these partitions without a group, whoever else reads them: to build a version.
@@ -79,15 +81,22 @@ impl Member {
         let group = Arc::new(Group::new(Arc::clone(&engine)));
         let name = format!("millpond.{}.v{}.rebuild", engine.projection, engine.version);
         let connect = |poll_thread| group.connect(poll_thread);
+        let followed = Some(partitions.len());
         let subscription = Subscription::follow(options, &name, partitions, Arc::clone(&group), connect)?;
-        Ok(Self::of(options, engine, group, subscription))
+        Ok(Self::of(options, engine, group, subscription, followed))
     }
 
-    fn of(options: &Options, engine: Arc<Engine>, group: Arc<Group>, subscription: Subscription) -> Self {
+    fn of(
+        options: &Options,
+        engine: Arc<Engine>,
+        group: Arc<Group>,
+        subscription: Subscription,
+        followed: Option<usize>,
+    ) -> Self {
         let (stop, stopped) = watch::channel(false);
         let purge = tokio::spawn(purge::run(Arc::clone(&group), stopped.clone()));
         let reporter = tokio::spawn(Reporter::new(group, options.clone()).run(stopped));
-        Self { subscription, reporter, purge, stop, engine }
+        Self { subscription, reporter, purge, stop, followed, engine }
     }
 
     /// Leaves the group: transactions in flight end (5 s at most), fences are released.

@@ -99,7 +99,11 @@ impl Condition {
                 (Some(number), Ok(value)) => Some(number.cmp(&value)),
                 _ => number.as_f64()?.partial_cmp(&self.value.parse().ok()?),
             },
-            Value::String(text) => Some(text.as_str().cmp(&self.value)),
+            // Decimals are texts in JSON.
+            Value::String(text) => match (text.parse::<f64>(), self.value.parse::<f64>()) {
+                (Ok(number), Ok(value)) => number.partial_cmp(&value),
+                _ => Some(text.as_str().cmp(&self.value)),
+            },
             Value::Bool(value) => Some(value.cmp(&self.value.parse().ok()?)),
             Value::Null if self.value == "null" => Some(Ordering::Equal),
             _ => None,
@@ -160,8 +164,7 @@ mod tests {
 
     #[test]
     fn fields_are_compared_as_what_they_are() {
-        let record =
-            json!({ "n": 15, "x": 1.5, "s": "2013-01-02T00:00:00Z", "b": true, "none": null, "inner": { "a": "9" } });
+        let record = json!({ "n": 15, "x": 1.5, "s": "2013-01-02T00:00:00Z", "b": true, "d": "9.50", "none": null, "inner": { "a": "9" } });
         let holds = |text: &str| text.parse::<Condition>().unwrap().holds(&record);
         for text in [
             "n=15",
@@ -181,6 +184,8 @@ mod tests {
             "inner.a=9",
             " inner.a = 9 ",
             "n!=abc",
+            "d<15",
+            "d=9.5",
         ] {
             assert!(holds(text), "{text}");
         }

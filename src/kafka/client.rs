@@ -234,12 +234,13 @@ impl Options {
     }
 
     /// One that reads all partitions of its topics from their start on, without a group: as fast as it gets.
-    pub(super) fn follower(&self, reader: &str) -> Result<ClientConfig, Error> {
+    pub(super) fn follower(&self, reader: &str, partitions: usize) -> Result<ClientConfig, Error> {
         let mut config = self.member(reader)?;
-        // A batch is larger than a member's, and the next one is fetched while it is applied.
+        // A batch is larger than a member's, and the next one is fetched while it is applied. A queue is of one partition.
+        let kbytes = (128 * 1024 / partitions.max(1)).clamp(1024, 16 * 1024);
         config
             .set("queued.min.messages", "50000")
-            .set("queued.max.messages.kbytes", "16384")
+            .set("queued.max.messages.kbytes", kbytes.to_string())
             .set("fetch.message.max.bytes", "1048576");
         Ok(config)
     }

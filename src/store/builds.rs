@@ -1,5 +1,7 @@
 //! Versions that are built beside the live one: begun, found again after a crash, given up.
 
+use std::time::{Duration, Instant};
+
 use serde::Serialize;
 use sqlx::{Connection, PgConnection, Row};
 
@@ -44,33 +46,102 @@ pub async fn begin(connection: &mut PgConnection, definition: &Definition<'_>) -
             definition.projection
         )));
     };
-    let mut found = None;
+    let found = keep_only(&mut tx, definition.projection, definition.hash).await?;
+    let version = open(&mut tx, definition, found, next).await?;
+    tx.commit().await?;
+    Ok(Build { version, live, resumed: found.is_some() })
+}
+
+/// Goes on with a version that is being built, or makes one of that number.
+pub(super) async fn open(
+    tx: &mut PgConnection,
+    definition: &Definition<'_>,
+    found: Option<i32>,
+    next: i32,
+) -> Result<i32, Error> {
+    let Some(version) = found else {
+        versions::create(tx, definition, next, "building").await?;
+        return Ok(next);
+    };
+    // Whoever goes on with it means to try again.
+    let of = format!("where projection = {} and version = {version}", literal(definition.projection));
+    let ended = "set state = 'running', halt_code = null, halt_reason = null";
+    run(tx, format!("update millpond.fences {ended} {of} and state = 'halted'")).await?;
+    // The log has grown since its ends were seen.
+    run(tx, format!("delete from millpond.ends {of}")).await?;
+    versions::note_sources(tx, definition, version).await?;
+    Ok(version)
+}
+
+/// Gives up the versions that are being built, but for one of this definition, if there is one.
+pub(super) async fn keep_only(tx: &mut PgConnection, projection: &str, hash: &str) -> Result<Option<i32>, Error> {
     let building =
         sqlx::query("select version, hash from millpond.versions where projection = $1 and state = 'building'")
-            .bind(definition.projection)
+            .bind(projection)
             .fetch_all(&mut *tx)
             .await?;
+    let mut found = None;
     for row in building {
         let version: i32 = row.try_get("version")?;
-        if row.try_get::<&str, _>("hash")? == definition.hash && found.is_none() {
+        if row.try_get::<&str, _>("hash")? == hash && found.is_none() {
             found = Some(version);
         } else {
-            give_up(&mut tx, definition.projection, version).await?;
+            give_up(tx, projection, version).await?;
         }
     }
-    let resumed = found.is_some();
-    if !resumed {
-        versions::create(&mut tx, definition, next, "building").await?;
-    }
-    if let Some(version) = found {
-        // Whoever goes on with it means to try again.
-        let of = format!("where projection = {} and version = {version}", literal(definition.projection));
-        let ended = "set state = 'running', halt_code = null, halt_reason = null";
-        run(&mut tx, format!("update millpond.fences {ended} {of} and state = 'halted'")).await?;
+    Ok(found)
+}
+
+/// Gives up whatever is being built of a projection; returns which versions that were.
+pub async fn give_up_all(connection: &mut PgConnection, projection: &str) -> Result<Vec<i32>, Error> {
+    let mut tx = connection.begin().await?;
+    versions::lock(&mut tx, projection).await?;
+    let building: Vec<i32> = sqlx::query_scalar(
+        "select version from millpond.versions where projection = $1 and state = 'building' order by version",
+    )
+    .bind(projection)
+    .fetch_all(&mut *tx)
+    .await?;
+    for version in &building {
+        give_up(&mut tx, projection, *version).await?;
     }
     tx.commit().await?;
-    Ok(Build { version: found.unwrap_or(next), live, resumed })
+    Ok(building)
 }
+
+/// Waits, with nothing locked, until one version has reached where another one stands now, so that the rest is a matter of
+/// moments; whether it has within that time.
+///
+/// # Errors
+/// [`Error::Refused`] when it has halted.
+pub(super) async fn comes_near(
+    connection: &mut PgConnection,
+    projection: &str,
+    (there, version): (i32, i32),
+    within: Duration,
+) -> Result<bool, Error> {
+    let deadline = Instant::now() + within;
+    let wanted = places(connection, projection, there).await?;
+    loop {
+        let found = places(connection, projection, version).await?;
+        if let Some((place, why)) = found.iter().find_map(|place| Some((place, place.halted.as_ref()?))) {
+            let at = &place.at;
+            return Err(Error::Refused(format!("version {version} of {projection} has halted on {at}: {why}")));
+        }
+        let next =
+            |at: &TopicPartition| found.iter().find(|place| place.at == *at).map_or(0, |place| place.next_offset);
+        if wanted.iter().all(|place| next(&place.at) >= place.next_offset) {
+            return Ok(true);
+        }
+        if Instant::now() > deadline {
+            return Ok(false);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Drops a version that was never live, with all that it has set aside or would have sent.
 pub async fn give_up(tx: &mut PgConnection, projection: &str, version: i32) -> Result<(), Error> {

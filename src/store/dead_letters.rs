@@ -152,7 +152,7 @@ pub async fn counts(
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?))).collect()
 }
 
-/// One by its coordinates, of the newest version that has it.
+/// One by its coordinates: of the live version, or else of the newest that has it and was live once.
 pub async fn find(
     connection: &mut PgConnection,
     consumer: &str,
@@ -164,8 +164,10 @@ pub async fn find(
         "select {COLUMNS} from millpond.dead_letters d
            left join millpond.parked_keys k on k.projection = d.projection and k.version = d.version
                 and k.topic = d.topic and k.partition = d.partition and k.parked_at = d.parked_at
+           join millpond.versions v on v.projection = d.projection and v.version = d.version
           where d.projection = $1 and d.topic = $2 and d.partition = $3 and d.\"offset\" = $4
-          order by d.version desc limit 1"
+            and v.state in ('live', 'retired')
+          order by v.state = 'live' desc, d.version desc limit 1"
     );
     let row = sqlx::query(AssertSqlSafe(sql))
         .bind(consumer)

@@ -149,6 +149,11 @@ async fn align(
     (old, new): (i32, i32),
 ) -> Result<(String, Duration), Error> {
     let near = Instant::now() + NEAR;
+    // Only one that is near is worth holding the live version for.
+    if !builds::comes_near(holder, projection, (old, new), NEAR).await? {
+        let (live, other) = (offsets(holder, projection, old).await?, offsets(holder, projection, new).await?);
+        return Err(apart(projection, &live, &other));
+    }
     loop {
         bind(holder, projection, new, None).await?;
         let (live, other) = (offsets(holder, projection, old).await?, offsets(holder, projection, new).await?);
@@ -292,16 +297,27 @@ async fn table_diff(
     let only = |a: &TableInfo, b: &TableInfo| {
         a.columns.iter().map(|c| c.name.clone()).filter(|name| !has(b, name)).collect::<Vec<_>>()
     };
-    let values: Vec<&str> = after
+    let type_of = |info: &TableInfo, name: &str| {
+        info.columns.iter().find(|column| column.name == name).map(|column| column.pg_type.clone())
+    };
+    if let Some(key) = after.key.iter().find(|key| type_of(before, key) != type_of(after, key)) {
+        return Ok(not_compared(table, &format!("`{key}` of its key has another type in each")));
+    }
+    // What has no equality, or another type in each, is compared as text.
+    let as_text = |name: &str| {
+        let (old, new) = (type_of(before, name), type_of(after, name));
+        old != new || new.is_some_and(|pg_type| matches!(pg_type.as_str(), "json" | "xml"))
+    };
+    let values: Vec<(&str, bool)> = after
         .columns
         .iter()
-        .map(|column| column.name.as_str())
-        .filter(|name| has(before, name) && !after.key.iter().any(|key| key == name))
+        .map(|column| (column.name.as_str(), as_text(&column.name)))
+        .filter(|(name, _)| has(before, name) && !after.key.iter().any(|key| key == name))
         .collect();
     let joined = Joined::new(projection, (old, new), table, &after.key, &values, scope.touched);
     let row = sqlx::query(AssertSqlSafe(joined.count())).fetch_one(&mut *reader).await?;
     let mut columns = Vec::new();
-    for (index, name) in values.iter().enumerate() {
+    for (index, (name, _)) in values.iter().enumerate() {
         columns.push(((*name).to_owned(), row.try_get::<i64, _>(4 + index)?));
     }
     columns.retain(|(_, changed)| *changed > 0);
@@ -335,6 +351,8 @@ struct Joined {
     from: String,
     key: Vec<String>,
     values: Vec<String>,
+    /// Of each value, how it is compared: as it is, or as text.
+    casts: Vec<&'static str>,
 }
 
 impl Joined {
@@ -343,15 +361,16 @@ impl Joined {
         (old, new): (i32, i32),
         table: &str,
         key: &[String],
-        values: &[&str],
+        values: &[(&str, bool)],
         touched: bool,
     ) -> Self {
         let relation = |version| format!("{}.{}", ident(&schema_name(projection, version)), ident(table));
         let key: Vec<String> = key.iter().map(|name| ident(name)).collect();
-        let values: Vec<String> = values.iter().map(|name| ident(name)).collect();
+        let casts = values.iter().map(|(_, as_text)| if *as_text { "::text" } else { "" }).collect();
+        let values: Vec<String> = values.iter().map(|(name, _)| ident(name)).collect();
         let join = if touched { "right" } else { "full" };
         let from = format!("{} o {join} join {} n using ({})", relation(old), relation(new), key.join(", "));
-        Self { from, key, values }
+        Self { from, key, values, casts }
     }
 
     /// Whether a row is in one of them: a column of the key is never null there.
@@ -368,7 +387,10 @@ impl Joined {
         if self.values.is_empty() {
             return "false".to_owned();
         }
-        let side = |side: &str| self.values.iter().map(|name| format!("{side}.{name}")).collect::<Vec<_>>().join(", ");
+        let side = |side: &str| {
+            let values = self.values.iter().zip(&self.casts);
+            values.map(|(name, cast)| format!("{side}.{name}{cast}")).collect::<Vec<_>>().join(", ")
+        };
         format!("(({}) is distinct from ({}))", side("o"), side("n"))
     }
 
@@ -377,7 +399,10 @@ impl Joined {
         let columns: String = self
             .values
             .iter()
-            .map(|name| format!(", count(*) filter (where {changed} and o.{name} is distinct from n.{name})"))
+            .zip(&self.casts)
+            .map(|(name, cast)| {
+                format!(", count(*) filter (where {changed} and o.{name}{cast} is distinct from n.{name}{cast})")
+            })
             .collect();
         format!(
             "select count(*) filter (where not o.{key} is null and not n.{key} is null and not {differs}),

@@ -233,7 +233,7 @@ pub async fn follow_verdicts(connection: &mut PgConnection, projection: &str, ve
           where d.projection = $1 and d.version = $2 and d.wanted is null and d.revision = 0
             and (x.projection, x.topic, x.partition, x.\"offset\") = (d.projection, d.topic, d.partition, d.\"offset\")
             and x.what in ('apply', 'edit', 'discard') and not x.void
-            and v.projection = d.projection and v.version = d.version
+            and v.projection = d.projection and v.version = d.version and v.state <> 'scratch'
             and (x.what = 'discard' or {IN_ORDER})"
     )))
     .bind(projection)

@@ -19,13 +19,11 @@ pub struct Part {
     pub until: Option<i64>,
 }
 
-/// Makes a version whose fences stand where the parts begin and go no further than they end, for so long.
-pub async fn begin(
-    connection: &mut PgConnection,
-    definition: &Definition<'_>,
-    parts: &[Part],
-    keep: Duration,
-) -> Result<i32, Error> {
+/// What is left by somebody who was interrupted goes after so long.
+const LEFT: Duration = Duration::from_secs(86_400);
+
+/// Makes a version whose fences stand where the parts begin and go no further than they end.
+pub async fn begin(connection: &mut PgConnection, definition: &Definition<'_>, parts: &[Part]) -> Result<i32, Error> {
     let mut tx = connection.begin().await?;
     let version = versions::lock_to_make(&mut tx, definition.projection).await?;
     versions::create(&mut tx, definition, version, "scratch").await?;
@@ -38,7 +36,7 @@ pub async fn begin(
     )
     .bind(definition.projection)
     .bind(version)
-    .bind(keep.as_secs_f64())
+    .bind(LEFT.as_secs_f64())
     .bind(parts.iter().map(|part| part.at.topic.to_string()).collect::<Vec<_>>())
     .bind(parts.iter().map(|part| part.at.partition).collect::<Vec<_>>())
     .bind(parts.iter().map(|part| part.from).collect::<Vec<_>>())
@@ -47,6 +45,20 @@ pub async fn begin(
     .await?;
     tx.commit().await?;
     Ok(version)
+}
+
+/// Says for how long a version stays from now on.
+pub async fn keep(connection: &mut PgConnection, projection: &str, version: i32, keep: Duration) -> Result<(), Error> {
+    sqlx::query(
+        "update millpond.versions set kept_until = now() + make_interval(secs => $3)
+          where projection = $1 and version = $2 and state = 'scratch'",
+    )
+    .bind(projection)
+    .bind(version)
+    .bind(keep.as_secs_f64())
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// Removes scratch versions: those of a projection, or of all, whose time is over. Returns which.

@@ -13,8 +13,6 @@ use crate::domain::{literal, schema_name};
 
 /// Longest wait for a fence or a view: who reads waits behind us as long.
 const LOCKS: Duration = Duration::from_secs(2);
-/// Between two looks at how far the other version is.
-const LOOK: Duration = Duration::from_millis(5);
 
 /// What a swap did.
 #[derive(Debug, Clone)]
@@ -62,6 +60,9 @@ pub async fn swap(
     refuse_dependents(&mut tx, projection, from).await?;
     // Not while anybody is held.
     trim_held(&mut tx, projection, to).await?;
+    if !builds::comes_near(&mut tx, projection, (from, to), LOCKS).await? {
+        return Err(behind(&mut tx, projection, from, to).await?);
+    }
     let began = Instant::now();
     fence::hold(&mut tx, projection, from).await?;
     wait_until_there(&mut tx, projection, from, to).await?;
@@ -74,6 +75,8 @@ pub async fn swap(
     sqlx::query(
         "with kept as (update millpond.versions set state = 'standby', kept_until = now() + make_interval(secs => $4)
                         where projection = $1 and version = $2),
+              older as (update millpond.versions set kept_until = now()
+                         where projection = $1 and state = 'standby' and version not in ($2, $3)),
               live as (update millpond.versions set state = 'live', kept_until = null where projection = $1 and version = $3),
               told as (insert into millpond.swaps (projection, from_version, to_version, swapped_by) values ($1, $2, $3, $5))
          update millpond.projections set live_version = $3 where projection = $1",
@@ -92,38 +95,32 @@ pub async fn swap(
 /// The live version is held: the other one comes to where it is in a moment, unless nobody is at work on it. A read that has
 /// seen a position must not go back behind it.
 async fn wait_until_there(tx: &mut PgConnection, projection: &str, from: i32, to: i32) -> Result<(), Error> {
-    let deadline = Instant::now() + LOCKS;
-    loop {
-        let behind: Vec<String> = sqlx::query_scalar(
-            "select o.topic || '/' || o.partition || ' (' || (o.next_offset - coalesce(n.next_offset, 0)) || ' records)'
-               from millpond.fences o
-               left join millpond.fences n on n.projection = o.projection and n.version = $3 and n.topic = o.topic
-                    and n.partition = o.partition
-              where o.projection = $1 and o.version = $2 and o.next_offset > coalesce(n.next_offset, 0)
-              order by o.topic, o.partition",
-        )
-        .bind(projection)
-        .bind(from)
-        .bind(to)
-        .fetch_all(&mut *tx)
-        .await?;
-        let places = builds::places(tx, projection, to).await?;
-        if let Some((place, why)) = places.iter().find_map(|place| Some((place, place.halted.as_ref()?))) {
-            let at = &place.at;
-            return Err(Error::Refused(format!("version {to} of {projection} has halted on {at}: {why}")));
-        }
-        if behind.is_empty() {
-            return Ok(());
-        }
-        if Instant::now() > deadline {
-            return Err(Error::Refused(format!(
-                "version {to} of {projection} is behind the live one on {}; a read would go back in time. Is somebody at work \
-                 on it? `millpond rebuild {projection}` goes on with it",
-                behind.join(", ")
-            )));
-        }
-        tokio::time::sleep(LOOK).await;
+    if builds::comes_near(tx, projection, (from, to), LOCKS).await? {
+        return Ok(());
     }
+    Err(behind(tx, projection, from, to).await?)
+}
+
+/// Why a version cannot be made live that is not as far as the live one.
+async fn behind(tx: &mut PgConnection, projection: &str, from: i32, to: i32) -> Result<Error, Error> {
+    let behind: Vec<String> = sqlx::query_scalar(
+        "select o.topic || '/' || o.partition || ' (' || (o.next_offset - coalesce(n.next_offset, 0)) || ' records)'
+           from millpond.fences o
+           left join millpond.fences n on n.projection = o.projection and n.version = $3 and n.topic = o.topic
+                and n.partition = o.partition
+          where o.projection = $1 and o.version = $2 and o.next_offset > coalesce(n.next_offset, 0)
+          order by o.topic, o.partition",
+    )
+    .bind(projection)
+    .bind(from)
+    .bind(to)
+    .fetch_all(tx)
+    .await?;
+    Ok(Error::Refused(format!(
+        "version {to} of {projection} is behind the live one on {}; a read would go back in time. Is somebody at work on it? \
+         `millpond rebuild {projection}` goes on with it",
+        behind.join(", ")
+    )))
 }
 
 /// What stands in the way of dropping the old version's views now and its tables later.
@@ -166,6 +163,17 @@ pub async fn trim_held(connection: &mut PgConnection, projection: &str, version:
         .await?
         .flatten();
     let Some(live) = live.filter(|live| *live != version) else { return Ok(()) };
+    let scratch: bool = sqlx::query_scalar(
+        "select exists (select from millpond.versions where projection = $1 and version = $2 and state = 'scratch')",
+    )
+    .bind(projection)
+    .bind(version)
+    .fetch_one(&mut *connection)
+    .await?;
+    if scratch {
+        // What it would have sent is what was asked for.
+        return Ok(());
+    }
     for _ in 0..STEPS {
         if drop_sent(connection, projection, (live, version), STEP).await? < u64::from(STEP) {
             break;
@@ -192,12 +200,17 @@ async fn drop_sent(
            join millpond.fences f on f.projection = o.projection and f.version = $2 and f.topic = o.topic
                 and f.partition = o.partition and o.source_offset < f.next_offset
           where o.projection = $1 and o.version = $3 and o.held
-            and (o.index = -1) = (exists (select from millpond.dead_letters d
-                             where d.projection = o.projection and d.version = $2 and d.topic = o.topic
-                               and d.partition = o.partition and d.\"offset\" = o.source_offset)
-                 or (o.index = -1 and exists (select from millpond.verdicts v
-                             where v.projection = o.projection and v.topic = o.topic and v.partition = o.partition
-                               and v.\"offset\" = o.source_offset and not v.void)))
+            and case when o.index >= 0 then
+                     not exists (select from millpond.dead_letters d
+                                  where d.projection = o.projection and d.version = $2 and d.topic = o.topic
+                                    and d.partition = o.partition and d.\"offset\" = o.source_offset)
+                else exists (select from millpond.dead_letters d
+                              where d.projection = o.projection and d.version = $2 and d.topic = o.topic
+                                and d.partition = o.partition and d.\"offset\" = o.source_offset
+                                and d.reason_class <> 'waits')
+                  or exists (select from millpond.verdicts v
+                              where v.projection = o.projection and v.topic = o.topic and v.partition = o.partition
+                                and v.\"offset\" = o.source_offset and not v.void) end
           limit $4 for update of o skip locked))",
     )
     .bind(projection)
@@ -234,6 +247,9 @@ pub async fn drop_kept(connection: &mut PgConnection, projection: &str) -> Resul
         // What it would have sent, had it stayed live, is sent by the one that is.
         let of = format!("where projection = {} and version = {version}", literal(projection));
         run(&mut tx, format!("delete from millpond.outbox {of} and held")).await?;
+        for table in ["dead_letters", "refusals"] {
+            run(&mut tx, format!("delete from millpond.{table} {of}")).await?;
+        }
         versions::retire(&mut tx, projection, *version).await?;
     }
     tx.commit().await?;

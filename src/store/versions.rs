@@ -2,7 +2,7 @@
 
 use sqlx::{Connection, PgConnection, Row};
 
-use super::{Error, run, seen};
+use super::{Error, builds, run, seen};
 use crate::domain::{TableInfo, ident, literal, schema_name};
 
 /// What decides the rows of a projection, as the compiler found it in a consumer's folder.
@@ -26,8 +26,8 @@ pub struct Definition<'a> {
 /// What to do when the folder no longer is what the live version was built from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnChange {
-    /// Build a new version from the start of the log and make it live at once: for `millpond dev` only.
-    StartOver,
+    /// Build a version of it beside the live one: for `millpond dev`, which makes it live by itself.
+    Build,
     /// Leave everything as it is and say what to do.
     Refuse,
 }
@@ -37,9 +37,10 @@ pub enum OnChange {
 pub enum Ensured {
     Unchanged(i32),
     Created(i32),
-    StartedOver {
+    /// It is being built beside the live one.
+    Building {
         version: i32,
-        retired: i32,
+        live: i32,
     },
     /// One that is being built, or kept to go back to; another one is live.
     Beside(i32),
@@ -48,7 +49,7 @@ pub enum Ensured {
 impl Ensured {
     pub fn version(&self) -> i32 {
         match self {
-            Self::Unchanged(v) | Self::Created(v) | Self::StartedOver { version: v, .. } | Self::Beside(v) => *v,
+            Self::Unchanged(v) | Self::Created(v) | Self::Building { version: v, .. } | Self::Beside(v) => *v,
         }
     }
 }
@@ -77,6 +78,10 @@ pub async fn ensure(
         }
         Some(row) if row.try_get::<String, _>("hash")? == definition.hash => {
             let version: i32 = row.try_get("version")?;
+            if on_change == OnChange::Build {
+                // The folder is again what people read.
+                builds::keep_only(&mut tx, definition.projection, definition.hash).await?;
+            }
             // One that was made before there was such a table.
             run(&mut tx, seen::create_sql(&schema_name(definition.projection, version))).await?;
             for grant in definition.grants {
@@ -98,10 +103,9 @@ pub async fn ensure(
             )));
         }
         Some(row) => {
-            let retired: i32 = row.try_get("version")?;
-            create_live(&mut tx, definition, next).await?;
-            retire(&mut tx, definition.projection, retired).await?;
-            Ensured::StartedOver { version: next, retired }
+            let found = builds::keep_only(&mut tx, definition.projection, definition.hash).await?;
+            let version = builds::open(&mut tx, definition, found, next).await?;
+            Ensured::Building { version, live: row.try_get("version")? }
         }
     };
     tx.commit().await?;
@@ -147,11 +151,15 @@ pub(super) async fn lock_to_make(tx: &mut PgConnection, projection: &str) -> Res
         .bind(projection)
         .execute(&mut *tx)
         .await?;
-    let newest: Option<i32> = sqlx::query_scalar("select max(version) from millpond.versions where projection = $1")
-        .bind(projection)
-        .fetch_one(tx)
-        .await?;
-    Ok(newest.unwrap_or_default() + 1)
+    // One that was made by an earlier release beside this one is not counted.
+    let newest: i32 = sqlx::query_scalar(
+        "select greatest(p.versions_made, (select max(v.version) from millpond.versions v where v.projection = $1))
+           from millpond.projections p where p.projection = $1",
+    )
+    .bind(projection)
+    .fetch_one(tx)
+    .await?;
+    Ok(newest + 1)
 }
 
 /// Creates a version's schema, tables and description.
@@ -175,6 +183,11 @@ pub(super) async fn create(
     .bind(definition.commutes)
     .execute(&mut *tx)
     .await?;
+    sqlx::query("update millpond.projections set versions_made = $2 where projection = $1")
+        .bind(definition.projection)
+        .bind(version)
+        .execute(&mut *tx)
+        .await?;
     for statement in (definition.create)(version) {
         run(tx, statement).await?;
     }
@@ -201,8 +214,13 @@ fn live_sql(definition: &Definition<'_>, version: i32) -> Vec<String> {
     (definition.live_views)(version).into_iter().chain(definition.grants.iter().cloned()).collect()
 }
 
-/// Keeps what a version was made of, and what makes it live, for when its folder is another one.
-async fn note_sources(tx: &mut PgConnection, definition: &Definition<'_>, version: i32) -> Result<(), Error> {
+/// Keeps what a version was made of, and what makes it live, for when its folder is another one. What has no part in its hash
+/// may have changed since it was made.
+pub(super) async fn note_sources(
+    tx: &mut PgConnection,
+    definition: &Definition<'_>,
+    version: i32,
+) -> Result<(), Error> {
     sqlx::query("update millpond.versions set live_sql = $3 where projection = $1 and version = $2")
         .bind(definition.projection)
         .bind(version)
@@ -212,9 +230,11 @@ async fn note_sources(tx: &mut PgConnection, definition: &Definition<'_>, versio
     let (paths, contents): (Vec<&str>, Vec<&[u8]>) =
         definition.files.iter().map(|(path, content)| (path.as_str(), content.as_slice())).unzip();
     sqlx::query(
-        "insert into millpond.version_files (projection, version, path, content)
+        "with gone as (delete from millpond.version_files where projection = $1 and version = $2 and path <> all($3))
+         insert into millpond.version_files as v (projection, version, path, content)
          select $1, $2, f.path, f.content from unnest($3::text[], $4::bytea[]) as f(path, content)
-         on conflict do nothing",
+         on conflict (projection, version, path) do update set content = excluded.content
+          where v.content <> excluded.content",
     )
     .bind(definition.projection)
     .bind(version)
@@ -283,7 +303,7 @@ pub async fn drop_projection(connection: &mut PgConnection, projection: &str, un
         .bind(projection)
         .execute(&mut *tx)
         .await?;
-    let waiting: i64 = sqlx::query_scalar("select count(*) from millpond.outbox where projection = $1")
+    let waiting: i64 = sqlx::query_scalar("select count(*) from millpond.outbox where projection = $1 and not held")
         .bind(projection)
         .fetch_one(&mut *tx)
         .await?;

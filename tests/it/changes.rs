@@ -133,7 +133,7 @@ async fn dev_takes_in_what_changes_and_says_what_to_type() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dev_tells_of_a_consumer_that_a_lock_keeps_from_starting_anew() {
+async fn dev_builds_beside_what_people_read_and_tells_of_a_lock_in_the_way() {
     let cluster = Cluster::of("locked", roots).await;
     let dev = cluster.start_dev();
     becomes(&dev, &post(&dev, "a", 4).await, "applied").await;
@@ -143,14 +143,37 @@ async fn dev_tells_of_a_consumer_that_a_lock_keeps_from_starting_anew() {
     psql.execute("begin").await.unwrap();
     psql.execute("select * from live.roots").await.unwrap();
     cluster.project.write("consumers/roots/roots.sql", "select sensor, cbrt(value) as root from reading");
-    says(&dev, "consumer roots is stopped and tried again every second").await;
-    let log = dev.log();
-    assert!(
-        log.contains("another session holds a lock on the tables or views of consumer roots; end that transaction"),
-        "{log}"
-    );
-    assert!(!log.contains("what ran before goes on"), "{log}");
+    says(&dev, "consumer roots: version 2 is built from the log; version 1 goes on until it is as far").await;
+    // It is built all the same, people go on reading, and what is in the way is told once.
+    let waits = "consumer roots: version 2 is not live yet: another session holds a lock on the tables or views of consumer roots; \
+                 end that transaction";
+    says(&dev, waits).await;
+    becomes(&dev, &post(&dev, "b", 27).await, "applied").await;
+    let swaps =
+        "select count(*) from pg_stat_activity where application_name = 'millpond swap' and wait_event_type = 'Lock'
+                    and datname = current_database()";
+    for wanted in [0, 1, 0, 1] {
+        eventually_async(SOON, async || cluster.number(swaps).await == Some(wanted)).await;
+    }
+    assert_eq!(dev.web.get("/readyz", &[]).await.status, 200);
+    assert_eq!(dev.log().matches("is not live yet").count(), 1, "{}", dev.log());
+    psql.execute("rollback").await.unwrap();
+    says(&dev, "consumer roots: version 2 is live").await;
+    assert_eq!(cluster.number("select root::int8 from live.roots where sensor = 'b'").await, Some(3));
+    becomes(&dev, &post(&dev, "b", 64).await, "applied").await;
+    assert_eq!(cluster.number("select root::int8 from live.roots where sensor = 'b'").await, Some(4));
+    // Nobody goes back to the one before.
+    let gone = "select count(*) from information_schema.schemata where schema_name = 'p_roots_v1'";
+    eventually_async(SOON, async || cluster.number(gone).await == Some(0)).await;
 
+    // The tables of a version that stays go on where they were, however late.
+    let taken = "select pg_advisory_xact_lock(hashtextextended('millpond.version.roots', 0))";
+    psql.execute("begin").await.unwrap();
+    psql.execute(taken).await.unwrap();
+    cluster.project.write("consumers/roots/consumer.toml", &manifest("skip"));
+    says(&dev, "the change is not taken in, consumer roots is stopped and tried again every second").await;
+    let log = dev.log();
+    assert!(!log.contains("what ran before goes on"), "{log}");
     // Also while it is being tried.
     let waits = "select coalesce(max(pid), 0)::int8 from pg_stat_activity
                   where application_name = 'millpond compile' and wait_event_type = 'Lock'
@@ -167,25 +190,13 @@ async fn dev_tells_of_a_consumer_that_a_lock_keeps_from_starting_anew() {
     }
     let warnings = dev.log().matches("cannot be started anew").count();
     assert!(warnings <= 1, "the same is told once:\n{}", dev.log());
-
-    psql.execute("rollback").await.unwrap();
-    says(&dev, "consumer roots: version 2 reads the log from its start").await;
-    eventually_async(SOON, async || dev.web.get("/readyz", &[]).await.status == 200).await;
-    becomes(&dev, &post(&dev, "b", 27).await, "applied").await;
-    assert_eq!(cluster.number("select root::int8 from live.roots where sensor = 'b'").await, Some(3));
-
-    // The tables of a version that stays go on where they were, however late.
-    psql.execute("begin").await.unwrap();
-    psql.execute("select pg_advisory_xact_lock(hashtextextended('millpond.version.roots', 0))").await.unwrap();
-    cluster.project.write("consumers/roots/consumer.toml", &manifest("skip"));
-    let stopped = "the change is not taken in, consumer roots is stopped";
-    eventually_async(SOON, async || dev.log().matches(stopped).count() == 2).await;
     psql.execute("rollback").await.unwrap();
     says(&dev, "consumer roots: version 2 goes on with the changed settings").await;
+    eventually_async(SOON, async || dev.web.get("/readyz", &[]).await.status == 200).await;
 
     // Where all roles have to be started anew, nothing runs until they can be.
     psql.execute("begin").await.unwrap();
-    psql.execute("select * from live.roots").await.unwrap();
+    psql.execute(taken).await.unwrap();
     cluster.project.write("consumers/roots/roots.sql", "select sensor, cbrt(value) as root, unit from reading");
     says(&dev, "the change is not taken in, what ran before goes on").await;
     let unit = r#", {"name": "unit", "type": "string", "default": ""}"#;
@@ -194,9 +205,21 @@ async fn dev_tells_of_a_consumer_that_a_lock_keeps_from_starting_anew() {
     psql.execute("rollback").await.unwrap();
     let is_ready = async || dev.web.try_get("/readyz", &[]).await.is_ok_and(|answer| answer.status == 200);
     eventually_async(SOON, is_ready).await;
-    let newest = "select max(version)::int8 from millpond.versions where projection = 'roots'";
-    eventually_async(SOON, async || cluster.number(newest).await == Some(3)).await;
+    says(&dev, "consumer roots: version 3 is live").await;
     becomes(&dev, &post(&dev, "c", 8).await, "applied").await;
+
+    // What is being built is given up once the folder is again what people read.
+    psql.execute("begin").await.unwrap();
+    psql.execute("select * from live.roots").await.unwrap();
+    let before = std::fs::read_to_string(cluster.project.dir.join("consumers/roots/roots.sql")).unwrap();
+    cluster.project.write("consumers/roots/roots.sql", "select sensor, sqrt(value) as root, unit from reading");
+    says(&dev, "consumer roots: version 4 is built from the log").await;
+    cluster.project.write("consumers/roots/roots.sql", &before);
+    says(&dev, "consumer roots: version 3 goes on\n").await;
+    psql.execute("rollback").await.unwrap();
+    becomes(&dev, &post(&dev, "d", 8).await, "applied").await;
+    let left = "select max(version)::int8 from millpond.versions where projection = 'roots'";
+    assert_eq!(cluster.number(left).await, Some(3));
     dev.stop();
 }
 
@@ -210,7 +233,7 @@ async fn dev_takes_a_change_in_that_postgres_was_away_for() {
     cluster.project.write("consumers/roots/roots.sql", "select sensor, cbrt(value) as root from reading");
     says(&dev, "the change is not taken in, what ran before goes on").await;
     cluster.servers.postgres().cont().unwrap();
-    says(&dev, "consumer roots: version 2 reads the log from its start").await;
+    says(&dev, "consumer roots: version 2 is live").await;
     says(&dev, "the change is taken in now").await;
     let log = dev.log();
     assert_eq!(log.matches("the change is not taken in").count(), 1, "the same is told once:\n{log}");

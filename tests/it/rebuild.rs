@@ -436,3 +436,39 @@ async fn replay_tries_folders_on_a_part_of_the_log_and_leaves_nothing_behind() {
     assert_eq!((live(&cluster, "sums").await, totals(&cluster).await), (Some(1), 210));
     all.stop();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn column_of_another_type_is_compared_and_what_cannot_be_stands_in_the_way_of_a_bound() {
+    let cluster = Cluster::of("types", Project::sums).await;
+    cluster.project.write("consumers/last/consumer.toml", "topics = [\"TOPIC\"]\n[tables.last]\nkey = [\"account\"]\n");
+    cluster.project.write("consumers/last/last.sql", "select account, amount from paid");
+    let all = cluster.start("all", &[]);
+    for n in 1..=8 {
+        pay(&all, &format!("a{}", n % 4), n).await;
+    }
+    let rows = async || cluster.number("select sum(amount)::int8 from live.last").await == Some(5 + 6 + 7 + 8);
+    eventually_async(SOON, rows).await;
+
+    cluster.project.write("consumers/last/last.sql", "select account, amount::text as amount from paid");
+    let (ended_well, said) = lines(&cluster, &["rebuild", "last", "--swap", "--max-changed", "0"]);
+    assert!(ended_well);
+    assert_eq!(event(&said, "diff")["diff"]["tables"][0]["same"], 4);
+    assert_eq!(cluster.number("select count(*) from live.last where amount = '8'").await, Some(1));
+
+    cluster.project.write("consumers/last/last.sql", "select account, amount + 1 as more from paid");
+    let output = cluster.run(&["rebuild", "last", "--swap", "--max-changed", "100"]);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && error.contains("it has no amount any more"), "{error}");
+    assert_eq!(live(&cluster, "last").await, Some(2));
+    cluster.succeeds(&["rebuild", "last", "--give-up"]);
+    let left = "select count(*) from millpond.versions where projection = 'last' and state = 'building'";
+    assert_eq!(cluster.number(left).await, Some(0));
+    let output = cluster.run(&["rebuild", "last", "--give-up"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no version of last is being built"));
+
+    // Its number is not given to another.
+    let (ended_well, said) = lines(&cluster, &["rebuild", "last", "--swap"]);
+    assert!(ended_well);
+    assert_eq!(event(&said, "begun")["version"], 4);
+    all.stop();
+}

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail};
@@ -18,7 +19,7 @@ use crate::{
     },
     config::Config,
     consume::{Bounds, Emitter, Engine, Handlers, Member, Pace, Preparer, Sessions, Vitals},
-    domain::nearest,
+    domain::{TopicPartition, nearest},
     kafka::{self, Admin, Reader, Registry},
     projection::Compiled,
     schema::encode::Encoder,
@@ -28,6 +29,14 @@ use crate::{
         versions::{self, Definition, Ensured, OnChange},
     },
 };
+
+/// A batch of a build: nobody waits for its rows, and a transaction costs the same for many.
+const BUILD_BOUNDS: Bounds = Bounds { max_records: 50_000, max_bytes: 16 << 20 };
+/// Bytes of one batch of each partition together, and what a batch may have all the same.
+const BUILD_BYTES: usize = 128 << 20;
+const LEAST_BUILD_BYTES: usize = 1 << 20;
+/// How long such a batch waits to fill up.
+const BUILD_MAX_AGE: Duration = Duration::from_millis(50);
 
 /// What every consumer of a process needs.
 pub struct Context {
@@ -140,8 +149,11 @@ impl Context {
         match &ensured {
             Ensured::Unchanged(version) => info!(consumer = %spec.name, version, "starting"),
             Ensured::Created(version) => info!(consumer = %spec.name, version, "created"),
-            Ensured::StartedOver { version, retired } => {
-                info!(consumer = %spec.name, version, retired, "changed: reading the log again from its start");
+            Ensured::Building { version, live } => {
+                info!(consumer = %spec.name, version, live, "changed: building a version beside the live one");
+                let partitions = self.partitions(&spec.topics).await?;
+                let engine = self.engine(project, spec, compiled, *version)?;
+                return Ok((Some(self.follow(engine, partitions)?), ensured));
             }
             Ensured::Beside(version) => {
                 info!(consumer = %spec.name, version, "another version is live; going on with that one until a swap");
@@ -151,6 +163,40 @@ impl Context {
         let engine = self.engine(project, spec, compiled, ensured.version())?;
         let member = Member::start(&self.kafka, &spec.topics, engine);
         Ok((Some(member.with_context(|| format!("cannot start consumer {}", spec.name))?), ensured))
+    }
+
+    /// All partitions of these topics.
+    pub async fn partitions(&self, topics: &[String]) -> anyhow::Result<Vec<TopicPartition>> {
+        let admin = Admin::connect(&self.kafka)?;
+        let mut all = Vec::new();
+        for topic in topics {
+            let ends = admin.watermarks(topic).await.with_context(|| format!("the topic {topic} cannot be read"))?;
+            all.extend((0..ends.len()).map(|partition| TopicPartition::new(topic.as_str(), partition as i32)));
+        }
+        Ok(all)
+    }
+
+    /// Refuses topics whose first records are not there any more: a version could not have what they made.
+    pub async fn check_whole(&self, consumer: &str, topics: &[String]) -> anyhow::Result<()> {
+        let admin = Admin::connect(&self.kafka)?;
+        for topic in topics {
+            let ends = admin.watermarks(topic).await.with_context(|| format!("the topic {topic} cannot be read"))?;
+            if let Some((partition, (low, _))) = ends.iter().enumerate().find(|(_, (low, _))| *low > 0) {
+                bail!(
+                    "{topic}/{partition} begins at offset {low}: the records before it were removed, and a rebuild of {consumer} \
+                     could not have what they made. `millpond replay {consumer}` tries a folder on what is left"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills a version that nobody reads yet, from all of these partitions, without a group, as fast as it goes.
+    pub fn follow(&self, mut engine: Engine, partitions: Vec<TopicPartition>) -> anyhow::Result<Member> {
+        // Of each partition three may be in memory: one that is applied, one that is full, one that fills.
+        let max_bytes = (BUILD_BYTES / partitions.len().max(1)).clamp(LEAST_BUILD_BYTES, BUILD_BOUNDS.max_bytes);
+        (engine.bounds, engine.max_age) = (Bounds { max_bytes, ..BUILD_BOUNDS }, BUILD_MAX_AGE);
+        Member::follow(&self.kafka, partitions, engine).context("the log cannot be read")
     }
 
     /// The engine of a version.

@@ -1,6 +1,7 @@
 //! Consumers as the application sees them: compiled, versioned, started, reloaded; and the commands about them.
 
 mod beside;
+mod build;
 mod command;
 mod context;
 mod sources;
@@ -40,14 +41,24 @@ pub struct Members {
 struct Started {
     member: Member,
     spec: ConsumerSpec,
+    /// The version that people read meanwhile, of one that is only being built.
+    live: Option<i32>,
+    /// Why it cannot take that one's place, as it was said last.
+    said: String,
 }
 
 impl Started {
+    fn new(member: Member, spec: &ConsumerSpec, ensured: &Ensured) -> Self {
+        let live = if let Ensured::Building { live, .. } = ensured { Some(*live) } else { None };
+        Self { member, spec: spec.clone(), live, said: String::new() }
+    }
+
     /// Whether a folder asks for the rows that are built now, by the same policies.
     fn is_as(&self, spec: &ConsumerSpec, definition: &str) -> bool {
         let own = &self.spec;
         let grants = |spec: &ConsumerSpec| spec.tables.values().map(|table| table.grants.clone()).collect::<Vec<_>>();
         self.builds(definition)
+            && self.live.is_none()
             && (own.on_error, own.unknown, own.batch) == (spec.on_error, spec.unknown, spec.batch)
             && grants(own) == grants(spec)
     }
@@ -77,8 +88,11 @@ impl Members {
         }
         let mut running = BTreeMap::new();
         for (spec, compiled) in ready {
-            let (member, _) = context.start(project, spec, compiled, &mut connection).await?;
-            running.extend(member.map(|member| (spec.name.clone(), Started { member, spec: spec.clone() })));
+            let (member, ensured) = context.start(project, spec, compiled, &mut connection).await?;
+            if let Ensured::Building { version, live } = ensured {
+                tell(context.on_change, &spec.name, &build::begun(version, live));
+            }
+            running.extend(member.map(|member| (spec.name.clone(), Started::new(member, spec, &ensured))));
         }
         let running = tokio::sync::Mutex::new(running);
         Ok(Self { context, running, beside: Beside::default(), stopped: Stopped::default() })
@@ -117,6 +131,7 @@ impl Members {
         }
         // From here on it is wanted and does not run, whatever happens: also if this future is dropped.
         let runs = running.get(name).map(|started| started.member.engine.version);
+        let was_building = running.get(name).is_some_and(|started| started.live.is_some());
         let ran = self.stopped.begin(name, runs);
         if let Some(started) = running.remove(name) {
             started.member.stop().await;
@@ -133,22 +148,41 @@ impl Members {
             return Ok(());
         }
         let (member, ensured) = started?;
-        let version = ensured.version();
-        match (&ensured, ran) {
-            (Ensured::Unchanged(_), Some(ran)) if ran == version => {
-                let next = format!("if it has halted: millpond consumer restart {name}");
-                self.tell(name, &format!("version {version} goes on with the changed settings; {next}"));
-            }
-            (Ensured::Beside(_), _) => {
-                self.tell(name, &format!("version {version} is not the live one; that one goes on"))
-            }
-            // The folder is back.
-            (Ensured::Unchanged(_), None) => self.tell(name, &format!("version {version} goes on")),
-            // Made by us or, after `consumer restart --from-zero`, by another process.
-            _ => self.tell(name, &format!("version {version} reads the log from its start")),
+        if let Some(what) = taken_in(name, &ensured, ran, was_building) {
+            self.tell(name, &what);
         }
-        running.extend(member.map(|member| (name.to_owned(), Started { member, spec: spec.clone() })));
+        running.extend(member.map(|member| (name.to_owned(), Started::new(member, spec, &ensured))));
         self.stopped.end(name);
+        Ok(())
+    }
+
+    /// Makes what was built beside the live version the live one, once it has caught up.
+    async fn finish_builds(&self, dir: &Path) -> anyhow::Result<()> {
+        let building: Vec<build::Building> = {
+            let running = self.running.lock().await;
+            running
+                .iter()
+                .filter_map(|(name, started)| build::Building::of(name, &started.member, started.live?))
+                .collect()
+        };
+        for one in building {
+            match one.finish(&self.context.config).await {
+                Ok(None) => {}
+                Ok(Some(told)) => {
+                    self.tell(&one.name, &told);
+                    // From here on it is one of a group, as every live version.
+                    self.reload(&Project::load(dir)?, &one.name).await?;
+                }
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    let mut running = self.running.lock().await;
+                    if let Some(started) = running.get_mut(&one.name).filter(|started| started.said != error) {
+                        self.tell(&one.name, &format!("version {} is not live yet: {error}", one.version));
+                        started.said = error;
+                    }
+                }
+            }
+        }
         Ok(())
     }
 
@@ -159,10 +193,7 @@ impl Members {
 
     /// Says what has changed: to the person at `millpond dev`, elsewhere to the log.
     fn tell(&self, consumer: &str, what: &str) {
-        match self.context.on_change {
-            OnChange::StartOver => eprintln!("consumer {consumer}: {what}"),
-            OnChange::Refuse => info!(consumer, "{what}"),
-        }
+        tell(self.context.on_change, consumer, what);
     }
 
     /// Compiles every consumer of a project, and starts none.
@@ -184,6 +215,9 @@ impl Members {
             tokio::time::sleep(FOLLOW).await;
             if let Err(error) = self.look_beside(&dir).await {
                 debug!(error = format!("{error:#}"), "cannot look at the versions");
+            }
+            if let Err(error) = self.finish_builds(&dir).await {
+                debug!(error = format!("{error:#}"), "cannot look at what is being built");
             }
             let waiting: Vec<String> = {
                 let running = self.running.lock().await;
@@ -210,10 +244,7 @@ impl Members {
     }
 
     async fn look_beside(&self, dir: &Path) -> anyhow::Result<()> {
-        let mut names = sources::consumers(dir)?;
-        // `dev` makes what is stopped anew: what it was goes on no more.
-        let anew = self.context.on_change == OnChange::StartOver;
-        names.retain(|name| !anew || !self.stopped.names().contains(name));
+        let names = sources::consumers(dir)?;
         let own: Vec<(String, i32)> = {
             let running = self.running.lock().await;
             running.iter().map(|(name, started)| (name.clone(), started.member.engine.version)).collect()
@@ -249,6 +280,32 @@ impl Members {
         let running = std::mem::take(&mut *self.running.lock().await);
         futures_util::future::join_all(running.into_values().map(|started| started.member.stop())).await;
         self.beside.stop().await;
+    }
+}
+
+/// What is said of a folder that was taken in; `ran` is the version that ran before, perhaps one that was only being built.
+fn taken_in(name: &str, ensured: &Ensured, ran: Option<i32>, was_building: bool) -> Option<String> {
+    let version = ensured.version();
+    Some(match ensured {
+        // That it is live now has been told.
+        Ensured::Unchanged(_) if was_building && ran == Some(version) => return None,
+        Ensured::Unchanged(_) if ran == Some(version) => format!(
+            "version {version} goes on with the changed settings; if it has halted: millpond consumer restart {name}"
+        ),
+        // The folder is back.
+        Ensured::Unchanged(_) if was_building || ran.is_none() => format!("version {version} goes on"),
+        Ensured::Building { live, .. } => build::begun(version, *live),
+        Ensured::Beside(_) => format!("version {version} is not the live one; that one goes on"),
+        // Made by us or, after `consumer restart --from-zero`, by another process.
+        Ensured::Unchanged(_) | Ensured::Created(_) => format!("version {version} reads the log from its start"),
+    })
+}
+
+/// Says something of a consumer: to the person at `millpond dev`, elsewhere to the log.
+fn tell(on_change: OnChange, consumer: &str, what: &str) {
+    match on_change {
+        OnChange::Build => eprintln!("consumer {consumer}: {what}"),
+        OnChange::Refuse => info!(consumer, "{what}"),
     }
 }
 

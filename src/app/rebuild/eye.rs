@@ -42,7 +42,12 @@ impl<'a> Eye<'a> {
         };
         let halted = places.iter().flatten().find_map(|place| Some((place, place.halted.as_ref()?)));
         if let Some((Place { at, .. }, why)) = halted {
-            bail!("version {} of {} has halted on {at}: {why}", self.version, self.name);
+            bail!(
+                "version {} of {} has halted on {at}: {why}. Commands in this are about the live version: mend the cause, and run \
+                 `millpond rebuild {1}` again",
+                self.version,
+                self.name
+            );
         }
         Ok(places)
     }

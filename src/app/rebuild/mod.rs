@@ -23,12 +23,11 @@ use super::{
 use crate::{
     cli::{
         args::{DiffFormat, Keep, Rebuild},
+        say::say,
         who,
     },
     config::Config,
-    consume::{Bounds, Handlers, Member, Pace},
-    domain::TopicPartition,
-    kafka::{self, Admin},
+    consume::{Handlers, Member, Pace},
     store::{
         self, PgConnection,
         builds::{self, Build},
@@ -37,14 +36,12 @@ use crate::{
     },
 };
 
-/// A batch of a rebuild: nobody waits for its rows, and a transaction costs the same for many.
-const BOUNDS: Bounds = Bounds { max_records: 50_000, max_bytes: 16 << 20 };
-/// How long such a batch waits to fill up.
-const MAX_AGE: Duration = Duration::from_millis(50);
-
 /// Builds a version beside the live one, shows what differs, and makes it the live one if that is wanted.
 pub async fn run(config: &Config, arguments: Rebuild, handlers: Arc<Handlers>) -> anyhow::Result<ExitCode> {
     let voice = Voice::new(arguments.json);
+    if arguments.give_up {
+        return give_up(config, &arguments.name).await;
+    }
     database::migrate(config).await?;
     let name = arguments.name.as_str();
     // Whoever builds holds it: no other process begins meanwhile.
@@ -54,9 +51,10 @@ pub async fn run(config: &Config, arguments: Rebuild, handlers: Arc<Handlers>) -
             "another process builds a version of {name} just now; `millpond diff {name}` looks at it, `millpond swap {name}` makes it live"
         );
     }
-    let (build, member, partitions) = begin(config, &arguments, handlers, &mut holder).await?;
-    voice.begun(name, build, partitions.len());
-    let built = follow(config, &arguments, &voice, build, partitions.len()).await;
+    let (build, member) = begin(config, &arguments, handlers, &mut holder).await?;
+    let partitions = member.followed.unwrap_or_default();
+    voice.begun(name, build, partitions);
+    let built = follow(config, &arguments, &voice, build, partitions).await;
     member.stop().await;
     built
 }
@@ -67,31 +65,20 @@ async fn begin(
     arguments: &Rebuild,
     handlers: Arc<Handlers>,
     connection: &mut PgConnection,
-) -> anyhow::Result<(Build, Member, Vec<TopicPartition>)> {
+) -> anyhow::Result<(Build, Member)> {
     let project = Project::load(&config.project.dir)?;
     let spec = project.consumer(&arguments.name)?;
     let registry = schemas::connect(config).await?;
     let context = consumers::Context::new(config, registry, handlers, OnChange::Refuse)?;
     let compiled = context.prepare(&project, spec, connection).await?;
-    let partitions = partitions(&context.kafka, &spec.topics).await?;
+    let partitions = context.partitions(&spec.topics).await?;
+    context.check_whole(&spec.name, &spec.topics).await?;
     let begin = async |definition: &store::versions::Definition<'_>| builds::begin(connection, definition).await;
     let begun = context.defined(&project, spec, &compiled, begin).await?;
     let build = begun.map_err(|error| told_of_lock(&spec.name, error))?;
     let mut engine = context.engine(&project, spec, compiled, build.version)?;
-    (engine.bounds, engine.max_age, engine.pace) = (BOUNDS, MAX_AGE, Pace::of(arguments.throttle));
-    let member = Member::follow(&context.kafka, partitions.clone(), engine).context("the log cannot be read")?;
-    Ok((build, member, partitions))
-}
-
-/// All partitions of the topics.
-async fn partitions(options: &kafka::Options, topics: &[String]) -> anyhow::Result<Vec<TopicPartition>> {
-    let admin = Admin::connect(options)?;
-    let mut all = Vec::new();
-    for topic in topics {
-        let ends = admin.watermarks(topic).await.with_context(|| format!("the topic {topic} cannot be read"))?;
-        all.extend((0..ends.len()).map(|partition| TopicPartition::new(topic.as_str(), partition as i32)));
-    }
-    Ok(all)
+    engine.pace = Pace::of(arguments.throttle);
+    Ok((build, context.follow(engine, partitions)?))
 }
 
 /// Waits until the version has caught up, and for what becomes of it then.
@@ -107,7 +94,9 @@ async fn follow(
     let work = async {
         let rate = eye.catch_up(voice, partitions).await?;
         eye.note_rate(rate).await;
-        let versions = (build.live, build.version);
+        // Another one may have been made live since the build began.
+        let (_, live) = candidate(&mut wiring::database(config, "millpond rebuild").await?, name).await?;
+        let versions = (live, build.version);
         let diff = store::diff::compare(&config.postgres.url, name, versions, Scope::whole(arguments.samples)).await?;
         voice.diff(&diff);
         let wanted = if arguments.swap {
@@ -138,8 +127,29 @@ fn left(name: &str, voice: &Voice) -> ExitCode {
     ExitCode::from(130)
 }
 
+/// Removes what is being built; who is at work on it ends.
+async fn give_up(config: &Config, name: &str) -> anyhow::Result<ExitCode> {
+    let mut connection = wiring::database(config, "millpond rebuild").await?;
+    let given_up = builds::give_up_all(&mut connection, name).await?;
+    match given_up.as_slice() {
+        [] => bail!("no version of {name} is being built"),
+        versions => {
+            let versions: Vec<String> = versions.iter().map(i32::to_string).collect();
+            say!("{name}: version {} is given up, and its tables are removed", versions.join(", "));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 fn refuse_changed(diff: &Diff, most: Option<i64>) -> anyhow::Result<()> {
-    match most.filter(|most| diff.rows() > *most) {
+    let Some(most) = most else { return Ok(()) };
+    let unseen = |table: &&store::diff::TableDiff| table.not_compared.is_some() || !table.only_old.is_empty();
+    if let Some(table) = diff.tables.iter().find(unseen) {
+        let why =
+            table.not_compared.clone().unwrap_or_else(|| format!("it has no {} any more", table.only_old.join(", ")));
+        bail!("not all of {} can be compared ({why}), which --max-changed asks for; not swapped", table.table);
+    }
+    match Some(most).filter(|most| diff.rows() > *most) {
         Some(most) => bail!("{} rows differ, where {most} are allowed (--max-changed); not swapped", diff.rows()),
         None => Ok(()),
     }

@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{BOUNDS, MAX_AGE, eye::Eye, show::Voice};
+use super::{eye::Eye, show::Voice};
 use crate::{
     app::{
         consumers::{self, told_of_lock},
@@ -67,6 +67,7 @@ pub async fn run(config: &Config, arguments: Replay, handlers: Arc<Handlers>) ->
         say!("{}: {} removed", arguments.name, versions(&removed));
         return Ok(ExitCode::SUCCESS);
     }
+    let keep = Duration::try_from_secs_f64(arguments.hours * 3600.0).context("--keep: a number of hours, 0 or more")?;
     database::migrate(config).await?;
     replays::expire(&mut connection).await?;
     let project = Project::load(&config.project.dir)?;
@@ -98,6 +99,7 @@ pub async fn run(config: &Config, arguments: Replay, handlers: Arc<Handlers>) ->
         return Ok(ExitCode::from(130));
     };
     for outcome in &outcomes {
+        replays::keep(&mut connection, &arguments.name, outcome.version, keep).await?;
         voice.replayed(
             &json!({ "event": "replayed", "consumer": arguments.name, "candidate": outcome }),
             &outcome.text(),
@@ -268,19 +270,16 @@ async fn begin(
     connection: &mut PgConnection,
 ) -> anyhow::Result<Trial> {
     let only = only(project, spec, arguments)?;
-    let keep = Duration::try_from_secs_f64(arguments.hours * 3600.0).context("--keep: a number of hours, 0 or more")?;
     let compiled = context.prepare(project, spec, connection).await?;
     let tables = compiled.tables().into_iter().map(|table| table.name).collect();
     let begin =
-        async |definition: &store::versions::Definition<'_>| replays::begin(connection, definition, parts, keep).await;
+        async |definition: &store::versions::Definition<'_>| replays::begin(connection, definition, parts).await;
     let begun = context.defined(project, spec, &compiled, begin).await?;
     let version = begun.map_err(|error| told_of_lock(&spec.name, error))?;
     let mut engine = context.engine(project, spec, compiled, version)?;
-    (engine.bounds, engine.max_age) = (BOUNDS, MAX_AGE);
     engine.preparer = engine.preparer.only(only);
     let partitions = parts.iter().map(|part| part.at.clone()).collect();
-    let member = Member::follow(&context.kafka, partitions, engine).context("the log cannot be read")?;
-    Ok(Trial { folder: folder.to_owned(), version, tables, member })
+    Ok(Trial { folder: folder.to_owned(), version, tables, member: context.follow(engine, partitions)? })
 }
 
 /// Waits for the candidates, and looks at what they have made.

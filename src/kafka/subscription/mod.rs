@@ -153,7 +153,7 @@ impl Subscription {
     ) -> Result<Self, Error> {
         let config = match &source {
             Source::Group { name, .. } => options.member(name)?,
-            Source::Partitions { reader, .. } => options.follower(reader)?,
+            Source::Partitions { reader, partitions } => options.follower(reader, partitions.len())?,
         };
         let inbox = Arc::new(Inbox::default());
         let name = format!("poll-{}", source.name());
