@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 
-use super::kafka::{a_leader, restart, unacknowledged_since, wait_until};
+use super::kafka::{a_leader, acknowledged_of_new, restart, unacknowledged_since, wait_until};
 use super::{Fault, Field, SHOWS_WITHIN};
 
 /// Room that is left: less than a second's writes.
@@ -41,11 +41,9 @@ pub async fn full(field: &mut Field<'_>) -> anyhow::Result<Fault> {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let ended = nodes.len() - alive.len();
-    // Answers to what was acknowledged before may still be on their way to clients.
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let acknowledged = field.workload.acknowledged();
+    let gone = field.history.now();
     wait_until(field, injected.at, outage).await;
-    let meanwhile = field.workload.acknowledged() - acknowledged;
+    let meanwhile = acknowledged_of_new(field, gone);
     let refused = unacknowledged_since(field, injected.at);
     restart(field, &nodes)?;
     let recovery = field.recovery(injected.at).await;

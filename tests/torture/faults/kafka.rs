@@ -9,7 +9,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 
 use super::{Fault, Field, SHOWS_WITHIN};
 use crate::proxy::{Direction, Effect};
-use crate::workload::history::Outcome;
+use crate::workload::history::{Outcome, Request};
 
 /// The id that Millpond's clients give; the rig itself has another, and is left alone.
 pub(super) const CLIENTS: &str = "millpond";
@@ -128,24 +128,29 @@ pub async fn two_killed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     let outage = field.outage(8, 12);
     let injected = field.begin(format!("kill -9 of brokers {first} and {second} for {outage:?}")).await?;
     kill(field, &[first, second])?;
-    // What was on its way is answered.
-    tokio::time::sleep(outage / 4).await;
-    let before = field.workload.acknowledged();
+    let gone = field.history.now();
     wait_until(field, injected.at, outage).await;
-    let meanwhile = field.workload.acknowledged() - before;
+    let meanwhile = acknowledged_of_new(field, gone);
     let refused = unacknowledged_since(field, injected.at);
     restart(field, &[first, second])?;
     let recovery = field.recovery(injected.at).await;
     // Requests may wait for all of it and be answered after it: then nobody has been told anything.
-    let waited = format!("{meanwhile} values acknowledged in {:?}", outage - outage / 4);
+    let waited = format!("of what was sent meanwhile {meanwhile} values acknowledged");
     let observed = refused.map_or(waited.clone(), |refused| format!("{refused}, {waited}"));
     let mut fault = field.end(injected, Some(observed), recovery);
     fault.wrong.extend(below_min_isr(meanwhile));
     Ok(fault)
 }
 
+/// Values acknowledged of requests that began after that moment: what began before may have been acknowledged by Kafka
+/// already, and its answer may be slow.
+pub(super) fn acknowledged_of_new(field: &Field<'_>, since: u64) -> usize {
+    let new = |request: &&Request| request.invoked > since;
+    field.history.look(|requests| requests.iter().filter(new).map(|request| request.count(Outcome::Ok)).sum())
+}
+
 /// One of three replicas is less than the least in-sync replicas: a 202 would be a lie.
-fn below_min_isr(acknowledged: u64) -> Option<String> {
+fn below_min_isr(acknowledged: usize) -> Option<String> {
     (acknowledged > 0).then(|| format!("{acknowledged} values were acknowledged with one of three brokers"))
 }
 
@@ -163,17 +168,16 @@ async fn two_frozen(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     for node in nodes {
         field.servers.kafka.node(node).context("a node")?.pause()?;
     }
-    // What was on its way is answered.
-    tokio::time::sleep(outage / 8).await;
-    let before = field.workload.acknowledged();
+    let gone = field.history.now();
     wait_until(field, injected.at, outage).await;
-    let meanwhile = field.workload.acknowledged() - before;
+    let meanwhile = acknowledged_of_new(field, gone);
     let refused = unacknowledged_since(field, injected.at);
     for node in nodes {
         field.servers.kafka.node(node).context("a node")?.cont()?;
     }
     let recovery = field.recovery(injected.at).await;
-    let observed = refused.map(|refused| format!("{refused}, {meanwhile} values acknowledged meanwhile"));
+    let observed =
+        refused.map(|refused| format!("{refused}, of what was sent meanwhile {meanwhile} values acknowledged"));
     let mut fault = field.end(injected, observed, recovery);
     fault.wrong.extend(below_min_isr(meanwhile));
     Ok(fault)
