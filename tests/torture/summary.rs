@@ -417,7 +417,8 @@ pub fn trial() -> Vec<(String, Option<String>)> {
     let runs = Runs { seconds: 40, ..Runs::default() };
     let done = |seed, commit: &str| is_done(&lines, "K1", seed, &runs, commit);
     let longer = Runs { seconds: 41, ..Runs::default() };
-    let mended = join(lines.clone(), [line(2, 9, "new"), line(3, 9, "new")].into_iter());
+    let ended = join(lines.clone(), [line(2, 9, "new"), line(3, 9, "new")].into_iter());
+    let mended = join(ended.clone(), [line(4, 9, "new")].into_iter());
     let expected = [
         ("report_counts_a_run_in_both_places_once", lines.len() == 4),
         ("resume_leaves_out_a_run_that_held", done(1, "new")),
@@ -427,6 +428,7 @@ pub fn trial() -> Vec<(String, Option<String>)> {
         ("resume_repeats_a_run_without_an_observed_fault", !done(4, "new")),
         ("resume_repeats_a_run_that_was_shorter", !is_done(&lines, "K1", 1, &longer, "new")),
         ("report_fails_while_something_found_was_not_run_again", !holds(&lines)),
+        ("report_fails_while_nothing_was_seen_to_break", !holds(&ended)),
         ("report_holds_when_every_last_run_held", holds(&mended)),
         ("report_keeps_what_was_found_once", troubles(&mended).contains("found nothing at `new`")),
         ("seeds_are_told_as_ranges", ranges(&BTreeSet::from([1, 2, 3, 7])) == "1..3, 7"),
