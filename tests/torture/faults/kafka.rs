@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::metadata::MetadataPartition;
 
 use super::{Fault, Field, SHOWS_WITHIN};
 use crate::proxy::{Direction, Effect};
@@ -21,6 +22,16 @@ async fn leaders(field: &Field<'_>) -> anyhow::Result<BTreeMap<i32, i32>> {
 
 /// The leader of each partition of a topic; −1 for none.
 pub(super) async fn leaders_of(field: &Field<'_>, topic: &str) -> anyhow::Result<BTreeMap<i32, i32>> {
+    let leaders = of_partitions(field, topic, |partition| (partition.id(), partition.leader())).await?;
+    Ok(leaders.into_iter().collect())
+}
+
+/// What the brokers say now of each partition of a topic.
+async fn of_partitions<T: Send + 'static>(
+    field: &Field<'_>,
+    topic: &str,
+    of: fn(&MetadataPartition) -> T,
+) -> anyhow::Result<Vec<T>> {
     let (brokers, topic) = (field.servers.brokers(), topic.to_owned());
     tokio::task::spawn_blocking(move || {
         let client: BaseConsumer = ClientConfig::new()
@@ -30,7 +41,7 @@ pub(super) async fn leaders_of(field: &Field<'_>, topic: &str) -> anyhow::Result
             .create()?;
         let metadata = client.fetch_metadata(Some(&topic), Duration::from_secs(3))?;
         let topic = metadata.topics().first().context("the topic is there")?;
-        Ok(topic.partitions().iter().map(|partition| (partition.id(), partition.leader())).collect())
+        Ok(topic.partitions().iter().map(of).collect())
     })
     .await?
 }
@@ -107,18 +118,7 @@ pub async fn follower_killed(field: &mut Field<'_>) -> anyhow::Result<Fault> {
 
 /// Replicas in sync, over all partitions of a topic.
 async fn in_sync(field: &Field<'_>, topic: &str) -> anyhow::Result<usize> {
-    let (brokers, topic) = (field.servers.brokers(), topic.to_owned());
-    tokio::task::spawn_blocking(move || {
-        let client: BaseConsumer = ClientConfig::new()
-            .set("bootstrap.servers", brokers)
-            .set("client.id", "rig")
-            .set("log_level", "0")
-            .create()?;
-        let metadata = client.fetch_metadata(Some(&topic), Duration::from_secs(3))?;
-        let topic = metadata.topics().first().context("the topic is there")?;
-        Ok(topic.partitions().iter().map(|partition| partition.isr().len()).sum())
-    })
-    .await?
+    Ok(of_partitions(field, topic, |partition| partition.isr().len()).await?.into_iter().sum())
 }
 
 /// K3: two of three die. Nothing may be acknowledged until one is back.
