@@ -11,8 +11,11 @@ bootstrap: ## install what Cargo cannot bring (asks first; YES=1 does not)
 dev: bootstrap ## run all of Millpond with real Kafka and Postgres (ARGS="--no-demo ...")
 	cargo run -- dev $(ARGS)
 
+# Tests wait more than they compute: for what a server does, and for what it must not do.
+TEST_THREADS = $$((2 * $$(getconf _NPROCESSORS_ONLN)))
+
 test: bootstrap ## run all tests (ARGS="name of a test")
-	cargo test $(ARGS)
+	RUST_TEST_THREADS="$${RUST_TEST_THREADS:-$(TEST_THREADS)}" cargo test $(ARGS)
 
 torture: bootstrap ## break everything around Millpond and judge what is left (ARGS="--scenario K1 --seed 7", ARGS=report)
 	cargo test --profile torture $(if $(findstring plant,$(ARGS)),--features planted) --test torture -- $(or $(ARGS),--seed 1)

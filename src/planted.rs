@@ -53,6 +53,11 @@ bugs! {
     OutboxEmptiedFirst = "outbox-first", "rows leave the outbox before their transaction is committed";
     MarkersUnread = "markers", "a relay that starts does not read what has left already";
     ReleasedEarly = "park-early", "a parked key is released before its last record";
+    SwapUnchecked = "i", "a version is swapped in wherever it stands";
+    BuildSends = "j", "events of a version that is built are not held";
+    VerdictsUnread = "verdicts-unread", "a version that is built does not read what was decided";
+    ViewsLeft = "views", "a swap leaves the views over the tables of the version before";
+    SwapApart = "swap-apart", "a swap replaces the views in one transaction, and moves the pointer in the next";
 }
 
 /// Whether a bug is turned on: never, in a build that carries none.

@@ -6,9 +6,12 @@
 #[path = "../../src/domain/nearest.rs"]
 #[allow(dead_code, reason = "only faults ask for it")]
 mod nearest;
+#[path = "../../src/domain/quote.rs"]
+#[allow(dead_code, reason = "only the bound of a name is asked for")]
+mod quote;
 /// What `schema` has of `domain`.
 mod domain {
-    pub use super::nearest::nearest;
+    pub use super::{nearest::nearest, quote::MAX_IDENTIFIER_BYTES};
 }
 #[path = "../../src/schema/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "only the hot paths of it are used here")]

@@ -5,7 +5,8 @@
 //! says what is measured and how. Millpond runs as it ships: the release binary, a process per role, on a project of its own.
 //!
 //! `make bench ARGS="single bulk sink reads"` runs some of the sections; `ARGS=--quick` runs all of them once, briefly; with
-//! `--ids` clients give ids to their events. `ARGS=price` measures in one run what ids, parked keys and transactions cost.
+//! `--ids` clients give ids to their events. `ARGS=price` measures in one run what ids, parked keys and transactions cost;
+//! `ARGS=rebuild` measures rebuilds beside COPY and the live consumer.
 
 mod bare;
 mod http;
@@ -15,6 +16,7 @@ mod millpond;
 mod price;
 mod project;
 mod reads;
+mod rebuild;
 mod report;
 mod sink;
 mod stats;
@@ -28,8 +30,9 @@ use self::{project::Project, report::Report};
 
 /// The four sections, in the order in which they run; `reads` needs the table that `sink` fills.
 const SECTIONS: [&str; 4] = ["single", "bulk", "sink", "reads"];
-/// Runs only when it is named: it compares Millpond with itself.
+/// Run only when they are named: one compares Millpond with itself, the other takes minutes.
 const PRICE: &str = "price";
+const REBUILD: &str = "rebuild";
 /// Away from a `millpond dev` and from the tests on the same machine.
 const KAFKA_PORT: u16 = 29_192;
 const POSTGRES_PORT: u16 = 29_432;
@@ -58,8 +61,8 @@ fn main() -> anyhow::Result<()> {
     let quick = arguments.iter().any(|a| a == "--quick");
     let ids = arguments.iter().any(|a| a == "--ids");
     let named: Vec<&str> = arguments.iter().map(String::as_str).filter(|a| !["--quick", "--ids"].contains(a)).collect();
-    if let Some(stray) = named.iter().find(|name| !SECTIONS.contains(name) && **name != PRICE) {
-        bail!("there is no section {stray}; there are {}, {PRICE}", SECTIONS.join(", "));
+    if let Some(stray) = named.iter().find(|name| !SECTIONS.contains(name) && ![PRICE, REBUILD].contains(*name)) {
+        bail!("there is no section {stray}; there are {}, {PRICE}, {REBUILD}", SECTIONS.join(", "));
     }
     let runs = |section: &str| named.is_empty() || named.contains(&section);
 
@@ -92,6 +95,9 @@ fn main() -> anyhow::Result<()> {
         }
         if named.contains(&PRICE) {
             price::run(&bench, &mut report).await.context(PRICE)?;
+        }
+        if named.contains(&REBUILD) {
+            rebuild::run(&bench, &mut report).await.context(REBUILD)?;
         }
         anyhow::Ok(())
     });

@@ -207,6 +207,7 @@ async fn decide(connection: &mut PgConnection, choice: &Choice, wish: Wish) -> a
     let records = dead_letters::wish(connection, &selection, wish, &who::by(choice.by.as_deref())).await?;
     say!("{name}: {records} record{} will be {verb} ({told})", if records == 1 { "" } else { "s" });
     behind(&met);
+    decided(&met);
     next(name);
     Ok(())
 }
@@ -214,6 +215,15 @@ async fn decide(connection: &mut PgConnection, choice: &Choice, wish: Wish) -> a
 fn behind(met: &Met) {
     if met.behind > 0 {
         say!("    {} more wait behind and follow in their order, until one of them fails", met.behind);
+    }
+}
+
+fn decided(met: &Met) {
+    if met.decided > 0 {
+        say!(
+            "    {} more were decided about through another version: that holds, and is done here as well",
+            met.decided
+        );
     }
 }
 
@@ -244,6 +254,13 @@ fn check_order(consumer: &str, met: &Met) -> anyhow::Result<()> {
 async fn nothing_met(connection: &mut PgConnection, choice: &Choice, met: &Met) -> anyhow::Result<String> {
     let name = &choice.consumer;
     let see = format!("see `millpond dlq list {name}`");
+    if met.decided > 0 {
+        return Ok(format!(
+            "{} of these records were decided about through another version of {name}: that holds, and is done here as well, within a \
+             second or so; one that fails all the same can be decided about again ({see})",
+            met.decided
+        ));
+    }
     let Some(record) = &choice.record else {
         return Ok(format!("{name} has no such records; {see}"));
     };
@@ -337,6 +354,7 @@ async fn edit(
         records += i64::from(dead_letters::edit(connection, letter, value, &by).await?);
     }
     say!("{name}: {records} record{} will be applied with the new value ({})", plural(records), by_class(&met));
+    decided(&met);
     let missed = i64::try_from(letters.len()).unwrap_or(i64::MAX) - records;
     if missed > 0 {
         say!("    {missed} changed meanwhile and were left as they are");

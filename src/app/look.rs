@@ -31,7 +31,7 @@ use crate::{
 /// From this lag in seconds on a projection that makes no progress is called behind.
 const BEHIND_SECONDS: f64 = 30.0;
 /// A consumer that has not looked at its partitions for this long is not running.
-const SILENT_SECONDS: f64 = 10.0;
+pub(super) const SILENT_SECONDS: f64 = 10.0;
 
 /// How a projection is doing, in one word, with what to do about it.
 struct Verdict {
@@ -45,7 +45,10 @@ fn judge(projection: &ProjectionStatus, project: &Path) -> Verdict {
     let name = &projection.projection;
     let bad = |state, advice: String| Verdict { state, advice: Some(advice), healthy: false };
     let folders = project.join("consumers");
-    if folders.exists() && !folders.join(name).exists() {
+    let silent = |p: &PartitionStatus| p.seen_seconds.is_none_or(|s| s > SILENT_SECONDS);
+    let nobody = projection.partitions.is_empty() || projection.partitions.iter().all(silent);
+    // One that is applied all the same is another project's in the same database.
+    if nobody && folders.exists() && !folders.join(name).exists() {
         let advice = format!("its folder is gone: bring it back, or millpond consumer drop {name}");
         return bad("no folder", advice);
     }
@@ -58,8 +61,7 @@ fn judge(projection: &ProjectionStatus, project: &Path) -> Verdict {
     if projection.paused {
         return bad("paused", format!("millpond consumer resume {name}"));
     }
-    let silent = |p: &PartitionStatus| p.seen_seconds.is_none_or(|s| s > SILENT_SECONDS);
-    if projection.partitions.is_empty() || projection.partitions.iter().all(silent) {
+    if nobody {
         let advice = "no process with the role consume has reported for 10 s: start one (millpond consume), or wait a moment \
                       after a start; if one runs, see its log and run `millpond doctor`";
         return bad("not running", advice.to_owned());
@@ -113,43 +115,7 @@ pub async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> 
             "no projection has been built yet: start a process with the role consume (millpond consume, or millpond dev)"
         );
     } else {
-        say!(
-            "{:<24} {:>4} {:<12} {:>9} {:>9} {:>6} {:>6}",
-            "projection",
-            "ver",
-            "state",
-            "lag",
-            "age",
-            "dlq",
-            "parked"
-        );
-        for projection in &projections {
-            let verdict = judge(projection, project);
-            say!(
-                "{:<24} {:>4} {:<12} {:>9} {:>9} {:>6} {:>6}",
-                projection.projection,
-                projection.version.map_or("-".to_owned(), |v| v.to_string()),
-                verdict.state,
-                lag(projection).map_or("?".to_owned(), |l| l.to_string()),
-                age(projection).map_or("?".to_owned(), |a| format!("{a:.1} s")),
-                projection.dead_letters,
-                projection.parked_keys,
-            );
-            if projection.parked_keys > 0 {
-                let (keys, records) = (projection.parked_keys, projection.parked_records);
-                say!("    {keys} key{} parked, {records} record{} of them", plural(keys), plural(records));
-            }
-            others(&projection.projection).iter().for_each(|other| say!("    {}", beside_text(other)));
-            for Told { error, of, seconds } in last_errors(projection) {
-                say!("    last error of {of}: {} ({seconds:.0} s ago)", printable(error));
-            }
-            if let Some(advice) = verdict.advice {
-                say!("    next: {}", printable(&advice));
-            }
-            for code in halt_codes(projection) {
-                say!("    more: millpond explain {}", printable(code));
-            }
-        }
+        print_table(&projections, project, others);
     }
     match &delivery {
         _ if as_json => {}
@@ -160,9 +126,41 @@ pub async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> 
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// A line for each projection, and below it what there is to tell of it.
+fn print_table<'a>(projections: &[ProjectionStatus], project: &Path, others: impl Fn(&str) -> Vec<&'a Beside>) {
+    say!("{:<24} {:>4} {:<12} {:>9} {:>9} {:>6} {:>6}", "projection", "ver", "state", "lag", "age", "dlq", "parked");
+    for projection in projections {
+        let verdict = judge(projection, project);
+        say!(
+            "{:<24} {:>4} {:<12} {:>9} {:>9} {:>6} {:>6}",
+            projection.projection,
+            projection.version.map_or("-".to_owned(), |v| v.to_string()),
+            verdict.state,
+            lag(projection).map_or("?".to_owned(), |l| l.to_string()),
+            age(projection).map_or("?".to_owned(), |a| format!("{a:.1} s")),
+            projection.dead_letters,
+            projection.parked_keys,
+        );
+        if projection.parked_keys > 0 {
+            let (keys, records) = (projection.parked_keys, projection.parked_records);
+            say!("    {keys} key{} parked, {records} record{} of them", plural(keys), plural(records));
+        }
+        others(&projection.projection).iter().for_each(|other| say!("    {}", beside_text(other)));
+        for Told { error, of, seconds } in last_errors(projection) {
+            say!("    last error of {of}: {} ({seconds:.0} s ago)", printable(error));
+        }
+        if let Some(advice) = verdict.advice {
+            say!("    next: {}", printable(&advice));
+        }
+        for code in halt_codes(projection) {
+            say!("    more: millpond explain {}", printable(code));
+        }
+    }
+}
+
 /// A line about a version that is not the live one.
 fn beside_text(other: &Beside) -> String {
-    let Beside { projection, version, state, lag, kept_until, halt_reason } = other;
+    let Beside { projection, version, state, lag, kept_until, halt_reason, .. } = other;
     if state == "scratch" {
         let until = kept_until.as_deref().unwrap_or("further notice");
         return format!(

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{
     consumers::{self, collect},
-    look::printable,
+    look::{SILENT_SECONDS, printable},
     project::Project,
     schemas, wiring,
 };
@@ -20,6 +20,8 @@ use crate::{
     spec::ConsumerSpec,
     store::{
         PgConnection,
+        indexes::{self, Difference},
+        status,
         versions::{self, OnChange, Standing},
     },
 };
@@ -30,6 +32,8 @@ use crate::{
 enum Step {
     /// Its folder is what the live version was built of.
     Same,
+    /// It is, but for indexes, which are made and removed in place.
+    Indexed,
     /// The next process with the role consume builds it, and it is live from its start.
     Made,
     /// A version of the folder has to be built beside the live one first.
@@ -55,6 +59,10 @@ struct Item {
     /// Files that are not as they were when the live version was built.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     changed: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    indexes_made: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    indexes_removed: Vec<String>,
     /// Records that would be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     records: Option<i64>,
@@ -80,7 +88,7 @@ pub async fn run(config: &Config, check: bool, json: bool, handlers: Arc<Handler
         let planner = Planner { context: &context, project: &project, admin: &admin, standings: &standings };
         items.push(planner.item(spec, &mut connection).await?);
     }
-    items.extend(left(&project, &standings));
+    items.extend(left(&project, &standings, &mut connection).await?);
     items.sort_by(|a, b| a.projection.cmp(&b.projection));
     if json {
         say!("{}", serde_json::to_string_pretty(&items)?);
@@ -92,16 +100,24 @@ pub async fn run(config: &Config, check: bool, json: bool, handlers: Arc<Handler
 }
 
 /// Projections of this database that no folder is about.
-fn left(project: &Project, standings: &[Standing]) -> Vec<Item> {
+async fn left(project: &Project, standings: &[Standing], connection: &mut PgConnection) -> anyhow::Result<Vec<Item>> {
     let is_left = |standing: &&Standing| {
         standing.state == "live" && project.consumers.iter().all(|spec| spec.name != standing.projection)
     };
-    let item = |standing: &Standing| {
+    let mut items = Vec::new();
+    for standing in standings.iter().filter(is_left) {
         let name = &standing.projection;
-        let next = format!("bring its folder back, or: millpond consumer drop {name}");
-        Item { version: Some(standing.version), next: Some(next), ..Item::of(name, Step::Left) }
-    };
-    standings.iter().filter(is_left).map(item).collect()
+        let silent = status::silent_seconds(connection, name).await?;
+        let next = if silent.is_some_and(|seconds| seconds < SILENT_SECONDS) {
+            format!(
+                "leave it if it is another project's, for a process applies it; else end that, and: millpond consumer drop {name}"
+            )
+        } else {
+            format!("bring its folder back, or: millpond consumer drop {name}")
+        };
+        items.push(Item { version: Some(standing.version), next: Some(next), ..Item::of(name, Step::Left) });
+    }
+    Ok(items)
 }
 
 struct Planner<'a> {
@@ -126,7 +142,9 @@ impl Planner<'_> {
         };
         let item = Item { version: Some(live.version), ..Item::of(name, Step::Same) };
         if live.hash == hash {
-            return Ok(item);
+            let schema = compiled.schema_name(live.version);
+            let difference = indexes::difference(connection, &schema, &compiled.indexes()).await?;
+            return Ok(item.with_indexes(difference));
         }
         let beside = own().find(|standing| standing.hash == hash && standing.state != "scratch");
         let changed = self.changed(spec, live, connection).await?;
@@ -198,6 +216,8 @@ impl Item {
             step,
             version: None,
             changed: Vec::new(),
+            indexes_made: Vec::new(),
+            indexes_removed: Vec::new(),
             records: None,
             seconds: None,
             why: None,
@@ -205,10 +225,21 @@ impl Item {
         }
     }
 
+    fn with_indexes(self, difference: Difference) -> Self {
+        if difference.is_none() {
+            return self;
+        }
+        let Difference { missing, left } = difference;
+        let next = "a process with the role consume does it when it starts".to_owned();
+        let missing = missing.into_iter().map(|index| index.name).collect();
+        Self { step: Step::Indexed, next: Some(next), indexes_made: missing, indexes_removed: left, ..self }
+    }
+
     fn text(&self) -> String {
         let version = self.version.map_or_else(|| "-".to_owned(), |version| version.to_string());
         let (word, what) = match self.step {
             Step::Same => ("same", "nothing to do"),
+            Step::Indexed => ("indexed", "asks for other indexes: made and removed in place, without a rebuild"),
             Step::Made => ("made", "is new"),
             Step::Rebuilt => ("rebuilt", "has changed: built anew beside the live version"),
             Step::Building => ("building", "has changed: a version of it is being built"),
@@ -226,6 +257,9 @@ impl Item {
         }
         for file in &self.changed {
             text.push_str(&format!("\n    changed: {}", printable(file)));
+        }
+        for (what, names) in [("made", &self.indexes_made), ("removed", &self.indexes_removed)] {
+            names.iter().for_each(|name| text.push_str(&format!("\n    {what}: {}", printable(name))));
         }
         if let Some(why) = &self.why {
             text.push_str(&format!("\n    {}", why.replace('\n', "\n    ")));

@@ -134,11 +134,17 @@ pub struct Rebuild {
     #[arg(long, value_name = "ROWS", requires = "swap")]
     pub max_changed: Option<i64>,
     /// Remove what is being built, and build nothing
-    #[arg(long, conflicts_with_all = ["swap", "throttle"])]
+    #[arg(long, conflicts_with_all = ["swap", "throttle", "parallel", "full_speed"])]
     pub give_up: bool,
     /// Apply at most so many records a second
     #[arg(long, value_name = "RECORDS")]
     pub throttle: Option<u32>,
+    /// Apply so many partitions at a time (else consume.connections)
+    #[arg(long, value_name = "PARTITIONS", value_parser = clap::value_parser!(u16).range(1..))]
+    pub parallel: Option<u16>,
+    /// Make no room for live projections that fall behind
+    #[arg(long)]
+    pub full_speed: bool,
     /// Say everything in JSON, a line each; so does every output that is not a terminal
     #[arg(long)]
     pub json: bool,
@@ -323,6 +329,9 @@ pub enum Consumer {
         /// Also give up the events and mirrors of dead letters that have not been sent yet
         #[arg(long)]
         discard_unsent: bool,
+        /// Also while a process applies it, which ends that
+        #[arg(long)]
+        even_if_applied: bool,
     },
     /// End a halt: claim again and go on where it stopped
     Restart {

@@ -76,6 +76,8 @@ pub struct Vitals {
     beside: AtomicBool,
     breaker_rests: AtomicBool,
     superseded: AtomicBool,
+    appends: AtomicBool,
+    yields: AtomicBool,
     reported: Mutex<Instant>,
     breaker: Mutex<Breaker>,
     panic: Mutex<Option<String>>,
@@ -88,6 +90,8 @@ impl Default for Vitals {
             beside: AtomicBool::new(false),
             breaker_rests: AtomicBool::new(false),
             superseded: AtomicBool::new(false),
+            appends: AtomicBool::new(false),
+            yields: AtomicBool::new(false),
             reported: Mutex::new(Instant::now()),
             breaker: Mutex::default(),
             panic: Mutex::default(),
@@ -217,6 +221,29 @@ impl Vitals {
 
     pub fn is_superseded(&self) -> bool {
         self.superseded.load(Ordering::Relaxed)
+    }
+
+    /// Says that the tables are being filled: keys are taken for new, and rows appended, until one turns out not to be.
+    pub fn append(&self) {
+        self.appends.store(true, Ordering::Relaxed);
+    }
+
+    pub fn appends(&self) -> bool {
+        self.appends.load(Ordering::Relaxed)
+    }
+
+    /// Has rows merged from now on.
+    pub fn stop_appending(&self) {
+        self.appends.store(false, Ordering::Relaxed);
+    }
+
+    /// Has each partition given up as soon as another member claims its fence.
+    pub fn yield_fences(&self) {
+        self.yields.store(true, Ordering::Relaxed);
+    }
+
+    pub fn yields_fences(&self) -> bool {
+        self.yields.load(Ordering::Relaxed)
     }
 
     /// Says that polling has panicked, or that it goes on.

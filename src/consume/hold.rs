@@ -124,6 +124,7 @@ impl Worker {
         self.recalled = Recalled::default();
         // What is decided about a record that the live version is past this one may not have read yet.
         let greatest = if self.engine.vitals.is_beside() { Some(i64::MAX) } else { self.greatest_verdict };
+        let greatest = greatest.filter(|_| !(planted::is(Bug::VerdictsUnread) && self.engine.vitals.is_beside()));
         let (Some(greatest), Some(last)) = (greatest, chunk.records.last()) else { return Ok(()) };
         let (from, to) = (chunk.records[0].offset, last.offset.min(greatest));
         if from > greatest {

@@ -4,6 +4,7 @@
 //! → `transaction` (stage, then fence + rows + outbox + dead letters + commit in one flush). The protocol, and why
 //! each step is there, is told in `docs/ARCHITECTURE.md`. Nothing here may read Kafka's committed offsets.
 
+mod apply;
 mod breaker;
 mod buffer;
 mod compare;

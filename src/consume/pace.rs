@@ -1,21 +1,25 @@
-//! How many records a second may be applied, over all partitions of a version.
+//! How fast records may be applied, over all partitions of a version: a rate, and whether others go first.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-/// A bound on the rate; none without one.
+/// A bound on the rate; none without one, as long as nobody else needs what a batch takes.
 #[derive(Debug, Default)]
 pub struct Pace {
     per_second: Option<u32>,
     /// When the records that were let through before are due to be done.
     free: Mutex<Option<Instant>>,
+    makes_room: AtomicBool,
 }
 
 impl Pace {
     pub fn of(per_second: Option<u32>) -> Self {
-        Self { per_second, free: Mutex::default() }
+        Self { per_second, ..Self::default() }
     }
 
     /// How long so many records have to wait: as long as those before them take at this rate.
@@ -26,6 +30,15 @@ impl Pace {
         let begin = free.map_or(now, |free| free.max(now));
         *free = Some(begin + Duration::from_secs_f64(records as f64 / f64::from(rate)));
         begin - now
+    }
+
+    /// Has every partition wait between two batches, or go on.
+    pub fn make_room(&self, wanted: bool) {
+        self.makes_room.store(wanted, Ordering::Relaxed);
+    }
+
+    pub fn makes_room(&self) -> bool {
+        self.makes_room.load(Ordering::Relaxed)
     }
 }
 

@@ -16,6 +16,9 @@ use tokio::{
 use super::buffer::{Bounds, Buffer, Chunk};
 use crate::{domain::TopicPartition, kafka::gaps::Gap};
 
+/// How often it is looked whether something is still waited for.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// Whether a worker may go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
@@ -125,9 +128,24 @@ impl Partition {
 
     /// Ends early when the worker is told to stop.
     pub async fn sleep(&self, duration: Duration) {
+        self.until_stopped(tokio::time::sleep(duration)).await;
+    }
+
+    /// Sleeps as long as that is wanted, and no longer than `longest`, but not past a stop.
+    pub async fn sleep_while(&self, longest: Duration, wanted: impl Fn() -> bool) {
+        let waits = async {
+            while wanted() {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        self.until_stopped(tokio::time::timeout(longest, waits)).await;
+    }
+
+    /// Waits for that, or for a stop.
+    async fn until_stopped(&self, waits: impl Future) {
         let mut stop = self.stop.subscribe();
         tokio::select! {
-            () = tokio::time::sleep(duration) => {}
+            _ = waits => {}
             _ = stop.wait_for(|s| *s != Stop::Run) => {}
         }
     }

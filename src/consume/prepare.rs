@@ -19,7 +19,7 @@ use crate::{
         registry::{Registered, Registry},
     },
     projection::{Compiled, Relation, TOMBSTONES},
-    schema::{JsonDecoder, Schema, Scratch, Transcoder, framing, parse_registered, record_name},
+    schema::{self, JsonDecoder, Schema, Scratch, Transcoder, framing, parse_registered, record_name},
     store::{CopyBuffer, fence::LastApplied},
 };
 
@@ -258,18 +258,7 @@ impl Preparer {
         scratch: &mut Scratch,
     ) -> Result<Result<(), Fault>, UnknownSchema> {
         let Some(payload) = chunk.payload(record) else {
-            match self.tombstones {
-                None => prepared.skipped += 1,
-                Some((relation, staged)) => {
-                    let rows = &mut prepared.relations[relation];
-                    rows.begin_row(staged.columns);
-                    if let Err(fault) = meta.append(staged.metadata, rows, chunk, record) {
-                        rows.undo_row();
-                        return Ok(Err(fault));
-                    }
-                }
-            }
-            return Ok(Ok(()));
+            return Ok(self.tombstone(meta, chunk, record, prepared));
         };
         let (id, body) = match framing::split(payload) {
             Ok(split) => split,
@@ -288,29 +277,18 @@ impl Preparer {
             }
             Route::Rows { relation, staged, record_type, transcoder } => {
                 let rows = &mut prepared.relations[*relation];
-                rows.begin_row(staged.columns);
-                let appended = meta.append(staged.metadata, rows, chunk, record).and_then(|()| {
-                    transcoder.append(body, scratch, rows.tail()).map_err(|fault| Fault {
-                        class: "decode",
-                        reason: format!(
-                            "{record_type}{}: expected {}, got {}",
-                            fault.pointer, fault.expected, fault.got
-                        ),
-                        record_type: None,
-                    })
+                let appended = row(rows, *staged, |rows| {
+                    meta.append(staged.metadata, rows, chunk, record)?;
+                    transcoder.append(body, scratch, rows.tail()).map_err(|fault| undecoded(record_type, &fault))
                 });
-                if let Err(mut fault) = appended {
-                    rows.undo_row();
-                    fault.record_type = Some(record_type.clone());
-                    return Ok(Err(fault));
+                if let Err(fault) = appended {
+                    return Ok(Err(Fault { record_type: Some(record_type.clone()), ..fault }));
                 }
             }
             Route::Json { record_type, decoder } => {
                 let mut json = Vec::new();
                 if let Err(fault) = decoder.append_json(body, &mut json) {
-                    let reason =
-                        format!("{record_type}{}: expected {}, got {}", fault.pointer, fault.expected, fault.got);
-                    return Ok(Err(Fault { class: "decode", reason, record_type: Some(record_type.clone()) }));
+                    return Ok(Err(undecoded(record_type, &fault)));
                 }
                 prepared.records.push(Record {
                     record_type: record_type.clone(),
@@ -324,6 +302,21 @@ impl Preparer {
             }
         }
         Ok(Ok(()))
+    }
+
+    /// A record without a payload: a row for the projections that read them.
+    fn tombstone(
+        &self,
+        meta: &Meta<'_>,
+        chunk: &Chunk,
+        record: &RawRecord,
+        prepared: &mut Prepared,
+    ) -> Result<(), Fault> {
+        let Some((relation, staged)) = self.tombstones else {
+            prepared.skipped += 1;
+            return Ok(());
+        };
+        row(&mut prepared.relations[relation], staged, |rows| meta.append(staged.metadata, rows, chunk, record))
     }
 
     fn route(&self, id: i32) -> Result<Arc<Route>, UnknownSchema> {
@@ -415,6 +408,24 @@ pub fn checksum(key: Option<&[u8]>, payload: Option<&[u8]>) -> i64 {
         crc.update(part.unwrap_or_default());
     }
     i64::from(crc.sum())
+}
+
+/// Adds a row to a relation, or nothing.
+fn row(
+    rows: &mut CopyBuffer,
+    staged: Staged,
+    append: impl FnOnce(&mut CopyBuffer) -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    rows.begin_row(staged.columns);
+    append(rows).inspect_err(|_| rows.undo_row())
+}
+
+fn undecoded(record_type: &str, fault: &schema::Fault) -> Fault {
+    Fault {
+        class: "decode",
+        reason: format!("{record_type}{}: expected {}, got {}", fault.pointer, fault.expected, fault.got),
+        record_type: Some(record_type.to_owned()),
+    }
 }
 
 struct Meta<'a> {

@@ -70,6 +70,11 @@ impl Sessions {
         }
     }
 
+    /// Allows so many sessions for batches, before there is one.
+    pub fn allow_batches(&mut self, size: usize) {
+        self.batches = Slots::new(size);
+    }
+
     pub fn url(&self) -> &str {
         &self.url
     }

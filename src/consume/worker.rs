@@ -6,6 +6,7 @@
 use std::{
     any::Any,
     collections::HashMap,
+    ops::Range,
     panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
@@ -18,11 +19,11 @@ use super::{
     buffer::Chunk,
     dedupe::Repeats,
     divide::{Aside, Division},
-    engine::{Engine, OnError},
+    engine::Engine,
     guard::{Attempt, Guard},
     halts,
     limit::Limit,
-    parked::{Parked, RETRY},
+    parked::Parked,
     partition::{Next, Partition, Stop},
     prepare::Fault,
     transaction::{self, Committed, Failure, Work},
@@ -38,6 +39,10 @@ use crate::{
     },
     telemetry::{metrics::consume as metrics, panic_message},
 };
+
+/// How long a batch waits where others are to go first: one of a partition in that time takes little from them, and it is not for
+/// ever.
+const ROOM: Duration = Duration::from_secs(5);
 
 pub struct Worker {
     pub(super) engine: Arc<Engine>,
@@ -109,6 +114,7 @@ impl Worker {
             match turn.unwrap_or_else(|panic| Err(Broken::Halt(self.panicked(panic.as_ref())))) {
                 Ok(true) => waits = Backoff::default(),
                 Ok(false) => {}
+                Err(Broken::Fenced) if self.engine.vitals.yields_fences() => return,
                 Err(Broken::Fenced) => {
                     warn!(consumer = %self.engine.projection, partition = %self.partition.at, "fenced: another member owns this partition's fence");
                     metrics::BATCHES.with_label_values(&[self.engine.label().as_str(), "fenced"]).inc();
@@ -163,6 +169,7 @@ impl Worker {
         if !wait.is_zero() {
             self.partition.sleep(wait).await;
         }
+        self.partition.sleep_while(ROOM, || self.engine.pace.makes_room()).await;
         let result = match self.recall(&mut chunk).await {
             Ok(()) => self.apply(&chunk).await,
             Err(broken) => Err(broken),
@@ -209,93 +216,6 @@ impl Worker {
         self.poll_thread.send(Command::Ask { at, assignment, ask });
     }
 
-    pub(super) async fn apply(&mut self, chunk: &Chunk) -> Result<(), Broken> {
-        let next = self.claim.as_ref().map_or(0, |c| c.next_offset);
-        if next < chunk.from && !planted::is(Bug::GapIgnored) {
-            // Never step over an offset: read again from the fence.
-            self.partition.buffer().refuse();
-            return Err(Broken::Retry(format!("records from {next} to {} are missing from the batch", chunk.from)));
-        }
-        // Whatever Kafka delivered again is below the fence.
-        let applied = |offset: i64| offset < next && !planted::is(Bug::RedeliveredApplied);
-        let first = chunk.records.partition_point(|r| applied(r.offset));
-        let Some(claim) = &self.claim else { return Ok(()) };
-        let found = Repeats::find(&self.engine, claim, chunk, first).await;
-        let repeats = found.map_err(|error| self.broken(error))?;
-        let mut ranges = Vec::new();
-        ranges.push(first..chunk.records.len());
-        while let Some(range) = ranges.pop() {
-            if range.is_empty() {
-                continue;
-            }
-            // What is left stands above the fence: the next owner applies it.
-            if self.partition.stopping() != Stop::Run {
-                return Ok(());
-            }
-            let wanted = range.start..range.start + self.limit.of(range.len());
-            let wanted = self.below_bound(chunk, wanted)?;
-            let blamed = self.watch(chunk.records[wanted.start].offset, wanted.len()).await?;
-            if let Some(fault) = blamed.filter(|_| !repeats.aside.contains(&range.start)) {
-                self.around(chunk, &repeats, &mut ranges, range.clone(), range.start, fault).await?;
-                continue;
-            }
-            let division = match self.divide(chunk, wanted, &repeats) {
-                Ok(division) => division,
-                Err(unknown) => return Err(self.unknown_schema(unknown).await),
-            };
-            self.unknown_since = None;
-            let done = division.prepared.end;
-            if done < range.end {
-                ranges.push(done..range.end);
-            }
-            let range = range.start..done;
-            if let Some((index, fault)) = division.halting(self.engine.on_error) {
-                // What stands before the fault is applied first, on the ordinary path.
-                self.around(chunk, &repeats, &mut ranges, range, index, fault).await?;
-                continue;
-            }
-            let aside = self.aside(chunk, &division);
-            let heads = aside.heads(chunk);
-            if range.len() > 1 && self.parked.is_full_for(heads.len()) {
-                // As many are parked as there is room for, so that each one that is decided about makes room for another.
-                ranges.extend(halves(&range));
-                continue;
-            }
-            self.check_room(heads.len())?;
-            let failures = division.failures();
-            match self.transact(chunk, &range, division, (&aside, heads), &repeats).await {
-                Ok(()) => self.count(range.len(), failures)?,
-                Err(Failure::Record(offset, mut fault)) => {
-                    let index = chunk.records.partition_point(|r| r.offset < offset).clamp(range.start, range.end - 1);
-                    fault.record_type = self.engine.preparer.record_type(chunk, &chunk.records[index]);
-                    self.around(chunk, &repeats, &mut ranges, range, index, fault).await?;
-                }
-                Err(Failure::Store(e)) if e.is_too_slow() => {
-                    self.limit.too_slow(range.len());
-                    // Whether one without an answer was committed is known only from a new claim.
-                    if e.sqlstate().is_none() || range.len() == 1 {
-                        return Err(self.broken(e));
-                    }
-                    ranges.push(range);
-                }
-                Err(Failure::Store(e)) if e.class() == Class::Record => {
-                    metrics::BATCHES.with_label_values(&[self.engine.label().as_str(), "record_error"]).inc();
-                    let blamed = planted::is(Bug::DeadLetterOnDeadlock) && e.sqlstate() == Some("40P01");
-                    if range.len() > 1 && !blamed {
-                        // Bisect: each half is a transaction of its own that advances the fence.
-                        ranges.extend(halves(&range));
-                    } else {
-                        let record_type = self.engine.preparer.record_type(chunk, &chunk.records[range.start]);
-                        let fault = Fault { class: "refused_by_postgres", reason: e.to_string(), record_type };
-                        self.around(chunk, &repeats, &mut ranges, range.clone(), range.start, fault).await?;
-                    }
-                }
-                Err(Failure::Store(e)) => return Err(self.broken(e)),
-            }
-        }
-        Ok(())
-    }
-
     /// Tells the crash guard, while it watches, that the process has outlived what it began.
     pub(super) async fn outlived(&self) -> Result<(), store::Error> {
         let (Some(turn), Some(claim)) = (self.guard.turn(), &self.claim) else { return Ok(()) };
@@ -307,41 +227,6 @@ impl Worker {
         let Some(claim) = self.claim.clone().filter(|_| self.guard.is_watching()) else { return Ok(None) };
         let begun = self.guard.begin(&self.engine, &claim, from, records).await;
         begun.map_err(|error| self.broken(error))
-    }
-
-    /// Applies what is before a faulty record, sets it aside, leaves the rest to do.
-    async fn around(
-        &mut self,
-        chunk: &Chunk,
-        repeats: &Repeats,
-        ranges: &mut Vec<std::ops::Range<usize>>,
-        range: std::ops::Range<usize>,
-        index: usize,
-        fault: Fault,
-    ) -> Result<(), Broken> {
-        if range.start < index {
-            ranges.push(index..range.end);
-            ranges.push(range.start..index);
-            return Ok(());
-        }
-        ranges.push(index + 1..range.end);
-        if self.engine.on_error == OnError::Halt && fault.class != RETRY {
-            return Err(Broken::Halt(halts::poison(
-                self.name(),
-                &self.partition.at,
-                chunk.records[index].offset,
-                &fault,
-            )));
-        }
-        let division = Division::alone(&self.engine.compiled, chunk, index, fault);
-        let aside = self.aside(chunk, &division);
-        let heads = aside.heads(chunk);
-        self.check_room(heads.len())?;
-        match self.transact(chunk, &(index..index + 1), division, (&aside, heads), repeats).await {
-            Ok(()) => self.count(1, 1),
-            Err(Failure::Store(e)) => Err(self.broken(e)),
-            Err(Failure::Record(_, fault)) => Err(Broken::Retry(fault.reason)),
-        }
     }
 
     pub(super) fn broken(&self, error: store::Error) -> Broken {
@@ -363,10 +248,10 @@ impl Worker {
     }
 
     /// One transaction over `range`, with what is set aside of it.
-    async fn transact(
+    pub(super) async fn transact(
         &mut self,
         chunk: &Chunk,
-        range: &std::ops::Range<usize>,
+        range: &Range<usize>,
         division: Division,
         (aside, heads): (&Aside<'_>, Vec<ParkedKey>),
         repeats: &Repeats,
@@ -431,21 +316,6 @@ impl Worker {
         self.ask(Ask::Commit(to));
         Ok(committed)
     }
-
-    fn count(&mut self, records: usize, failures: usize) -> Result<(), Broken> {
-        // What another version sets aside is seen before it is swapped in.
-        if self.engine.vitals.is_beside() {
-            return Ok(());
-        }
-        let Some((failures, records)) = self.engine.vitals.count(records, failures) else { return Ok(()) };
-        Err(Broken::Halt(halts::breaker(self.name(), failures, records)))
-    }
-}
-
-/// A range in two, the first half last, for the last one is taken next.
-fn halves(range: &std::ops::Range<usize>) -> [std::ops::Range<usize>; 2] {
-    let middle = range.start + range.len() / 2;
-    [middle..range.end, range.start..middle]
 }
 
 /// Waits between attempts while the database is away: at most so long, twice as long each time up to the most, and each

@@ -11,8 +11,8 @@ mod table;
 pub use fingerprint::Fingerprint;
 pub use nearest::{near, nearest};
 pub use position::{MAX_PLAIN_POSITION_BYTES, Position, PositionError, Span, TopicPartition};
-pub use quote::{bytea, ident, literal, plain_ident};
-pub use table::{ColumnInfo, TableInfo, schema_name};
+pub use quote::{MAX_IDENTIFIER_BYTES, bytea, ident, ident_list, literal, plain_ident};
+pub use table::{ColumnInfo, IndexInfo, TableInfo, schema_name};
 
 /// Name of the record header that carries the id of an event or command (UTF-8 text).
 pub const HEADER_EVENT_ID: &str = "mp-event-id";

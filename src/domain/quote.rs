@@ -28,6 +28,14 @@ pub fn ident(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
+/// Longest identifier that Postgres keeps whole, in bytes.
+pub const MAX_IDENTIFIER_BYTES: usize = 63;
+
+/// Identifiers in double quotes, with commas between them.
+pub fn ident_list<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
+    names.into_iter().map(|name| ident(name)).collect::<Vec<_>>().join(", ")
+}
+
 /// [`ident`] for people to read: bare where that is the same name.
 pub fn plain_ident(name: &str) -> String {
     let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';

@@ -28,6 +28,9 @@ use crate::telemetry::metrics::http::{
 /// How many connections are looked at for one that may make room; of so few the longest idle is among the longest of all,
 /// and looking costs the same however many there are.
 const SAMPLE: usize = 16;
+/// Connections that were cut to make room and still have their socket: with so many nobody is let in for a moment, so that a
+/// flood cannot open sockets faster than they are closed.
+const LEAVING: usize = 32;
 /// Bits of an IPv6 address that name one client: networks give a customer at least a /64.
 const IPV6_CLIENT_BITS: u32 = 64;
 /// How often it is looked, for patience of seconds.
@@ -77,6 +80,8 @@ pub(super) struct Connections {
 struct Table {
     slots: Vec<Option<Open>>,
     free: Vec<usize>,
+    /// How many have made room and are not gone yet.
+    leaving: usize,
     /// Connections so far.
     opened: u64,
     clients: HashMap<IpAddr, Peer>,
@@ -166,6 +171,13 @@ impl Connections {
     /// Makes room where the system, not a bound of ours, has none left; false if no connection is idle.
     pub(super) fn make_room(&self) -> bool {
         self.lock().make_room(self.clock.load(Relaxed))
+    }
+
+    /// Waits while many have made room and are not gone yet: they are idle, so that it takes them no more than a turn.
+    pub(super) async fn let_leave(&self) {
+        while self.lock().leaving >= LEAVING {
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Tells every connection, and those to come.
@@ -285,6 +297,7 @@ impl Table {
         let Some((.., slot)) = sample.filter_map(|slot| self.claim(slot, now)).max() else { return false };
         if let Some(Open { activity, .. }) = self.slots[slot].take() {
             self.free.push(slot);
+            self.leaving += 1;
             activity.tell(Order::Cut);
             CONNECTIONS_CLOSED.with_label_values(&["made_room"]).inc();
         }
@@ -349,6 +362,8 @@ impl Drop for Place {
         if is_ours {
             table.slots[self.slot] = None;
             table.free.push(self.slot);
+        } else {
+            table.leaving -= 1;
         }
         table.leave(self.network);
         drop(table);

@@ -173,6 +173,7 @@ impl Server {
     async fn accept(self: Arc<Self>, listener: TcpListener, address: SocketAddr, mut draining: watch::Receiver<bool>) {
         let open = draining.clone();
         loop {
+            self.connections.let_leave().await;
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 _ = draining.changed() => return,

@@ -30,9 +30,6 @@ pub(super) struct Accepted<'a> {
     pub(super) count: Option<usize>,
     /// Covers every record written.
     pub(super) position: String,
-    /// The broker has the records but did not say where, so the position does not cover them.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub(super) without_offset: usize,
     /// Records that were refused, in lenient handling.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) failed: Option<usize>,

@@ -277,7 +277,6 @@ impl<'a> Stream<'a> {
             event_id: None,
             count: Some(tally.written),
             position: tally.position.to_string(),
-            without_offset: tally.without_offset,
             failed: Some(faults.records),
             errors: &faults.listed,
             errors_omitted: faults.total - faults.listed.len(),

@@ -53,8 +53,6 @@ pub(super) struct Tally {
     pub(super) not_written: usize,
     pub(super) unknown: usize,
     pub(super) position: Position,
-    /// Written, but the broker did not say where: the position does not cover them.
-    pub(super) without_offset: usize,
     /// Text of the first failure.
     pub(super) reason: Option<&'static str>,
     /// Whether every record that is not written carries an id of the client's.
@@ -94,13 +92,12 @@ impl Tally {
         self.position.merge(&receipt.position());
         for (at, delivery) in receipt.deliveries.iter().enumerate() {
             let (outcome, partition, offset, reason) = match *delivery {
-                Delivery::Written { partition, offset } => (Outcome::Written, Some(partition), offset, None),
+                Delivery::Written { partition, offset } => (Outcome::Written, Some(partition), Some(offset), None),
                 Delivery::NotWritten(reason) => (Outcome::NotWritten, None, None, Some(reason.as_str())),
                 Delivery::Unknown(_) if planted::is(Bug::UnknownAsWritten) => (Outcome::Written, None, None, None),
                 Delivery::Unknown(reason) => (Outcome::Unknown, None, None, Some(reason.as_str())),
             };
             self.count(outcome, reason, sent.has_client_ids);
-            self.without_offset += usize::from(outcome == Outcome::Written && offset.is_none());
             if outcome != Outcome::Written || listing.all {
                 self.list(sent, at, listing, |index, line, event_id| RecordOutcome {
                     index,

@@ -72,7 +72,6 @@ pub(super) async fn finish(
         event_id: event_id.as_deref(),
         count: (!single).then_some(tally.written),
         position: tally.position.to_string(),
-        without_offset: tally.without_offset,
         records: listing.all.then_some(&tally.records),
         records_omitted: tally.omitted,
         ..Accepted::default()

@@ -46,8 +46,14 @@ pub enum Error {
         "{topic}/{partition} ends at offset {end}, and was read up to {read} before: the topic was made anew or cut"
     )]
     Shrunk { topic: String, partition: i32, end: i64, read: i64 },
+    #[error(
+        "transactions that are open in {topic}/{partition} did not end within {seconds} s; see who holds them open"
+    )]
+    Undecided { topic: String, partition: i32, seconds: u64 },
     #[error("kafka did not {action} within {seconds} s; see whether the brokers can be reached")]
     Timeout { action: String, seconds: u64 },
+    #[error("kafka did not say where {records} records of a transaction are, and may not have them")]
+    NotPlaced { records: usize },
 }
 
 /// What to do about a topic that is not there.

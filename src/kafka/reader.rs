@@ -217,9 +217,21 @@ impl Reader {
         first: Option<i64>,
         mut each: impl FnMut(Option<&[u8]>, Option<&[u8]>) -> bool,
     ) -> Result<i64, Error> {
+        self.catch_up_whole(topic, partition, first, |message| each(message.key(), message.payload()))
+    }
+
+    /// [`Self::catch_up`] for who needs more of a record.
+    fn catch_up_whole(
+        &self,
+        topic: &str,
+        partition: i32,
+        first: Option<i64>,
+        mut each: impl FnMut(&BorrowedMessage<'_>) -> bool,
+    ) -> Result<i64, Error> {
         // Asked first: a leader just elected answers this only once it knows the end for sure.
         let (low, high) = self.watermarks(topic, partition)?;
-        let mut next = first.unwrap_or(low);
+        // What retention has removed is not waited for.
+        let mut next = first.unwrap_or(low).max(low);
         if next > high {
             return Err(Error::Shrunk { topic: topic.into(), partition, end: high, read: next });
         }
@@ -227,7 +239,7 @@ impl Reader {
         while next < high {
             self.run(&name, &[Span { partition, first: next, end: None }], false, |message| {
                 next = message.offset() + 1;
-                before_marker = each(message.key(), message.payload());
+                before_marker = each(message);
                 ControlFlow::Continue(())
             })?;
             if before_marker && next + 1 == high {
@@ -260,23 +272,43 @@ impl Reader {
         topic: &str,
         partition: i32,
         first: Option<i64>,
-        mut each: impl FnMut(Option<&[u8]>, Option<&[u8]>),
+        mut each: impl FnMut(Record),
     ) -> Result<i64, Error> {
-        let each = |key: Option<&[u8]>, payload: Option<&[u8]>| {
-            each(key, payload);
-            false
-        };
         let (_, end) = Self::open_uncommitted(options)?.watermarks(topic, partition)?;
         let reader = Self::open(options)?;
         let started = Instant::now();
         while reader.watermarks(topic, partition)?.1 < end {
             if started.elapsed() > UNDECIDED {
-                let action = format!("end the transactions that are open in {topic}/{partition}");
-                return Err(Error::Timeout { action, seconds: UNDECIDED.as_secs() });
+                return Err(Error::Undecided { topic: topic.into(), partition, seconds: UNDECIDED.as_secs() });
             }
             thread::sleep(PAUSE);
         }
-        reader.catch_up(topic, partition, first, each)
+        reader.copy_all(topic, partition, first, &mut each)
+    }
+
+    /// Reads all records of a partition from `first` on, those of open and aborted transactions too. Returns where to go on.
+    pub fn read_attempted(
+        options: &Options,
+        topic: &str,
+        partition: i32,
+        first: Option<i64>,
+        mut each: impl FnMut(Record),
+    ) -> Result<i64, Error> {
+        Self::open_uncommitted(options)?.copy_all(topic, partition, first, &mut each)
+    }
+
+    fn copy_all(
+        &self,
+        topic: &str,
+        partition: i32,
+        first: Option<i64>,
+        each: &mut impl FnMut(Record),
+    ) -> Result<i64, Error> {
+        let name = Arc::from(topic);
+        self.catch_up_whole(topic, partition, first, |message| {
+            each(Record::copy(&name, message));
+            false
+        })
     }
 
     /// First offset of each of these partitions that is not before a start; none for the beginning, the greatest number for

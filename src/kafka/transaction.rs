@@ -5,6 +5,7 @@
 //! error; the next one is made anew under the same id, which settles what the last one left.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -30,6 +31,8 @@ use crate::planted::{self, Bug};
 
 /// What init, commit and abort may take: until then the coordinator has ended the transaction anyway.
 const LIMIT: Duration = TRANSACTION_TIMEOUT.saturating_add(Duration::from_secs(5));
+/// How long a broker is waited for that says where a partition ends: without it, what was sent is looked for in all of it.
+const ANSWER: Duration = Duration::from_secs(2);
 /// How often the polling thread looks whether it should end.
 const TICK: Duration = Duration::from_millis(100);
 /// Between two tries to queue a record where the queue was full.
@@ -86,8 +89,26 @@ impl Idle {
         Ok(Self(running))
     }
 
+    /// An offset of a partition that no record stands before which is sent from now on. Asks the brokers only before the
+    /// first record; where the partition has no leader that answers soon, 0, for others need not wait for it.
+    pub fn reached(&self, topic: &str, partition: i32) -> i64 {
+        if let Some(known) = self.0.reports().reached.get(topic).and_then(|of| of.get(&partition)) {
+            return *known;
+        }
+        match client::watermarks_within(self.0.producer.client(), topic, partition, ANSWER) {
+            Ok((_, end)) => {
+                self.0.reports().reached.entry(topic.to_owned()).or_default().insert(partition, end);
+                end
+            }
+            Err(error) => {
+                tracing::debug!(topic, partition, %error, "where it ends is not known");
+                0
+            }
+        }
+    }
+
     pub fn begin(self) -> Result<Transaction, Error> {
-        *self.0.reports() = Reports::default();
+        self.0.reports().begin();
         self.0.producer.begin_transaction().map_err(Error::request("begin a transaction"))?;
         Ok(Transaction { running: self.0, sent: 0 })
     }
@@ -127,7 +148,11 @@ impl Transaction {
     pub fn finish(self) -> Result<Idle, Failed> {
         let running = self.running;
         match running.producer.commit_transaction(LIMIT) {
-            Ok(()) => Ok(Idle(running)),
+            Ok(()) => {
+                let records = running.reports().not_placed;
+                // Committed, perhaps without them: who comes next looks for what is in the log.
+                if records > 0 { Err(Error::NotPlaced { records }.into()) } else { Ok(Idle(running)) }
+            }
             Err(_) if planted::is(Bug::ProducerGoesOn) => Ok(Idle(running)),
             Err(error) => {
                 let error = running.cause(error, "commit a transaction");
@@ -228,6 +253,29 @@ struct Reports {
     first: Option<KafkaError>,
     failed: Vec<(usize, Reason)>,
     written: usize,
+    /// Written, as librdkafka has it, but the broker did not say where; see `Fate::reported` of the publisher.
+    not_placed: usize,
+    /// Behind the last record written, over all transactions; an earlier offset where none was.
+    reached: HashMap<String, HashMap<i32, i64>>,
+}
+
+impl Reports {
+    fn begin(&mut self) {
+        *self = Self { reached: std::mem::take(&mut self.reached), ..Self::default() };
+    }
+
+    fn written(&mut self, topic: &str, partition: i32, offset: i64) {
+        if offset < 0 {
+            self.not_placed += 1;
+            return;
+        }
+        self.written += 1;
+        // What was not asked for is not kept.
+        if let Some(reached) = self.reached.get_mut(topic).and_then(|of| of.get_mut(&partition)) {
+            // Less than before where the leader has lost records.
+            *reached = offset + 1;
+        }
+    }
 }
 
 #[derive(Default)]
@@ -249,9 +297,9 @@ impl ProducerContext for Context {
 
     fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
         let mut reports = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Err((error, message)) = result else {
-            reports.written += 1;
-            return;
+        let (error, message) = match result {
+            Ok(message) => return reports.written(message.topic(), message.partition(), message.offset()),
+            Err(failure) => failure,
         };
         let code = error.rdkafka_error_code().unwrap_or(Code::Fail);
         // Given up because of another, or of what ended the producer.

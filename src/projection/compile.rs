@@ -375,8 +375,8 @@ impl Compiler<'_, '_, '_> {
                 .map(|c| crate::domain::ColumnInfo { name: c.name, pg_type: c.pg_type, nullable: !c.not_null })
                 .collect();
             let info = crate::domain::TableInfo { name: name.clone(), key, columns };
-            let ddl = tables::indexes(&name, &spec);
-            tables.push(Table { info, grants: spec.grants, ddl });
+            let indexes = tables::indexes(&name, &spec);
+            tables.push(Table { info, grants: spec.grants, ddl: Vec::new(), indexes });
         }
         Ok(tables)
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{
     apply::{self, ApplyStatement},
-    names::{LIVE_SCHEMA, advisory_key, ident_list, live_view},
+    names::{LIVE_SCHEMA, advisory_key, live_view},
     plan::TablePlan,
     reference::ReferenceTable,
     relation::{METADATA_NAMES, Relation, TOMBSTONES},
@@ -12,7 +12,7 @@ use super::{
     tables::{SCHEMA, Table},
     upsert,
 };
-use crate::domain::{TableInfo, ident, literal, schema_name};
+use crate::domain::{IndexInfo, TableInfo, ident, ident_list, literal, schema_name};
 
 /// A compiled consumer. Independent of the version but where one is asked for.
 #[derive(Debug, Clone)]
@@ -53,6 +53,15 @@ impl Compiled {
         self.tables.iter().map(|table| table.info.clone()).collect()
     }
 
+    /// The indexes that `consumer.toml` asks for, which decide nothing about the rows.
+    pub fn indexes(&self) -> Vec<IndexInfo> {
+        let mut indexes: Vec<IndexInfo> = self.tables.iter().flat_map(|table| &table.indexes).cloned().collect();
+        // One that is asked for twice.
+        indexes.sort_by(|a, b| a.name.cmp(&b.name));
+        indexes.dedup();
+        indexes
+    }
+
     /// One of [`Self::tables`].
     pub fn table(&self, name: &str) -> Option<&TableInfo> {
         self.tables.iter().map(|table| &table.info).find(|info| info.name == name)
@@ -87,7 +96,7 @@ impl Compiled {
         schema_name(&self.consumer, version)
     }
 
-    /// The statements that make a version's schema, tables and reference data. Run in one transaction.
+    /// The statements that make a version's schema, tables, their indexes and reference data. Run in one transaction.
     pub fn create_sql(&self, version: i32) -> Vec<String> {
         let schema = self.schema_name(version);
         let mut sql = vec![format!("create schema {}", ident(&schema))];
@@ -97,8 +106,22 @@ impl Compiled {
             sql.extend(self.tables_sql.iter().cloned());
             sql.push("set local search_path to default".to_owned());
         }
-        let schema = ident(&schema);
-        sql.extend(self.tables.iter().flat_map(|table| &table.ddl).map(|ddl| ddl.replace(SCHEMA, &schema)));
+        let quoted = ident(&schema);
+        sql.extend(self.tables.iter().flat_map(|table| &table.ddl).map(|ddl| ddl.replace(SCHEMA, &quoted)));
+        sql.extend(self.indexes().iter().map(|index| index.create_sql(&schema, "")));
+        sql
+    }
+
+    /// Whether the indexes of [`Self::indexes`] may be made when all rows are there: where the engine finds rows by their
+    /// key alone. An author's own statements may look for them in any way.
+    pub fn loads_without_indexes(&self) -> bool {
+        matches!(self.program, Program::Merge(_)) && !self.indexes().is_empty()
+    }
+
+    /// [`Self::create_sql`] without these indexes.
+    pub fn create_unindexed_sql(&self, version: i32) -> Vec<String> {
+        let mut sql = self.create_sql(version);
+        sql.truncate(sql.len() - self.indexes().len());
         sql
     }
 

@@ -12,12 +12,9 @@ use super::{
     statements::{SqlStatement, split},
 };
 use crate::{
-    domain::nearest,
+    domain::{MAX_IDENTIFIER_BYTES, nearest},
     spec::{ConsumerSpec, Source, SourceFile, SpecFault, TableSpec, listing},
 };
-
-/// Longest identifier of Postgres.
-const MAX_IDENTIFIER_BYTES: usize = 63;
 
 /// Everything that is known without Postgres.
 pub(super) struct Input<'a> {

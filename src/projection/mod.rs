@@ -6,6 +6,7 @@
 //! interleaving of partitions, the rows are the same; a rebuild gives the same rows; what is applied twice is the
 //! business of the fence, not of the SQL.
 
+mod append;
 mod apply;
 mod compile;
 mod compiled;
@@ -20,6 +21,7 @@ mod plan;
 mod reads;
 mod reference;
 mod relation;
+mod rewrite;
 mod scratch;
 mod select;
 mod session;
@@ -29,6 +31,7 @@ mod types;
 mod upsert;
 mod uses;
 
+pub use append::Append;
 pub use compile::{Error, compile};
 pub use compiled::Compiled;
 pub use names::{LIVE_SCHEMA, live_view};

@@ -2,15 +2,10 @@
 
 use sha2::{Digest as _, Sha256};
 
-use crate::domain::{ident, schema_name};
+use crate::domain::schema_name;
 
 /// Schema of the stable views for people.
 pub const LIVE_SCHEMA: &str = "live";
-
-/// Identifiers for SQL, joined by commas.
-pub fn ident_list<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
-    names.into_iter().map(|name| ident(name)).collect::<Vec<_>>().join(", ")
-}
 
 /// The view by which people read a table: the consumer's own name when it has one table or for the table of that name.
 pub fn live_view(consumer: &str, table: &str, tables: usize) -> String {

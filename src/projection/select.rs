@@ -5,20 +5,17 @@
 
 use std::ops::ControlFlow;
 
-use sqlparser::{
-    ast::{
-        CastKind, DataType, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, GroupByExpr, Ident, Query,
-        Select, SelectItem, SelectItemQualifiedWildcardKind, SetExpr, Statement, Value, Visit as _, Visitor,
-        WildcardAdditionalOptions,
-    },
-    dialect::PostgreSqlDialect,
-    parser::Parser,
+use sqlparser::ast::{
+    CastKind, DataType, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, GroupByExpr, Ident, Query,
+    Select, SelectItem, SelectItemQualifiedWildcardKind, SetExpr, Statement, Value, Visit as _, Visitor,
+    WildcardAdditionalOptions,
 };
 
 use super::{
     from::{self, Driving},
     reference::ReferenceTable,
     relation::Relation,
+    rewrite::{probe_of, rewritten},
     scratch::Functions,
     statements::SqlStatement,
     uses::{Uses, folded, has_clauses, last_part},
@@ -27,6 +24,9 @@ use crate::spec::SpecFault;
 
 /// Boolean output column that removes the row of its key.
 pub(super) const DELETE_COLUMN: &str = "_delete";
+
+/// What of a record beside its fields may stand in a column as it is.
+const KEPT_METADATA: [&str; 5] = ["_key", "_partition", "_offset", "_timestamp", "_event_id"];
 
 /// A SELECT that contributes rows to a table.
 #[derive(Debug, Clone)]
@@ -39,6 +39,8 @@ pub(super) struct Contribution {
     pub aggregated: bool,
     /// Whether one record may give several rows.
     pub multiplies: bool,
+    /// Whether every record gives one row, with nothing computed over others.
+    pub is_plain: bool,
     pub deletes: Deletes,
     /// The SELECT with every column named and, unless aggregated, `_seq` beside them.
     pub sql: String,
@@ -56,8 +58,10 @@ pub(super) enum Deletes {
 pub(super) struct Output {
     pub name: String,
     pub kind: Kind,
-    /// The record's field (or `_key`) that the column is a plain copy of.
+    /// The record's field (or one of [`KEPT_METADATA`]) that the column is a plain copy of.
     pub copies: Option<String>,
+    /// Whether it is the bare field, not cast; once types are known, whether the table's column has its very type, too.
+    pub verbatim: bool,
     /// A SELECT that gives the argument of a `sum` that is cast, to see whether it is whole.
     pub cast_probe: Option<String>,
 }
@@ -136,7 +140,7 @@ impl Reader<'_> {
             let kind = if aggregated { self.kind(name, expr)? } else { Kind::Row };
             let copies = self.copied_field(expr, &driving);
             let cast_probe = cast_sum(expr).map(|argument| probe_of(query, argument));
-            outputs.push(Output { name: name.clone(), kind, copies, cast_probe });
+            outputs.push(Output { name: name.clone(), kind, copies, verbatim: is_bare(expr), cast_probe });
         }
         let returns_sets = items.iter().any(|(_, expr)| {
             Uses::of_expr(expr)
@@ -152,12 +156,14 @@ impl Reader<'_> {
         };
         let relation = self.scope.relations[driving.relation].name.clone();
         let multiplies = driving.joined || returns_sets;
+        let is_plain = !multiplies && !aggregated && select.selection.is_none();
         Some(Contribution {
             statement: self.statement.clone(),
             relation,
             outputs,
             aggregated,
             multiplies,
+            is_plain,
             deletes,
             sql,
         })
@@ -353,7 +359,15 @@ impl Reader<'_> {
             Expr::Cast { expr, .. } => return self.copied_field(expr, driving).filter(|field| field == "_key"),
             _ => return None,
         };
-        (field == "_key" || relation.column(&field).is_some()).then_some(field)
+        (KEPT_METADATA.contains(&field.as_str()) || relation.column(&field).is_some()).then_some(field)
+    }
+}
+
+/// Whether an expression is a name and nothing else.
+fn is_bare(expr: &Expr) -> bool {
+    match expr {
+        Expr::Nested(inner) => is_bare(inner),
+        expr => matches!(expr, Expr::Identifier(_) | Expr::CompoundIdentifier(_)),
     }
 }
 
@@ -464,31 +478,4 @@ impl Visitor for Aggregates<'_> {
         }
         ControlFlow::Continue(())
     }
-}
-
-/// The SELECT with its columns named and `_seq` of the relation `alias` beside them; none if the text that is to be run
-/// would not be read as the statement that was judged.
-fn rewritten(query: &Query, items: &[(String, Expr)], alias: Option<&str>) -> Option<String> {
-    let mut query = query.clone();
-    if let SetExpr::Select(select) = query.body.as_mut() {
-        let named = |name: &str, expr: Expr| SelectItem::ExprWithAlias { expr, alias: Ident::with_quote('"', name) };
-        select.projection = items.iter().map(|(name, expr)| named(name, expr.clone())).collect();
-        if let Some(alias) = alias {
-            let seq = Expr::CompoundIdentifier(vec![Ident::with_quote('"', alias), Ident::new("_seq")]);
-            select.projection.push(named("_seq", seq));
-        }
-    }
-    let sql = query.to_string();
-    let read = Parser::parse_sql(&PostgreSqlDialect {}, &sql).ok()?;
-    matches!(read.as_slice(), [Statement::Query(read)] if **read == query).then_some(sql)
-}
-
-/// The SELECT with one expression of its ungrouped rows in the place of its columns.
-fn probe_of(query: &Query, expr: &Expr) -> String {
-    let mut query = query.clone();
-    if let SetExpr::Select(select) = query.body.as_mut() {
-        select.projection = vec![SelectItem::ExprWithAlias { expr: expr.clone(), alias: Ident::new("argument") }];
-        select.group_by = GroupByExpr::Expressions(Vec::new(), Vec::new());
-    }
-    query.to_string()
 }

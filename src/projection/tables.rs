@@ -1,12 +1,11 @@
 //! The physical tables of a version: derived from a plan, declared in `tables.sql`, or named in `consumer.toml`.
 
 use super::{
-    names::ident_list,
     plan::{PlanColumn, TablePlan},
     reference::parse_type,
 };
 use crate::{
-    domain::{ColumnInfo, TableInfo, ident},
+    domain::{ColumnInfo, IndexInfo, TableInfo, ident, ident_list},
     spec::{ConsumerSpec, MergeRule, SpecFault, TableSpec},
 };
 
@@ -17,6 +16,7 @@ pub(super) struct Table {
     pub grants: Vec<String>,
     /// DDL with `{schema}` in the place of the schema's quoted name; none when `tables.sql` makes the table.
     pub ddl: Vec<String>,
+    pub indexes: Vec<IndexInfo>,
 }
 
 /// The place of the schema's name in DDL.
@@ -41,8 +41,7 @@ pub(super) fn derived(plan: &TablePlan, spec: &TableSpec, declared: bool) -> Tab
     } else {
         ddl.push(create_table(&info, plan.has_set, &sums));
     }
-    ddl.extend(indexes(&plan.name, spec));
-    Table { info, grants: spec.grants.clone(), ddl }
+    Table { info, grants: spec.grants.clone(), ddl, indexes: indexes(&plan.name, spec) }
 }
 
 /// A table whose columns stand in `consumer.toml`.
@@ -72,9 +71,8 @@ pub(super) fn listed(name: &str, table: &TableSpec, spec: &ConsumerSpec, faults:
         fault(format!("`{column}` is not among the columns of `{name}`; add it to [tables.{name}.columns]"));
     }
     let info = TableInfo { name: name.to_owned(), key: table.key.clone(), columns };
-    let mut ddl = vec![create_table(&info, false, &[])];
-    ddl.extend(indexes(name, table));
-    Table { info, grants: table.grants.clone(), ddl }
+    let ddl = vec![create_table(&info, false, &[])];
+    Table { info, grants: table.grants.clone(), ddl, indexes: indexes(name, table) }
 }
 
 /// What a table of `tables.sql` lacks of one that the engine makes.
@@ -112,7 +110,6 @@ fn create_table(info: &TableInfo, has_set: bool, sums: &[&str]) -> String {
     format!("create table {SCHEMA}.{} ({})", ident(&info.name), lines.join(", "))
 }
 
-pub(super) fn indexes(table: &str, spec: &TableSpec) -> Vec<String> {
-    let sql = |columns: &Vec<String>| format!("create index on {SCHEMA}.{} ({})", ident(table), ident_list(columns));
-    spec.indexes.iter().filter(|columns| !columns.is_empty()).map(sql).collect()
+pub(super) fn indexes(table: &str, spec: &TableSpec) -> Vec<IndexInfo> {
+    spec.indexes.iter().filter(|columns| !columns.is_empty()).map(|columns| IndexInfo::of(table, columns)).collect()
 }

@@ -1,14 +1,13 @@
 //! The types of a table's columns, as Postgres derives them from the SELECTs or as `tables.sql` declares them.
 
 use super::{
-    names::ident_list,
     plan::{PlanColumn, TablePlan},
     scratch::{Described, Refusal, Scratch},
     select::{DELETE_COLUMN, Kind},
     statements::SqlStatement,
 };
 use crate::{
-    domain::ident,
+    domain::{ident, ident_list},
     spec::{MergeRule, SpecFault},
 };
 
@@ -46,6 +45,7 @@ pub(super) async fn resolve(
             Err(fault) => faults.push(fault),
         }
     }
+    note_verbatim(plan, &given);
     if let Some(declared) = declared {
         for extra in declared.iter().filter(|d| plan.column(&d.name).is_none()) {
             let message = format!(
@@ -59,6 +59,19 @@ pub(super) async fn resolve(
         }
     }
     Ok(())
+}
+
+/// Notes which columns are copies of fields down to their type.
+fn note_verbatim(plan: &mut TablePlan, given: &[Vec<Described>]) {
+    let columns = plan.columns.clone();
+    for (contribution, given) in plan.contributions.iter_mut().zip(given) {
+        for output in &mut contribution.outputs {
+            let described = given.iter().find(|described| described.name == output.name);
+            let column = columns.iter().find(|column| column.name == output.name);
+            output.verbatim &=
+                described.zip(column).is_some_and(|(described, column)| described.pg_type == column.pg_type);
+        }
+    }
 }
 
 /// Whether the declared columns take what each SELECT gives, without a cast. The statements of a batch do cast, and a

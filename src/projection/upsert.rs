@@ -7,12 +7,11 @@
 use std::fmt::Write as _;
 
 use super::{
-    names::ident_list,
     plan::{PlanColumn, RESET_BIT, TablePlan},
     select::{Contribution, Deletes},
 };
 use crate::{
-    domain::ident,
+    domain::{ident, ident_list},
     planted::{self, Bug},
     spec::MergeRule,
 };

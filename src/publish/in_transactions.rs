@@ -3,11 +3,11 @@
 //!
 //! A relay that starts takes its transactional id over, which shuts out every earlier one and decides what that left open.
 //! Only then are the markers read, and only then is the outbox looked at: so whatever an earlier relay did, and wherever it
-//! stopped, what it sent is told by the markers. A producer is never used again after an error: the next one settles
-//! anew what has left.
+//! stopped, what it sent is told by the markers; of its last transaction, which Kafka may have torn, by its records themselves.
+//! A producer is never used again after an error: the next one settles anew what has left.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,8 +18,8 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::{
-    Interrupted, Options, Transactions, know_topics,
-    markers::{self, MarkerRecord, Markers, Step},
+    Interrupted, Options, Transactions, evidence, know_topics,
+    markers::{self, Doubt, MarkerRecord, Markers, Step},
     pause,
     record::{self, Header},
     trials::{Blame, Fault, Trials, blame},
@@ -181,6 +181,7 @@ impl Relay<'_> {
         &mut self,
         mut waiting: Vec<Vec<OutboxRow>>,
     ) -> Result<(Vec<Vec<OutboxRow>>, bool), Interrupted> {
+        let settled = self.settle(&mut waiting).await?;
         let markers = &self.markers;
         let left: Vec<OutboxRow> = waiting
             .iter_mut()
@@ -192,7 +193,61 @@ impl Relay<'_> {
             store::bounded(outbox::remove(self.connection, &left.iter().collect::<Vec<_>>())).await?;
         }
         waiting.retain(|rows| !rows.is_empty());
-        Ok((waiting, !left.is_empty()))
+        Ok((waiting, settled || !left.is_empty()))
+    }
+
+    /// Finds out what is in the log of transactions that have sent some of these rows, with an outcome that no relay has
+    /// seen. Rows that have left are removed, whether they are among these or not; whether there were any such.
+    async fn settle(&mut self, waiting: &mut Vec<Vec<OutboxRow>>) -> Result<bool, Interrupted> {
+        let doubts = self.markers.doubts(waiting.iter().flatten());
+        if doubts.is_empty() {
+            return Ok(false);
+        }
+        let options = self.options.kafka.clone();
+        let look = move || evidence::find(&options, &doubts).map(|evidence| (doubts, evidence));
+        let (doubts, evidence) = off_thread(self.connection, look)
+            .await?
+            .map_err(|error| Interrupted::Kafka(format!("cannot find out what has left: {error}")))?;
+        let mut removed = 0;
+        for doubt in doubts {
+            if evidence.is_open(&doubt) {
+                waiting.retain(|rows| rows.first().is_none_or(|row| row.lane != doubt.lane));
+                let why = "transactions of another producer are open where its last events may be, and do not end";
+                if self.trials.rest(&doubt.lane, why, Instant::now()) {
+                    wait(&doubt.lane, why);
+                }
+                continue;
+            }
+            removed += self.remove_found(&doubt, &evidence.found).await?;
+        }
+        if removed > 0 {
+            info!(rows = removed, "rows of the outbox are in the log already, and are not sent again");
+            metrics::RECOGNISED.inc_by(removed);
+        }
+        for rows in waiting {
+            rows.retain(|row| !evidence.found.contains(&row.event_id));
+        }
+        Ok(removed > 0)
+    }
+
+    /// Removes the rows of a transaction that are in the log; how many these were.
+    async fn remove_found(&mut self, doubt: &Doubt, found: &HashSet<Uuid>) -> Result<u64, Interrupted> {
+        let left: Vec<Uuid> = doubt.ids.intersection(found).copied().collect();
+        let removed = store::bounded(outbox::remove_events(self.connection, &doubt.lane, doubt.version, &left)).await?;
+        if self.markers.settle(doubt, found) {
+            metrics::TORN.inc();
+            let Lane { projection, topic, partition } = &doubt.lane;
+            warn!(
+                consumer = projection,
+                topic,
+                partition,
+                sent = doubt.ids.len(),
+                left = left.len(),
+                "kafka has committed only a part of a transaction, as it can when most brokers die at once; the rest is sent \
+                 again"
+            );
+        }
+        Ok(removed)
     }
 
     /// Finds a partition for each row. Of a source partition with one that cannot be sent now, those before it are left.
@@ -231,20 +286,27 @@ impl Relay<'_> {
         let Some(producer) = self.producer.take() else { return Ok(()) };
         let mut step = Step::default();
         for lane in &lanes {
-            self.markers.step(&lane.iter().map(|placed| &placed.row).collect::<Vec<_>>(), &mut step);
+            self.markers
+                .step(&lane.iter().map(|placed| (&placed.row, placed.partition)).collect::<Vec<_>>(), &mut step);
         }
-        let (begun, records, lanes) = (Instant::now(), step.records(), Arc::new(lanes));
+        let (begun, lanes) = (Instant::now(), Arc::new(lanes));
         if planted::is(Bug::OutboxEmptiedFirst) {
             let rows: Vec<&OutboxRow> = lanes.iter().flatten().map(|placed| &placed.row).collect();
             store::bounded(outbox::remove(self.connection, &rows)).await?;
         }
         let sent = lanes.clone();
-        match off_thread(self.connection, move || send(producer, &sent, &records)).await? {
-            Ok(producer) => self.producer = Some(producer),
+        let work = move || {
+            step.begin_at(|topic, partition| producer.reached(topic, partition));
+            send(producer, &sent, &step.records()).map(|producer| (producer, step))
+        };
+        match off_thread(self.connection, work).await? {
+            Ok((producer, step)) => {
+                self.producer = Some(producer);
+                // In the log: whatever happens from here on, the markers have it.
+                self.markers.take(step);
+            }
             Err(failed) => return self.failed(&failed, &lanes),
         }
-        // In the log: whatever happens from here on, the markers have it.
-        self.markers.take(step);
         metrics::TRANSACTIONS.with_label_values(&["committed"]).inc();
         metrics::TRANSACTION_SECONDS.observe(begun.elapsed().as_secs_f64());
         let rows: Vec<&OutboxRow> = lanes.iter().flatten().map(|placed| &placed.row).collect();

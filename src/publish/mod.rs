@@ -5,6 +5,7 @@
 //! with markers of how far the outbox has left (`in_transactions`). Where the cluster cannot do that they leave at least
 //! once (`one_by_one`), which is said. One relay at a time (a session lock in Postgres) does this; the others stand by.
 
+mod evidence;
 mod in_transactions;
 pub mod markers;
 mod one_by_one;

@@ -6,6 +6,7 @@ use apache_avro::{
 };
 
 use super::named_types::{NamedTypes, undefined};
+use crate::domain::MAX_IDENTIFIER_BYTES;
 
 /// Longest schema file or registration, in bytes.
 pub const MAX_SCHEMA_BYTES: usize = 256 * 1024;
@@ -16,7 +17,7 @@ pub const MAX_FIELDS: usize = 1_000;
 /// Most types of a schema with every reference written out. References to references grow by powers.
 pub const MAX_SCHEMA_NODES: usize = 10_000;
 /// Longest name of a field or relation in bytes; Postgres cuts longer ones off.
-pub const MAX_NAME_BYTES: usize = 63;
+pub const MAX_NAME_BYTES: usize = MAX_IDENTIFIER_BYTES;
 /// Names that every table of Postgres already has, hidden.
 pub(super) const HIDDEN_COLUMNS: [&str; 6] = ["tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"];
 /// Largest `fixed`, in bytes.

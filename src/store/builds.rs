@@ -1,6 +1,9 @@
 //! Versions that are built beside the live one: begun, found again after a crash, given up.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use serde::Serialize;
 use sqlx::{Connection, PgConnection, Row};
@@ -32,14 +35,16 @@ pub async fn reserve(connection: &mut PgConnection, projection: &str) -> Result<
 
 /// Finds the version that is being built of a definition, or begins one. One of another definition is given up: its folder
 /// has changed since. Only who has reserved the projection may ask.
-pub async fn begin(connection: &mut PgConnection, definition: &Definition<'_>) -> Result<Build, Error> {
+///
+/// `unindexed`: the definition makes a version without its indexes, to be swapped in when they are [noted](note_indexed).
+pub async fn begin(
+    connection: &mut PgConnection,
+    definition: &Definition<'_>,
+    unindexed: bool,
+) -> Result<Build, Error> {
     let mut tx = connection.begin().await?;
     let next = versions::lock_to_make(&mut tx, definition.projection).await?;
-    let live: Option<i32> = sqlx::query_scalar("select live_version from millpond.projections where projection = $1")
-        .bind(definition.projection)
-        .fetch_one(&mut *tx)
-        .await?;
-    let Some(live) = live else {
+    let Some(live) = versions::live(&mut tx, definition.projection).await? else {
         return Err(Error::Refused(format!(
             "{0} has no live version that another could be built beside: start a process with the role consume, which reads \
              the log from its start",
@@ -48,8 +53,26 @@ pub async fn begin(connection: &mut PgConnection, definition: &Definition<'_>) -
     };
     let found = keep_only(&mut tx, definition.projection, definition.hash).await?;
     let version = open(&mut tx, definition, found, next).await?;
+    if unindexed && found.is_none() {
+        set_indexed(&mut tx, definition.projection, version, false).await?;
+    }
     tx.commit().await?;
     Ok(Build { version, live, resumed: found.is_some() })
+}
+
+/// Notes that a version has its indexes.
+pub async fn note_indexed(connection: &mut PgConnection, projection: &str, version: i32) -> Result<(), Error> {
+    set_indexed(connection, projection, version, true).await
+}
+
+async fn set_indexed(
+    connection: &mut PgConnection,
+    projection: &str,
+    version: i32,
+    indexed: bool,
+) -> Result<(), Error> {
+    let of = format!("where projection = {} and version = {version}", literal(projection));
+    run(connection, format!("update millpond.versions set indexed = {indexed} {of}")).await
 }
 
 /// Goes on with a version that is being built, or makes one of that number.
@@ -94,6 +117,20 @@ pub(super) async fn keep_only(tx: &mut PgConnection, projection: &str, hash: &st
 
 /// Gives up whatever is being built of a projection; returns which versions that were.
 pub async fn give_up_all(connection: &mut PgConnection, projection: &str) -> Result<Vec<i32>, Error> {
+    let mut tries = 1;
+    loop {
+        match try_give_up_all(connection, projection).await {
+            // Who appends to its tables has locked them in another order, and we were ended for it: nothing is lost.
+            Err(error) if error.sqlstate() == Some("40P01") && tries < TRIES => tries += 1,
+            done => return done,
+        }
+    }
+}
+
+/// How often what loses against others is tried.
+const TRIES: u32 = 5;
+
+async fn try_give_up_all(connection: &mut PgConnection, projection: &str) -> Result<Vec<i32>, Error> {
     let mut tx = connection.begin().await?;
     versions::lock(&mut tx, projection).await?;
     let building: Vec<i32> = sqlx::query_scalar(
@@ -195,6 +232,26 @@ pub async fn places(connection: &mut PgConnection, projection: &str, version: i3
     rows.iter().map(place).collect()
 }
 
+/// The epoch of each fence of a version: it grows with every claim.
+pub async fn epochs(
+    connection: &mut PgConnection,
+    projection: &str,
+    version: i32,
+) -> Result<BTreeMap<TopicPartition, i64>, Error> {
+    let rows = sqlx::query(
+        "select topic, partition, epoch from millpond.fences where projection = $1 and version = $2 and state = 'running'",
+    )
+    .bind(projection)
+    .bind(version)
+    .fetch_all(connection)
+    .await?;
+    let epoch = |row: &sqlx::postgres::PgRow| {
+        let at = TopicPartition::new(row.try_get::<String, _>("topic")?, row.try_get("partition")?);
+        Ok((at, row.try_get("epoch")?))
+    };
+    rows.iter().map(epoch).collect()
+}
+
 /// The version that is being built of a projection, and the live one.
 pub async fn candidate(connection: &mut PgConnection, projection: &str) -> Result<Option<(i32, i32)>, Error> {
     let row = sqlx::query(
@@ -236,6 +293,24 @@ pub async fn note_rate(
     Ok(())
 }
 
+/// The live projection that is the furthest behind, of those at work on records that came so many seconds ago or
+/// earlier.
+pub async fn furthest_behind(connection: &mut PgConnection, seconds: f64) -> Result<Option<String>, Error> {
+    Ok(sqlx::query_scalar(
+        "select p.projection
+           from millpond.projections p
+           join millpond.fences f on f.projection = p.projection and f.version = p.live_version
+           join millpond.ends e on e.projection = f.projection and e.version = f.version and e.topic = f.topic
+                and e.partition = f.partition
+          where f.state = 'running' and f.owner is not null and not p.paused and e.end_offset > f.next_offset
+            and f.last_timestamp < now() - make_interval(secs => $1) and f.applied_at > now() - interval '10 s'
+          order by f.last_timestamp limit 1",
+    )
+    .bind(seconds)
+    .fetch_optional(connection)
+    .await?)
+}
+
 /// A version beside the live one, as `status` shows it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Beside {
@@ -246,6 +321,11 @@ pub struct Beside {
     pub state: String,
     /// Records between its fences and the ends of its partitions, as last seen.
     pub lag: Option<i64>,
+    /// Records that lie behind its fences.
+    #[serde(skip)]
+    pub passed: i64,
+    #[serde(skip)]
+    pub halted: i64,
     /// When a standby or scratch version is removed.
     pub kept_until: Option<String>,
     pub halt_reason: Option<String>,
@@ -256,6 +336,7 @@ pub async fn beside(connection: &mut PgConnection) -> Result<Vec<Beside>, Error>
     let rows = sqlx::query(
         "select v.projection, v.version, v.state,
                 case when bool_and(e.end_offset is not null) then sum(greatest(e.end_offset - f.next_offset, 0))::int8 end as lag,
+                coalesce(sum(f.next_offset), 0)::int8 as passed, count(*) filter (where f.state = 'halted') as halted,
                 to_char(v.kept_until, 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') as kept_until, min(f.halt_reason) as halt_reason
            from millpond.versions v
            left join millpond.fences f on f.projection = v.projection and f.version = v.version
@@ -271,6 +352,8 @@ pub async fn beside(connection: &mut PgConnection) -> Result<Vec<Beside>, Error>
             version: row.try_get("version")?,
             state: row.try_get("state")?,
             lag: row.try_get("lag")?,
+            passed: row.try_get("passed")?,
+            halted: row.try_get("halted")?,
             kept_until: row.try_get("kept_until")?,
             halt_reason: row.try_get("halt_reason")?,
         })

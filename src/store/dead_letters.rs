@@ -85,6 +85,16 @@ const COLUMNS: &str =
     d.parked_at is not null as parked, k.head, d.wanted, d.wanted_by, d.revision,
     case when k.head = d.\"offset\" then to_char(k.retry_at, 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') end as retry_at";
 
+/// Those that want what was decided through another version: that one has acted by it, or is about to, and one record must not
+/// be two things in two versions. What has failed here all the same, or cannot be done here, may be decided about again.
+const DECIDED: &str = "(d.wanted is not null and (exists (select from millpond.verdicts x
+        where (x.projection, x.topic, x.partition, x.\"offset\") = (d.projection, d.topic, d.partition, d.\"offset\")
+          and x.what in ('apply', 'edit', 'discard') and not x.void and x.decided_at = d.wanted_at)
+    or exists (select from millpond.dead_letters o
+         join millpond.versions s on s.projection = o.projection and s.version = o.version and s.state = 'standby'
+        where (o.projection, o.topic, o.partition, o.\"offset\") = (d.projection, d.topic, d.partition, d.\"offset\")
+          and o.wanted is not null and o.wanted_at = d.wanted_at)))";
+
 /// Those that may be applied now: no record of the same key has been applied since, or it would not matter.
 pub(super) const IN_ORDER: &str = "(d.parked_at is not null or d.key is null or v.commutes)";
 
@@ -188,6 +198,8 @@ pub struct Met {
     pub behind: i64,
     /// Records that cannot be applied any more without breaking the order of their key.
     pub late: i64,
+    /// Records about which somebody has decided through another version.
+    pub decided: i64,
 }
 
 /// What a wish would meet. `Edit` is `Apply` for records that have a value, those that only wait among them.
@@ -200,21 +212,23 @@ pub async fn meet(connection: &mut PgConnection, selection: &Selection, wish: Wi
     let classes = rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Result<_, Error>>()?;
     let sql = format!(
         "select count(*) filter (where d.reason_class = 'waits') as behind,
-                count(*) filter (where not {IN_ORDER}) as late from {FROM} where {SELECTED}"
+                count(*) filter (where not {IN_ORDER}) as late, count(*) filter (where {DECIDED}) as decided
+           from {FROM} where {SELECTED}"
     );
     let row = selection.bind(sql).fetch_one(connection).await?;
     let late = if wish == Wish::Discard { 0 } else { row.try_get("late")? };
     let behind = if wish == Wish::Apply { row.try_get("behind")? } else { 0 };
-    Ok(Met { classes, behind, late })
+    Ok(Met { classes, behind, late, decided: row.try_get("decided")? })
 }
 
 /// What of a selection a wish is for: what only waits follows by itself.
 fn condition(wish: Wish) -> String {
-    match wish {
+    let own = match wish {
         Wish::Discard => "true".to_owned(),
         Wish::Apply => format!("d.reason_class <> 'waits' and {IN_ORDER}"),
         Wish::Edit => format!("d.payload is not null and {IN_ORDER}"),
-    }
+    };
+    format!("{own} and not {DECIDED}")
 }
 
 /// Writes a wish, other than an edit, into the rows selected; how many.
@@ -224,7 +238,7 @@ pub async fn wish(connection: &mut PgConnection, selection: &Selection, wish: Wi
     let sql = format!(
         "with chosen as (
             select d.projection, d.version, d.topic, d.partition, d.\"offset\" from {FROM} where {SELECTED} and {}
-             order by 1, 2, 3, 4, 5 for update of d)
+             order by 1, 2, 3, 4, 5 for update of d for share of p)
          update millpond.dead_letters d
             set wanted = $9, wanted_by = $10, wanted_at = now(), revision = d.revision + 1 from chosen c
           where (d.projection, d.version, d.topic, d.partition, d.\"offset\")
@@ -251,11 +265,16 @@ pub async fn editable(
 /// Puts `value`, framed Avro, in the place of a record's own, and wants it applied. False when the row is no longer as it
 /// was read.
 pub async fn edit(connection: &mut PgConnection, letter: &DeadLetter, value: &[u8], by: &str) -> Result<bool, Error> {
-    let done = sqlx::query(
-        "update millpond.dead_letters
-            set wanted = 'edit', wanted_by = $7, wanted_at = now(), edited = $8, revision = revision + 1
-          where projection = $1 and version = $2 and topic = $3 and partition = $4 and \"offset\" = $5 and revision = $6",
-    )
+    let done = sqlx::query(AssertSqlSafe(
+        format!(
+            "update millpond.dead_letters d
+                set wanted = 'edit', wanted_by = $7, wanted_at = now(), edited = $8, revision = revision + 1
+              where projection = $1 and version = $2 and topic = $3 and partition = $4 and \"offset\" = $5 and revision = $6
+                and exists (select from millpond.projections p
+                             where p.projection = d.projection and p.live_version = d.version for share)
+                and not {DECIDED}"
+        ),
+    ))
     .bind(&letter.consumer)
     .bind(letter.version)
     .bind(&letter.topic)

@@ -37,6 +37,9 @@ pub enum Error {
     Migrate(sqlx::migrate::MigrateError),
     #[error("{0}")]
     Refused(String),
+    /// A version that was to be swapped in is not as far as the live one.
+    #[error("{0}")]
+    Behind(String),
 }
 
 // Not `#[from]`, which makes a cause of what the text says already: it would be printed twice.

@@ -11,6 +11,7 @@ pub mod diff;
 mod error;
 pub mod fence;
 pub mod headers;
+pub mod indexes;
 pub mod outbox;
 pub mod parked;
 pub mod relay;
@@ -87,7 +88,7 @@ pub async fn run(connection: &mut PgConnection, sql: impl Into<String>) -> Resul
     Ok(())
 }
 
-const MIGRATIONS: [(i64, &str, &str); 9] = [
+const MIGRATIONS: [(i64, &str, &str); 11] = [
     (1, "platform", include_str!("../../migrations/0001_platform.sql")),
     (2, "crash guard", include_str!("../../migrations/0002_crash_guard.sql")),
     (3, "parked keys", include_str!("../../migrations/0003_parked_keys.sql")),
@@ -97,6 +98,8 @@ const MIGRATIONS: [(i64, &str, &str); 9] = [
     (7, "rebuilds", include_str!("../../migrations/0007_rebuilds.sql")),
     (8, "verdicts of people", include_str!("../../migrations/0008_verdicts_of_people.sql")),
     (9, "replays", include_str!("../../migrations/0009_replays.sql")),
+    (10, "when decided", include_str!("../../migrations/0010_when_decided.sql")),
+    (11, "indexes after the load", include_str!("../../migrations/0011_indexes_after_the_load.sql")),
 ];
 
 /// Brings the platform tables up to this binary's version; safe to run from many processes at once. After an error the

@@ -72,9 +72,10 @@ pub async fn ping(connection: &mut PgConnection) -> Result<(), Error> {
 
 /// The oldest rows of every source partition that is asked for and has some, in order.
 ///
-/// They are of one version each: what one that is not live any more has left has to leave whole before the live one begins.
-/// Rows stay that were held from the start, and those of a version that is still being built. From one source partition to the next the query goes by index, so that it
-/// costs what there are of them, however many rows wait.
+/// Rows of versions that have been live in turn go in the order of their records in the log, those of one version in the
+/// order in which they were committed. Rows stay that were held from the start, and those of a version that is still being
+/// built. From one source partition to the next the query goes by index, so that it costs what there are of them, however
+/// many rows wait.
 pub async fn pending(
     connection: &mut PgConnection,
     asked: Lanes<'_>,
@@ -94,29 +95,31 @@ pub async fn pending(
                  where (o.projection, o.version, o.topic, o.partition) > (l.projection, l.version, l.topic, l.partition)
                    and not o.held
                  order by o.projection, o.version, o.topic, o.partition limit 1) next),
-         oldest as (
-            select distinct on (l.projection, l.topic, l.partition) l.*,
-                   (extract(epoch from v.created_at) * 1000000)::int8 as made
+         turns as (
+            select l.*, v.state = 'live' as is_live, (extract(epoch from v.created_at) * 1000000)::int8 as made
               from lanes l join millpond.versions v on v.projection = l.projection and v.version = l.version
              where v.state <> 'building' and ((l.projection, l.topic, l.partition) in
-                   (select * from unnest($1::text[], $2::text[], $3::int4[]))) = $4
-             order by l.projection, l.topic, l.partition, v.state = 'live', l.version),
+                   (select * from unnest($1::text[], $2::text[], $3::int4[]))) = $4),
          share as (
             select greatest(1, least($5, $7 / greatest(1, count(*)))) as rows,
-                   greatest(1, least($6, $8 / greatest(1, count(*)))) as bytes from oldest)
-         select o.projection, o.version, l.made, o.topic, o.partition, o.out_seq, o.event_id, o.target_topic, o.key,
-                o.payload, o.headers
-           from oldest l
-          cross join lateral (
-               select *, sum(coalesce(octet_length(payload), 0) + coalesce(octet_length(key), 0)
-                             + octet_length(headers::text))
-                         over (order by out_seq rows between unbounded preceding and 1 preceding) as bytes_before
-                 from (select * from millpond.outbox o
-                        where o.projection = l.projection and o.version = l.version and o.topic = l.topic
-                          and o.partition = l.partition and not o.held
-                        order by o.out_seq limit (select rows from share)) o) o
-          where coalesce(o.bytes_before, 0) < (select bytes from share)
-          order by o.projection, o.topic, o.partition, o.out_seq",
+                   greatest(1, least($6, $8 / greatest(1, count(*)))) as bytes
+              from (select distinct projection, topic, partition from turns) all_lanes)
+         select * from (
+            select o.projection, o.version, t.made, o.topic, o.partition, o.out_seq, o.event_id, o.target_topic, o.key,
+                   o.payload, o.headers, row_number() over lane as number,
+                   sum(coalesce(octet_length(o.payload), 0) + coalesce(octet_length(o.key), 0) + octet_length(o.headers::text))
+                     over (lane rows between unbounded preceding and 1 preceding) as bytes_before
+              from turns t
+             cross join lateral (
+                  select *, max(source_offset) over (order by out_seq) as reached
+                    from (select * from millpond.outbox o
+                           where o.projection = t.projection and o.version = t.version and o.topic = t.topic
+                             and o.partition = t.partition and not o.held
+                           order by o.out_seq limit (select rows from share)) o) o
+            window lane as (partition by o.projection, o.topic, o.partition
+                            order by o.reached, t.is_live, o.version, o.out_seq)) o
+          where number <= (select rows from share) and coalesce(bytes_before, 0) < (select bytes from share)
+          order by projection, topic, partition, number",
     )
     .bind(named.iter().map(|lane| lane.projection.as_str()).collect::<Vec<_>>())
     .bind(named.iter().map(|lane| lane.topic.as_str()).collect::<Vec<_>>())
@@ -172,7 +175,33 @@ pub async fn remove(connection: &mut PgConnection, rows: &[&OutboxRow]) -> Resul
     Ok(())
 }
 
-/// How many rows wait.
+/// Removes rows by the ids of their events; returns how many.
+pub async fn remove_events(
+    connection: &mut PgConnection,
+    lane: &Lane,
+    version: i32,
+    ids: &[Uuid],
+) -> Result<u64, Error> {
+    let removed = sqlx::query(
+        "delete from millpond.outbox where projection = $1 and version = $2 and topic = $3 and partition = $4
+            and event_id = any($5)",
+    )
+    .bind(&lane.projection)
+    .bind(version)
+    .bind(&lane.topic)
+    .bind(lane.partition)
+    .bind(ids)
+    .execute(connection)
+    .await?;
+    Ok(removed.rows_affected())
+}
+
+/// How many rows wait. Those of a version that is being built do not: they leave if it is swapped in.
 pub async fn depth(connection: &mut PgConnection) -> Result<i64, Error> {
-    Ok(sqlx::query_scalar("select count(*) from millpond.outbox where not held").fetch_one(connection).await?)
+    Ok(sqlx::query_scalar(
+        "select count(*) from millpond.outbox o join millpond.versions v using (projection, version)
+          where not o.held and v.state <> 'building'",
+    )
+    .fetch_one(connection)
+    .await?)
 }

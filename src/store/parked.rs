@@ -222,6 +222,30 @@ fn read_row(row: &sqlx::postgres::PgRow) -> Result<SetAside, Error> {
     })
 }
 
+/// Wants of a version's records what is wanted of them in the one that was live until now, which will do it as well.
+pub(super) async fn follow_wishes(
+    connection: &mut PgConnection,
+    projection: &str,
+    (from, to): (i32, i32),
+) -> Result<(), Error> {
+    sqlx::query(AssertSqlSafe(format!(
+        "update millpond.dead_letters d
+            set wanted = o.wanted, edited = coalesce(o.edited, d.edited), wanted_by = o.wanted_by, wanted_at = o.wanted_at,
+                revision = d.revision + 1
+           from millpond.dead_letters o, millpond.versions v
+          where d.projection = $1 and d.version = $3 and d.wanted is null
+            and (d.wanted_at is null or d.wanted_at < o.wanted_at) and o.projection = $1 and o.version = $2 and o.wanted is not null
+            and (o.topic, o.partition, o.\"offset\") = (d.topic, d.partition, d.\"offset\")
+            and v.projection = d.projection and v.version = d.version and (o.wanted = 'discard' or {IN_ORDER})"
+    )))
+    .bind(projection)
+    .bind(from)
+    .bind(to)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// Wants of a version's records what was decided about them through another version. Once: what fails all the same in this
 /// version waits for somebody to look.
 pub async fn follow_verdicts(connection: &mut PgConnection, projection: &str, version: i32) -> Result<(), Error> {
@@ -230,7 +254,8 @@ pub async fn follow_verdicts(connection: &mut PgConnection, projection: &str, ve
             set wanted = x.what, edited = coalesce(x.payload, d.edited), wanted_by = x.decided_by,
                 wanted_at = x.decided_at, revision = d.revision + 1
            from millpond.verdicts x, millpond.versions v
-          where d.projection = $1 and d.version = $2 and d.wanted is null and d.revision = 0
+          where d.projection = $1 and d.version = $2 and d.wanted is null
+            and (d.wanted_at is null or d.wanted_at < x.decided_at)
             and (x.projection, x.topic, x.partition, x.\"offset\") = (d.projection, d.topic, d.partition, d.\"offset\")
             and x.what in ('apply', 'edit', 'discard') and not x.void
             and v.projection = d.projection and v.version = d.version and v.state <> 'scratch'

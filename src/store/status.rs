@@ -111,6 +111,17 @@ pub async fn projections(connection: &mut PgConnection) -> Result<Vec<Projection
     Ok(found)
 }
 
+/// Seconds since a process that applies the projection has last reported; `None` when none ever has. Each does so every
+/// second.
+pub async fn silent_seconds(connection: &mut PgConnection, projection: &str) -> Result<Option<f64>, Error> {
+    Ok(sqlx::query_scalar(
+        "select extract(epoch from now() - max(observed_at))::float8 from millpond.ends where projection = $1",
+    )
+    .bind(projection)
+    .fetch_one(connection)
+    .await?)
+}
+
 /// Sets or lifts the pause; false when there is no such projection.
 pub async fn set_paused(connection: &mut PgConnection, projection: &str, paused: bool) -> Result<bool, Error> {
     let done = sqlx::query("update millpond.projections set paused = $2 where projection = $1")

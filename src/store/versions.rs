@@ -340,6 +340,15 @@ pub struct Kept {
     pub is_over: bool,
 }
 
+/// The version that people read; none where there is no projection of that name, or none of its versions is live.
+pub async fn live(connection: &mut PgConnection, projection: &str) -> Result<Option<i32>, Error> {
+    let live = sqlx::query_scalar("select live_version from millpond.projections where projection = $1")
+        .bind(projection)
+        .fetch_optional(connection)
+        .await?;
+    Ok(live.flatten())
+}
+
 /// Those of some projections.
 pub async fn kept(connection: &mut PgConnection, projections: &[String]) -> Result<Vec<Kept>, Error> {
     let rows = sqlx::query(

@@ -4,7 +4,7 @@
 
 mod age;
 mod crash;
-mod foreign;
+pub mod foreign;
 mod handlers;
 mod kafka_outage;
 mod log;

@@ -1,5 +1,6 @@
 //! Consumers compiled and run on a real Postgres.
 
+mod append;
 mod cut;
 mod declared;
 mod lab;

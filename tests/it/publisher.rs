@@ -79,7 +79,7 @@ pub async fn read_all_by(options: Options, topic: &str, open: fn(&Options) -> Re
 
 fn places(receipt: &Receipt) -> Vec<(i32, i64)> {
     let place = |delivery: &Delivery| match delivery {
-        Delivery::Written { partition, offset: Some(offset) } => (*partition, *offset),
+        Delivery::Written { partition, offset } => (*partition, *offset),
         other => panic!("not written: {other:?}"),
     };
     receipt.deliveries.iter().map(place).collect()

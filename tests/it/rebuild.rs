@@ -1,11 +1,17 @@
 //! Another version beside the live one: built from the log, compared, swapped in, and back again.
 
+mod beside;
+mod decisions;
+mod equality;
+mod replays;
+mod rounds;
+
 use serde_json::Value;
 use sqlx::Executor as _;
 
 use crate::cluster::{Cluster, Process, Project, SOON, Slice, all_days};
 use crate::flights::post;
-use crate::harness::{eventually, eventually_async};
+use crate::harness::eventually_async;
 
 /// The lines that a command has printed, and whether it ended well.
 fn lines(cluster: &Cluster, args: &[&str]) -> (bool, Vec<Value>) {
@@ -129,6 +135,48 @@ async fn changed_folder_is_built_beside_the_live_version_and_taken_back() {
     again.stop();
 }
 
+/// Rows are appended while all keys are new, and merged from the first on that is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_are_appended_come_out_as_those_that_are_merged() {
+    let cluster = Cluster::of("appended", |dir, unique| {
+        let project = Project::shop(dir, unique, 2);
+        project.write("consumers/last_paid/consumer.toml", "topics = [\"TOPIC\"]\ntypes = [\"Paid\"]\n");
+        let merge = "merge = { account = { last = \"at\" }, amount = { last = \"at\" } }";
+        let manifest = format!("topics = [\"TOPIC\"]\n[tables.payments]\nkey = [\"id\"]\n{merge}\n");
+        project.write("consumers/payments/consumer.toml", &manifest);
+        let select = "select _event_id as id, _timestamp as at, account, amount from paid";
+        project.write("consumers/payments/payments.sql", select);
+        project
+    })
+    .await;
+    let all = cluster.start("all", &[]);
+    let bodies = |range: std::ops::Range<i32>, accounts: i32| {
+        let body = |n: i32| format!(r#"{{"account": "a{}", "amount": {n}}}"#, n % accounts);
+        format!("[{}]", range.map(body).collect::<Vec<_>>().join(","))
+    };
+    // Accounts that are new, and then some that are not.
+    for (range, accounts) in [(0..400, 400), (400..450, 30)] {
+        let answer =
+            all.web.post("/v1/events/Paid", &[("content-type", "application/json")], &bodies(range, accounts)).await;
+        assert_eq!(answer.status, 202, "{}", answer.text);
+    }
+    cluster.settled(&cluster.project.topic, 2).await;
+    for (name, rows) in [("payments", 450), ("last_paid", 400)] {
+        let (ended_well, said) = lines(&cluster, &["rebuild", name, "--swap", "--max-changed", "0"]);
+        assert!(ended_well);
+        assert_eq!(event(&said, "diff")["diff"]["tables"][0]["same"], rows, "{said:?}");
+        assert_eq!(live(&cluster, name).await, Some(2));
+    }
+    // They go on as any version does.
+    let answer = all.web.post("/v1/events/Paid", &[("content-type", "application/json")], &bodies(450..500, 500)).await;
+    assert_eq!(answer.status, 202, "{}", answer.text);
+    for (table, rows) in [("payments", 500), ("last_paid", 450)] {
+        let count = format!("select count(*) from live.{table}");
+        eventually_async(SOON, async || cluster.number(&count).await == Some(rows)).await;
+    }
+    all.stop();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn rebuild_that_is_killed_ten_times_goes_on_where_it_was() {
     let cluster = Cluster::flights("killed").await;
@@ -212,62 +260,6 @@ async fn swap_that_is_killed_half_way_or_finds_a_lock_changes_nothing() {
     all.stop();
 }
 
-/// A record that was set aside is decided about while another version is built: the decision holds in both.
-#[tokio::test(flavor = "multi_thread")]
-async fn decisions_hold_in_the_version_that_is_built_and_in_the_one_that_is_kept() {
-    let cluster = Cluster::of("decided", Project::sums).await;
-    let manifest = "topics = [\"TOPIC\"]\non_error = \"park_key\"\n[tables.sums]\nkey = [\"account\"]\n\
-                    merge = { payments = \"sum\", total = \"sum\" }\n";
-    cluster.project.write("consumers/sums/consumer.toml", manifest);
-    let all = cluster.start("all", &[]);
-    for amount in [1, Project::TOO_MUCH, 2] {
-        pay(&all, "a", amount).await;
-    }
-    pay(&all, "b", Project::TOO_MUCH + 1).await;
-    pay(&all, "b", 4).await;
-    let parked =
-        async || cluster.number("select count(*) from millpond.parked_keys where version = 1").await == Some(2);
-    eventually_async(SOON, parked).await;
-    // An edit before the rebuild, which reads it as a verdict.
-    cluster.succeeds(&["dlq", "edit", "sums", "--key", "a", "--field", "amount=10", "--class", "refused_by_postgres"]);
-    eventually_async(SOON, async || totals(&cluster).await == 13).await;
-
-    let mut rebuild = cluster.spawn(&["rebuild", "sums"]);
-    let waits = "select count(*) from millpond.parked_keys where version = 2";
-    eventually_async(SOON, async || cluster.number(waits).await == Some(1)).await;
-    let other = "select coalesce(sum(total), 0)::int8 from p_sums_v2.sums";
-    eventually_async(SOON, async || cluster.number(other).await == Some(13)).await;
-    // A discard while both have the record set aside.
-    cluster.succeeds(&["dlq", "discard", "sums", "--key", "b", "--class", "refused_by_postgres"]);
-    eventually_async(SOON, async || totals(&cluster).await == 17).await;
-    eventually_async(SOON, async || cluster.number(other).await == Some(17)).await;
-    let (ended_well, _) = lines(&cluster, &["swap", "sums", "--max-changed", "0"]);
-    assert!(ended_well);
-    eventually(SOON, || rebuild.try_wait().unwrap().is_some());
-    assert_eq!((live(&cluster, "sums").await, totals(&cluster).await), (Some(2), 17));
-
-    // What was set aside has been told of once, whichever version found it.
-    let of_ours = |record: &Value| record["headers"].to_string().contains(&cluster.project.topic);
-    let mirrored = async || cluster.cat("sums.dlq").iter().filter(|record| of_ours(record)).count();
-    let unsent = async || cluster.number("select count(*) from millpond.outbox where not held").await == Some(0);
-    eventually_async(SOON, unsent).await;
-    assert_eq!(mirrored().await, 2);
-
-    // The kept version follows what is decided now.
-    pay(&all, "c", Project::TOO_MUCH).await;
-    pay(&all, "c", 3).await;
-    let in_both = "select count(*) from millpond.parked_keys where version in (1, 2)";
-    eventually_async(SOON, async || cluster.number(in_both).await == Some(2)).await;
-    cluster.succeeds(&["dlq", "discard", "sums", "--key", "c", "--class", "refused_by_postgres"]);
-    eventually_async(SOON, async || cluster.number(in_both).await == Some(0)).await;
-    let (ended_well, _) = lines(&cluster, &["rollback", "sums"]);
-    assert!(ended_well);
-    assert_eq!((live(&cluster, "sums").await, totals(&cluster).await), (Some(1), 20));
-    eventually_async(SOON, unsent).await;
-    assert_eq!(mirrored().await, 3);
-    all.stop();
-}
-
 /// A halt of a version that is being built is ended by who goes on with it.
 #[tokio::test(flavor = "multi_thread")]
 async fn build_that_has_halted_goes_on_once_the_record_is_decided_about() {
@@ -317,123 +309,6 @@ async fn halted_projection_is_rebuilt_from_a_mended_folder() {
     assert_eq!((live(&cluster, "sums").await, totals(&cluster).await), (Some(2), Project::TOO_MUCH + 3));
     let rate = "select (build_rate > 0)::int::int8 from millpond.versions where version = 2";
     assert_eq!(cluster.number(rate).await, Some(1));
-    all.stop();
-}
-
-/// What came of the candidates of a replay.
-fn candidates(said: &[Value]) -> Vec<Value> {
-    said.iter().filter(|line| line["event"] == "replayed").map(|line| line["candidate"].clone()).collect()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn replay_tries_folders_on_a_part_of_the_log_and_leaves_nothing_behind() {
-    let cluster = Cluster::of("whatif", Project::sums).await;
-    let all = cluster.start("all", &[]);
-    let mut last = String::new();
-    for n in 1..=20 {
-        let body = format!(r#"{{"account": "a{}", "amount": {n}}}"#, n % 4);
-        let answer = all.web.post("/v1/events/Paid", &[("content-type", "application/json")], &body).await;
-        if n == 12 {
-            last = answer.position().to_owned();
-        }
-    }
-    eventually_async(SOON, async || totals(&cluster).await == 210).await;
-
-    // The folder itself gives what the live version has.
-    let (ended_well, said) = lines(&cluster, &["replay", "sums"]);
-    assert!(ended_well);
-    let own = &candidates(&said)[0];
-    assert_eq!((&own["records"], &own["rows"]), (&20.into(), &serde_json::json!([["sums", 4]])), "{own}");
-    assert_eq!((&own["diff"]["aligned"], &own["diff"]["touched"]), (&true.into(), &false.into()));
-    let table = &own["diff"]["tables"][0];
-    assert_eq!(
-        (&table["same"], &table["changed"], &table["added"], &table["removed"]),
-        (&4.into(), &0.into(), &0.into(), &0.into())
-    );
-
-    let plan = |args: &[&str]| {
-        let output = cluster.run(&[&["plan", "--json"], args].concat());
-        (output.status.success(), serde_json::from_slice::<Value>(&output.stdout).unwrap())
-    };
-    let (sound, planned) = plan(&["--check"]);
-    assert!(sound && planned[0]["step"] == "same", "{planned}");
-
-    // Two candidates, on the records of one key and on those with great amounts.
-    let select = "select account, count(*) as payments, sum(amount * 2)::bigint as total from paid group by account";
-    cluster.project.write(
-        "other/consumer.toml",
-        "topics = [\"TOPIC\"]\n[tables.sums]\nkey = [\"account\"]\n\
-                          merge = { payments = \"sum\", total = \"sum\" }\n",
-    );
-    cluster.project.write("other/sums.sql", select);
-    let other = cluster.project.dir.join("other").display().to_string();
-    let same = cluster.project.dir.join("consumers/sums").display().to_string();
-    let both = ["replay", "sums", "--candidate", &same, "--candidate", &other, "--key", "a1"];
-    let (ended_well, said) = lines(&cluster, &both);
-    assert!(ended_well);
-    let found = candidates(&said);
-    let counts = |of: &Value| (of["diff"]["tables"][0]["same"].clone(), of["diff"]["tables"][0]["changed"].clone());
-    assert_eq!((counts(&found[0]), counts(&found[1])), ((1.into(), 0.into()), (0.into(), 1.into())), "{found:?}");
-    let (ended_well, said) = lines(&cluster, &["replay", "sums", "--where", "amount>=17", "--where", "account!=a3"]);
-    assert!(ended_well);
-    let version = candidates(&said)[0]["version"].as_i64().unwrap();
-    let sum = |version: i64| format!("select coalesce(sum(total), 0)::int8 from p_sums_v{version}.sums");
-    assert_eq!(cluster.number(&sum(version)).await, Some(17 + 18 + 20));
-
-    // A part of the log, by a position; the rest of the other partition comes along.
-    let (ended_well, said) = lines(&cluster, &["replay", "sums", "--until", &last]);
-    assert!(ended_well);
-    let part = &candidates(&said)[0];
-    let wanted: i64 = last.rsplit('@').next().unwrap().parse().unwrap();
-    let at = format!("{}@{wanted}", last.rsplit_once('@').unwrap().0);
-    assert!(part["diff"]["position"].as_str().unwrap().split(',').any(|place| place == at), "{part}");
-    assert_eq!(part["diff"]["aligned"], false);
-
-    // Who is wrong is told so, and nothing of it stays.
-    for (wrong, told) in [
-        (["--where", "amuont=1"], "did you mean `amount`?"),
-        (["--where", "amount"], "expected a field"),
-        (["--from", "yesterday"], "expected start, end, an offset or a time"),
-        (["--candidate", "nowhere"], "consumer.toml"),
-    ] {
-        let output = cluster.run(&["replay", "sums", wrong[0], wrong[1]]);
-        let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!output.status.success() && error.contains(told), "{error}");
-    }
-    let versions = all.web.get("/v1/versions", &[]).await.json()["versions"].clone();
-    let states: Vec<&str> = versions.as_array().unwrap().iter().map(|v| v["state"].as_str().unwrap()).collect();
-    assert_eq!(states, ["live", "scratch", "scratch", "scratch", "scratch", "scratch"], "{versions}");
-    assert_eq!((&versions[0]["lag"], &versions[0]["partitions"].as_array().unwrap().len()), (&0.into(), &2));
-    let scratch = "select count(*) from millpond.versions where state = 'scratch'";
-    assert_eq!(cluster.number(scratch).await, Some(5));
-    assert!(String::from_utf8_lossy(&cluster.run(&["status"]).stdout).contains("scratch of a replay"));
-
-    // A changed folder is planned, with what it takes; a build makes that known, and a swap makes it the same.
-    let whole = std::fs::read_to_string(cluster.project.dir.join("consumers/sums/sums.sql")).unwrap();
-    cluster.project.write("consumers/sums/sums.sql", &whole.replace("sum(amount", "sum(2 * amount"));
-    cluster.project.write("consumers/none/consumer.toml", "topics = [\"nowhere\"]\n");
-    let (sound, planned) = plan(&["--check"]);
-    let of = |name: &str| planned.as_array().unwrap().iter().find(|item| item["projection"] == name).unwrap().clone();
-    assert!(
-        !sound && of("none")["step"] == "refused" && of("none")["why"].as_str().unwrap().contains("nowhere"),
-        "{planned}"
-    );
-    let sums = of("sums");
-    assert_eq!((&sums["step"], &sums["records"]), (&"rebuilt".into(), &20.into()), "{planned}");
-    assert_eq!(sums["changed"], serde_json::json!(["consumers/sums/sums.sql"]));
-    assert_eq!(sums["next"], "millpond rebuild sums");
-    assert!(plan(&[]).0, "without --check it only shows");
-    std::fs::remove_dir_all(cluster.project.dir.join("consumers/none")).unwrap();
-    cluster.project.write("consumers/sums/sums.sql", &whole);
-
-    // Its time is over, or somebody says so.
-    cluster.execute("update millpond.versions set kept_until = now() where state = 'scratch' and version = 2").await;
-    eventually_async(SOON, async || cluster.number(scratch).await == Some(4)).await;
-    cluster.succeeds(&["replay", "sums", "--drop"]);
-    assert_eq!(cluster.number(scratch).await, Some(0));
-    let schemas = "select count(*) from information_schema.schemata where schema_name like 'p_sums_v%'";
-    assert_eq!(cluster.number(schemas).await, Some(1));
-    assert_eq!((live(&cluster, "sums").await, totals(&cluster).await), (Some(1), 210));
     all.stop();
 }
 

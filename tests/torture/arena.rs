@@ -153,6 +153,15 @@ impl Arena {
         Desk { project, brokers, database }
     }
 
+    /// The application, which knows the handler, with a planted bug if there is one.
+    pub fn application(&self) -> anyhow::Result<std::process::Command> {
+        let mut words = crate::planted::wrapper(self.bug.as_deref())?.into_iter();
+        let Some(first) = words.next() else { return Ok(std::process::Command::new(&self.application)) };
+        let mut command = std::process::Command::new(first);
+        command.args(words).arg(&self.application);
+        Ok(command)
+    }
+
     /// Topics, schemas, the platform's tables, and the rig's own log of fences.
     async fn prepare(&self, bug: Option<&str>) -> anyhow::Result<()> {
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_millpond"))

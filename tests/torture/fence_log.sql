@@ -33,3 +33,16 @@ begin
 end $$;
 
 create trigger log_fence after insert or update on millpond.fences for each row execute function rig.log_fence();
+
+-- What is of the versions that people read; others may stand beside them.
+create view rig.fences as
+    select f.* from millpond.fences f join millpond.projections p on p.projection = f.projection and p.live_version = f.version;
+create view rig.dead_letters as
+    select d.* from millpond.dead_letters d join millpond.projections p on p.projection = d.projection and p.live_version = d.version;
+create view rig.parked_keys as
+    select k.* from millpond.parked_keys k join millpond.projections p on p.projection = k.projection and p.live_version = k.version;
+create view rig.refusals as
+    select r.* from millpond.refusals r join millpond.projections p on p.projection = r.projection and p.live_version = r.version;
+create view rig.outbox as
+    select o.* from millpond.outbox o join millpond.versions v on v.projection = o.projection and v.version = o.version
+     where not o.held and v.state <> 'building';

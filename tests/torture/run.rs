@@ -227,7 +227,7 @@ async fn missing(
         let all = [&arena.topics.appends, &arena.topics.transfers, &arena.topics.credits, &arena.topics.lanes];
         all.into_iter().map(|topic| Ok((topic.as_str(), reader.ends(topic)?))).collect()
     })?;
-    let sql = "select projection, topic, partition, next_offset, state, coalesce(halt_reason, '') from millpond.fences
+    let sql = "select projection, topic, partition, next_offset, state, coalesce(halt_reason, '') from rig.fences
                 order by 1, 2, 3";
     let rows = sqlx::query(sql).fetch_all(&mut *connection).await?;
     let mut missing = Vec::new();
@@ -253,11 +253,11 @@ async fn missing(
             }
         }
     }
-    let outbox: i64 = sqlx::query_scalar("select count(*) from millpond.outbox").fetch_one(&mut *connection).await?;
+    let outbox: i64 = sqlx::query_scalar("select count(*) from rig.outbox").fetch_one(&mut *connection).await?;
     if outbox > 0 {
         missing.push(format!("{outbox} rows are in the outbox"));
     }
-    let parked: i64 = sqlx::query_scalar("select count(*) from millpond.parked_keys").fetch_one(connection).await?;
+    let parked: i64 = sqlx::query_scalar("select count(*) from rig.parked_keys").fetch_one(connection).await?;
     if parked > 0 {
         missing.push(format!("{parked} keys are parked"));
     }

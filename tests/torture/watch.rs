@@ -114,7 +114,7 @@ async fn watch(database: String, history: Arc<History>, pids: Pids, seen: Arc<Mu
 /// How many appends every projection has applied.
 pub async fn applied(connection: &mut PgConnection) -> sqlx::Result<i64> {
     let sql = "select coalesce(min(applied), 0)::int8 from (
-                 select sum(next_offset) as applied from millpond.fences where projection in ('appends', 'chains')
+                 select sum(next_offset) as applied from rig.fences where projection in ('appends', 'chains')
                   group by projection) s";
     sqlx::query_scalar(sql).fetch_one(connection).await
 }
@@ -135,14 +135,14 @@ async fn bank(connection: &mut PgConnection) -> sqlx::Result<Option<Option<Strin
 async fn parked(connection: &mut PgConnection) -> sqlx::Result<Vec<String>> {
     let sql = r#"
         select format('%s has applied %s, and %s@%s is parked', l.lane, l.last_offset, k.partition, k.head)
-          from millpond.parked_keys k join live.lanes l on k.key = convert_to(l.lane, 'UTF8')
+          from rig.parked_keys k join live.lanes l on k.key = convert_to(l.lane, 'UTF8')
          where k.projection = 'lanes' and l.last_offset >= k.head
         union all
         select format('parked at %s@%s are %s records from %s on, and %s from %s on wait',
                       k.partition, k.parked_at, k.records, k.head, count(d), min(d."offset"))
-          from millpond.parked_keys k
-          left join millpond.dead_letters d using (projection, version, topic, partition, parked_at)
-         group by k.projection, k.version, k.topic, k.partition, k.parked_at
+          from rig.parked_keys k
+          left join rig.dead_letters d using (projection, version, topic, partition, parked_at)
+         group by k.projection, k.version, k.topic, k.partition, k.parked_at, k.records, k.head
         having count(d) <> k.records or min(d."offset") is distinct from k.head"#;
     sqlx::query_scalar(sql).fetch_all(connection).await
 }

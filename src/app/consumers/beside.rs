@@ -10,9 +10,10 @@ use super::{Context, sources};
 use crate::{
     consume::Member,
     store::{
-        self, PgConnection, replays, swap,
+        self, PgConnection, builds, replays, swap,
         versions::{self, Kept},
     },
+    telemetry::metrics::consume as metrics,
 };
 
 /// Members of this process for such versions.
@@ -72,6 +73,7 @@ impl Beside {
                 Err(error) => return Err(error.into()),
             }
         }
+        measure(store::bounded(builds::beside(connection)).await?, names);
         let mut members = self.members.lock().await;
         let is_wanted = |at: &(String, i32)| {
             let found = wanted.iter().find(|kept| (&kept.projection, kept.version) == (&at.0, at.1));
@@ -132,6 +134,22 @@ impl Beside {
     pub async fn stop(&self) {
         let members = std::mem::take(&mut *self.members.lock().await);
         futures_util::future::join_all(members.into_values().map(Member::stop)).await;
+    }
+}
+
+/// Shows the versions of these projections that are not live.
+fn measure(versions: Vec<builds::Beside>, names: &[String]) {
+    for gauge in [&*metrics::VERSION_LAG, &*metrics::VERSION_PASSED, &*metrics::VERSION_HALTED] {
+        gauge.reset();
+    }
+    for beside in versions.into_iter().filter(|beside| names.contains(&beside.projection)) {
+        let version = beside.version.to_string();
+        let labels = [beside.projection.as_str(), version.as_str(), beside.state.as_str()];
+        if let Some(lag) = beside.lag {
+            metrics::VERSION_LAG.with_label_values(&labels).set(lag);
+        }
+        metrics::VERSION_PASSED.with_label_values(&labels).set(beside.passed);
+        metrics::VERSION_HALTED.with_label_values(&labels).set(beside.halted);
     }
 }
 

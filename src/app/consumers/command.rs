@@ -1,6 +1,9 @@
 //! `millpond consumer …`: what people do about consumers one at a time.
 
-use std::process::ExitCode;
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use anyhow::bail;
 
@@ -17,6 +20,9 @@ use crate::{
     },
 };
 
+/// A process that applies a projection reports every second: one that has not for this long is gone, or has let it go.
+const SILENT: Duration = Duration::from_secs(3);
+
 /// Does what the command says.
 pub async fn command(config: &Config, command: Consumer, handlers: &Handlers) -> anyhow::Result<ExitCode> {
     match command {
@@ -31,7 +37,9 @@ pub async fn command(config: &Config, command: Consumer, handlers: &Handlers) ->
         }
         Consumer::Pause { name } => set_paused(config, &name, true).await?,
         Consumer::Resume { name } => set_paused(config, &name, false).await?,
-        Consumer::Drop { name, discard_unsent } => drop_projection(config, &name, discard_unsent).await?,
+        Consumer::Drop { name, discard_unsent, even_if_applied } => {
+            drop_projection(config, &name, discard_unsent, even_if_applied).await?;
+        }
         Consumer::Restart { name, from_zero, skip_removed, no_breaker } => {
             restart(config, &name, from_zero, skip_removed, no_breaker).await?;
         }
@@ -40,12 +48,15 @@ pub async fn command(config: &Config, command: Consumer, handlers: &Handlers) ->
 }
 
 /// Refuses while the folder is there: the next look at it would build the projection again.
-async fn drop_projection(config: &Config, name: &str, discard_unsent: bool) -> anyhow::Result<()> {
+async fn drop_projection(config: &Config, name: &str, discard_unsent: bool, applied: bool) -> anyhow::Result<()> {
     let folder = config.project.dir.join("consumers").join(name);
     if folder.exists() {
         bail!("{} is still there, and would be built again; remove the folder first", folder.display());
     }
     let mut connection = wiring::database(config, "millpond consumer").await?;
+    if !applied {
+        refuse_while_applied(&mut connection, name).await?;
+    }
     let dropped = versions::drop_projection(&mut connection, name, discard_unsent).await;
     match dropped.map_err(|error| told_of_lock(name, error))? {
         Dropped::Done => {}
@@ -57,6 +68,26 @@ async fn drop_projection(config: &Config, name: &str, discard_unsent: bool) -> a
     }
     say!("{name}: dropped; its topic {name}.dlq stays, as every topic does");
     Ok(())
+}
+
+/// Refuses while a process says that it applies the projection. A folder that is not here may be another project's, with
+/// the same database; and one that has just been stopped, or whose folder is just gone, is given the time to fall silent.
+async fn refuse_while_applied(connection: &mut PgConnection, name: &str) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    loop {
+        let silent = status::silent_seconds(connection, name).await?;
+        match silent {
+            Some(seconds) if seconds < SILENT.as_secs_f64() => {}
+            _ => return Ok(()),
+        }
+        if begun.elapsed() > 2 * SILENT {
+            bail!(
+                "a process applies {name}: it is another project's, or has to be stopped first. To remove the tables \
+                 from under it: `millpond consumer drop {name} --even-if-applied`"
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
 
 /// Moves the fences of partitions whose log was cut to where the log starts now.

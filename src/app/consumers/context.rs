@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use sha2::{Digest as _, Sha256};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{sources, told_of_lock};
 use crate::{
@@ -26,6 +26,7 @@ use crate::{
     spec::{ConsumerSpec, SpecFault, UnknownType},
     store::{
         PgConnection,
+        indexes::{self, Difference},
         versions::{self, Definition, Ensured, OnChange},
     },
 };
@@ -147,7 +148,10 @@ impl Context {
         let ensured = self.defined(project, spec, &compiled, ensure).await?;
         let ensured = ensured.map_err(|error| told_of_lock(&spec.name, error))?;
         match &ensured {
-            Ensured::Unchanged(version) => info!(consumer = %spec.name, version, "starting"),
+            Ensured::Unchanged(version) => {
+                info!(consumer = %spec.name, version, "starting");
+                self.bring_in_indexes(&compiled, *version);
+            }
             Ensured::Created(version) => info!(consumer = %spec.name, version, "created"),
             Ensured::Building { version, live } => {
                 info!(consumer = %spec.name, version, live, "changed: building a version beside the live one");
@@ -163,6 +167,26 @@ impl Context {
         let engine = self.engine(project, spec, compiled, ensured.version())?;
         let member = Member::start(&self.kafka, &spec.topics, engine);
         Ok((Some(member.with_context(|| format!("cannot start consumer {}", spec.name))?), ensured))
+    }
+
+    /// Makes the indexes that a folder asks for and its version does not have, and removes the others, beside all else.
+    fn bring_in_indexes(&self, compiled: &Compiled, version: i32) {
+        let (url, schema, wanted) =
+            (self.config.postgres.url.clone(), compiled.schema_name(version), compiled.indexes());
+        tokio::spawn(async move {
+            match indexes::bring_in(&url, &schema, &wanted).await {
+                Ok(None) => {}
+                Ok(Some(Difference { missing, left })) => {
+                    for index in missing {
+                        info!(schema, table = index.table, index = index.name, "index made");
+                    }
+                    for index in left {
+                        info!(schema, index, "index removed, for nobody asks for it");
+                    }
+                }
+                Err(error) => warn!(schema, %error, "indexes cannot be brought in; the next start tries again"),
+            }
+        });
     }
 
     /// All partitions of these topics.
@@ -196,6 +220,7 @@ impl Context {
         // Of each partition three may be in memory: one that is applied, one that is full, one that fills.
         let max_bytes = (BUILD_BYTES / partitions.len().max(1)).clamp(LEAST_BUILD_BYTES, BUILD_BOUNDS.max_bytes);
         (engine.bounds, engine.max_age) = (Bounds { max_bytes, ..BUILD_BOUNDS }, BUILD_MAX_AGE);
+        engine.vitals.append();
         Member::follow(&self.kafka, partitions, engine).context("the log cannot be read")
     }
 

@@ -56,11 +56,13 @@ impl Started {
     /// Whether a folder asks for the rows that are built now, by the same policies.
     fn is_as(&self, spec: &ConsumerSpec, definition: &str) -> bool {
         let own = &self.spec;
-        let grants = |spec: &ConsumerSpec| spec.tables.values().map(|table| table.grants.clone()).collect::<Vec<_>>();
+        let beside = |spec: &ConsumerSpec| -> Vec<_> {
+            spec.tables.values().map(|table| (table.grants.clone(), table.indexes.clone())).collect()
+        };
         self.builds(definition)
             && self.live.is_none()
             && (own.on_error, own.unknown, own.batch) == (spec.on_error, spec.unknown, spec.batch)
-            && grants(own) == grants(spec)
+            && beside(own) == beside(spec)
     }
 
     /// Whether its version is the one of `definition`, and still live.

@@ -7,6 +7,7 @@ use anyhow::bail;
 use super::show::{Bar, Voice};
 use crate::{
     config::Config,
+    consume::Pace,
     store::{
         self, Class, PgConnection,
         builds::{self, Place},
@@ -16,16 +17,22 @@ use crate::{
 /// How often it is looked how far the version is.
 pub(super) const LOOK: Duration = Duration::from_millis(500);
 
+/// How old what a live projection applies may be before a build makes room for it: more than a batch, a claim or a rebalance
+/// takes, and less than people wait for.
+const BEHIND: f64 = 3.0;
+
 pub(super) struct Eye<'a> {
     config: &'a Config,
     name: &'a str,
     version: i32,
     connection: Option<PgConnection>,
+    /// So many looks in a row have found a live projection that is behind.
+    seen_behind: u32,
 }
 
 impl<'a> Eye<'a> {
     pub fn new(config: &'a Config, name: &'a str, version: i32) -> Self {
-        Self { config, name, version, connection: None }
+        Self { config, name, version, connection: None, seen_behind: 0 }
     }
 
     /// Where the version stands; none when it is not being built any more.
@@ -73,16 +80,37 @@ impl<'a> Eye<'a> {
         }
     }
 
-    /// Shows how far the version is until it stands at the end of so many partitions; how fast it got there.
-    pub async fn catch_up(&mut self, voice: &Voice, partitions: usize) -> anyhow::Result<f64> {
+    /// Has `pace` make room while a live projection is behind, seen twice: for a moment any of them is. Which one that is.
+    async fn protect(&mut self, pace: &Pace) -> Option<String> {
+        let connection = self.connection.as_mut()?;
+        let Ok(found) = store::bounded(builds::furthest_behind(connection, BEHIND)).await else {
+            self.connection = None;
+            return None;
+        };
+        self.seen_behind = if found.is_some() { self.seen_behind + 1 } else { 0 };
+        let is_certain = self.seen_behind > 1;
+        pace.make_room(is_certain);
+        found.filter(|_| is_certain)
+    }
+
+    /// Shows how far the version is until it stands at the end of so many partitions; how fast it got there. `pace`:
+    /// that of who builds it, where it is to make room for live projections.
+    pub async fn catch_up(&mut self, voice: &Voice, partitions: usize, pace: Option<&Pace>) -> anyhow::Result<f64> {
         let mut bar = Bar::new(voice, self.name, self.version);
         let there = |place: &Place| place.end().is_some_and(|end| place.next_offset >= end);
         loop {
             let Some(places) = self.places().await? else {
                 bail!("version {} of {} is not being built any more", self.version, self.name);
             };
-            bar.show(&places);
+            let makes_room = match pace {
+                Some(pace) => self.protect(pace).await,
+                None => None,
+            };
+            bar.show(&places, makes_room.as_deref());
             if places.len() == partitions && places.iter().all(there) {
+                if let Some(pace) = pace {
+                    pace.make_room(false);
+                }
                 return Ok(bar.end());
             }
             tokio::time::sleep(LOOK).await;

@@ -27,12 +27,13 @@ use crate::{
         who,
     },
     config::Config,
-    consume::{Handlers, Member, Pace},
+    consume::{Engine, Handlers, Member, Pace},
     store::{
         self, PgConnection,
         builds::{self, Build},
         diff::{Diff, Scope},
-        versions::OnChange,
+        indexes,
+        versions::{self, Definition, OnChange},
     },
 };
 
@@ -54,9 +55,56 @@ pub async fn run(config: &Config, arguments: Rebuild, handlers: Arc<Handlers>) -
     let (build, member) = begin(config, &arguments, handlers, &mut holder).await?;
     let partitions = member.followed.unwrap_or_default();
     voice.begun(name, build, partitions);
-    let built = follow(config, &arguments, &voice, build, partitions).await;
+    let mut built = follow(&member.engine, config, &arguments, &voice, build, partitions).await;
+    if matches!(built, Ok(Followed::Live)) {
+        built = hand_over(config, name, build.version, &voice, &member).await.map(|()| Followed::Live);
+    }
     member.stop().await;
-    built
+    Ok(match built? {
+        Followed::Stopped => ExitCode::from(130),
+        Followed::Live | Followed::Ended => ExitCode::SUCCESS,
+    })
+}
+
+/// What became of a version.
+enum Followed {
+    /// People read it now.
+    Live,
+    /// Somebody gave it up.
+    Ended,
+    /// Somebody stopped us.
+    Stopped,
+}
+
+/// How long a process with the role consume is waited for: it looks every second or two, and its group forms within 3 s
+/// (Kafka's own delay for a new one).
+const TAKE_OVER: Duration = Duration::from_secs(30);
+
+/// Goes on applying what is live now until another process does, so that nobody waits for it: each partition is given up as
+/// it is claimed.
+async fn hand_over(config: &Config, name: &str, version: i32, voice: &Voice, member: &Member) -> anyhow::Result<()> {
+    member.engine.vitals.yield_fences();
+    let mut connection = wiring::database(config, "millpond rebuild").await?;
+    let (began, ours) = (Instant::now(), builds::epochs(&mut connection, name, version).await?);
+    let taken = async {
+        loop {
+            match store::bounded(builds::epochs(&mut connection, name, version)).await {
+                Ok(now) if ours.iter().all(|(at, epoch)| now.get(at).is_none_or(|now| now > epoch)) => return,
+                Ok(_) => tokio::time::sleep(LOOK).await,
+                // The swap is done: that Postgres is away for a moment does not undo it.
+                Err(_) => {
+                    tokio::time::sleep(LOOK).await;
+                    connection = wiring::database(config, "millpond rebuild").await.unwrap_or(connection);
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = taken => voice.taken_over(name, version, Some(began.elapsed())),
+        () = tokio::time::sleep(TAKE_OVER) => voice.taken_over(name, version, None),
+        _ = roles::stop_signal() => {}
+    }
+    Ok(())
 }
 
 /// The version, and the member that fills it.
@@ -73,27 +121,38 @@ async fn begin(
     let compiled = context.prepare(&project, spec, connection).await?;
     let partitions = context.partitions(&spec.topics).await?;
     context.check_whole(&spec.name, &spec.topics).await?;
-    let begin = async |definition: &store::versions::Definition<'_>| builds::begin(connection, definition).await;
+    let unindexed = compiled.loads_without_indexes();
+    let create = |version| compiled.create_unindexed_sql(version);
+    let begin = async |definition: &Definition<'_>| {
+        let create: &(dyn Fn(i32) -> Vec<String> + Sync) = if unindexed { &create } else { definition.create };
+        builds::begin(connection, &Definition { create, ..*definition }, unindexed).await
+    };
     let begun = context.defined(&project, spec, &compiled, begin).await?;
     let build = begun.map_err(|error| told_of_lock(&spec.name, error))?;
     let mut engine = context.engine(&project, spec, compiled, build.version)?;
     engine.pace = Pace::of(arguments.throttle);
+    if let Some(parallel) = arguments.parallel {
+        engine.sessions.allow_batches(parallel.into());
+    }
     Ok((build, context.follow(engine, partitions)?))
 }
 
 /// Waits until the version has caught up, and for what becomes of it then.
 async fn follow(
+    engine: &Engine,
     config: &Config,
     arguments: &Rebuild,
     voice: &Voice,
     build: Build,
     partitions: usize,
-) -> anyhow::Result<ExitCode> {
+) -> anyhow::Result<Followed> {
     let name = arguments.name.as_str();
     let mut eye = Eye::new(config, name, build.version);
     let work = async {
-        let rate = eye.catch_up(voice, partitions).await?;
+        let pace = (!arguments.full_speed).then_some(&engine.pace);
+        let rate = eye.catch_up(voice, partitions, pace).await?;
         eye.note_rate(rate).await;
+        make_indexes(engine, config, voice).await?;
         // Another one may have been made live since the build began.
         let (_, live) = candidate(&mut wiring::database(config, "millpond rebuild").await?, name).await?;
         let versions = (live, build.version);
@@ -106,25 +165,44 @@ async fn follow(
             voice.ask(name).await?
         };
         if wanted {
-            let mut connection = wiring::database(config, "millpond swap").await?;
-            return swap_to(&mut connection, name, build.version, &arguments.keep).await;
+            swap_once_near(config, name, build.version, &arguments.keep).await?;
+            return Ok(Followed::Live);
         }
         voice.follows(name);
         while eye.places().await?.is_some() {
             tokio::time::sleep(LOOK).await;
         }
         voice.ended(name, build.version);
-        Ok(())
+        let live = versions::live(&mut wiring::database(config, "millpond rebuild").await?, name).await?;
+        Ok(if live == Some(build.version) { Followed::Live } else { Followed::Ended })
     };
     tokio::select! {
-        done = work => done.map(|()| ExitCode::SUCCESS),
-        _ = roles::stop_signal() => Ok(left(name, voice)),
+        done = work => done,
+        _ = roles::stop_signal() => {
+            voice.say(&format!("stopped; `millpond rebuild {name}` goes on where it was"));
+            Ok(Followed::Stopped)
+        }
     }
 }
 
-fn left(name: &str, voice: &Voice) -> ExitCode {
-    voice.say(&format!("stopped; `millpond rebuild {name}` goes on where it was"));
-    ExitCode::from(130)
+/// Makes the indexes that rows were loaded without, beside the batches that still come in; and those that the folder has asked
+/// for since the build began.
+async fn make_indexes(engine: &Engine, config: &Config, voice: &Voice) -> anyhow::Result<()> {
+    let (name, version) = (engine.projection.as_str(), engine.version);
+    let mut connection = wiring::database(config, "millpond rebuild").await?;
+    let wanted = engine.compiled.indexes();
+    let missing = indexes::difference(&mut connection, &engine.schema, &wanted).await?.missing;
+    if !missing.is_empty() {
+        voice.makes_indexes(name, missing.len());
+        let began = Instant::now();
+        let cannot = || format!("the indexes of version {version} of {name} cannot be made");
+        // One that was ended in the midst of it has the turn for a moment more.
+        while indexes::bring_in(&config.postgres.url, &engine.schema, &wanted).await.with_context(cannot)?.is_none() {
+            tokio::time::sleep(LOOK).await;
+        }
+        voice.made_indexes(name, missing.len(), began.elapsed());
+    }
+    Ok(builds::note_indexed(&mut connection, name, version).await?)
 }
 
 /// Removes what is being built; who is at work on it ends.
@@ -152,6 +230,22 @@ fn refuse_changed(diff: &Diff, most: Option<i64>) -> anyhow::Result<()> {
     match Some(most).filter(|most| diff.rows() > *most) {
         Some(most) => bail!("{} rows differ, where {most} are allowed (--max-changed); not swapped", diff.rows()),
         None => Ok(()),
+    }
+}
+
+/// How long a swap that comes too early is tried again: under load a build is some batches behind, more and fewer by turns.
+const NEAR_WITHIN: Duration = Duration::from_secs(60);
+
+/// [`swap_to`] of a version that this process builds. Each attempt waits for 2 s.
+async fn swap_once_near(config: &Config, name: &str, version: i32, keep: &Keep) -> anyhow::Result<()> {
+    let began = Instant::now();
+    loop {
+        let mut connection = wiring::database(config, "millpond swap").await?;
+        match swap_to(&mut connection, name, version, keep).await {
+            Err(error)
+                if began.elapsed() < NEAR_WITHIN && matches!(error.downcast_ref(), Some(store::Error::Behind(_))) => {}
+            done => return done,
+        }
     }
 }
 

@@ -160,12 +160,17 @@ struct Chosen {
 
 impl Chosen {
     fn told(&self, arguments: &Replay) -> String {
+        let whole = |part: &Part| part.from == 0 && part.until.is_none();
         let place = |part: &Part| {
             let until = part.until.map_or("the end".to_owned(), |until| until.to_string());
             format!("{} from {} to {until}", part.at, part.from)
         };
-        let places: Vec<String> = self.parts.iter().map(place).collect();
-        let mut text = format!("{}: reads {}", arguments.name, places.join(", "));
+        let places = if self.parts.iter().all(whole) {
+            format!("all of {} partitions", self.parts.len())
+        } else {
+            self.parts.iter().map(place).collect::<Vec<_>>().join(", ")
+        };
+        let mut text = format!("{}: reads {places}", arguments.name);
         if self.cut {
             text.push_str(
                 "; no table has anything from before that: what adds up over records (sum, count, min, max, first) counts only \
@@ -296,7 +301,7 @@ async fn judge(
     for Trial { folder, version, tables, .. } in trials {
         let version = *version;
         let mut eye = Eye::new(config, name, version);
-        eye.catch_up(voice, chosen.parts.len()).await?;
+        eye.catch_up(voice, chosen.parts.len(), None).await?;
         let diff = match live {
             Some(live) => Some(store::diff::compare(&config.postgres.url, name, (live, version), chosen.scope).await?),
             None => None,

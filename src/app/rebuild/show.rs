@@ -17,6 +17,10 @@ use crate::{
     },
 };
 
+fn es(count: usize) -> &'static str {
+    if count == 1 { "" } else { "es" }
+}
+
 /// How a rebuild speaks.
 #[derive(Debug, Clone, Copy)]
 pub struct Voice {
@@ -47,6 +51,24 @@ impl Voice {
         self.event(
             &json!({ "event": "begun", "consumer": name, "version": version, "live": live, "resumed": resumed, "partitions": partitions }),
             &format!("{name}: {how} version {version} from the log, on {partitions} partitions; people read version {live} meanwhile"),
+        );
+    }
+
+    pub fn makes_indexes(self, name: &str, count: usize) {
+        self.event(
+            &json!({ "event": "makes_indexes", "consumer": name, "indexes": count }),
+            &format!(
+                "{name}: makes {count} index{}, which waits for transactions that are open in this database now",
+                es(count)
+            ),
+        );
+    }
+
+    pub fn made_indexes(self, name: &str, count: usize, took: Duration) {
+        let seconds = took.as_secs_f64();
+        self.event(
+            &json!({ "event": "made_indexes", "consumer": name, "indexes": count, "seconds": seconds }),
+            &format!("{name}: {count} index{} made in {seconds:.1} s", es(count)),
         );
     }
 
@@ -86,6 +108,25 @@ impl Voice {
             &json!({ "event": "ended", "consumer": name, "version": version }),
             &format!("version {version} of {name} is not being built any more"),
         );
+    }
+
+    /// Whether another process applies what is live now, and after how long.
+    pub fn taken_over(self, name: &str, version: i32, after: Option<Duration>) {
+        let event = json!({ "event": "taken_over", "consumer": name, "version": version,
+                            "after_ms": after.map(|after| after.as_secs_f64() * 1e3) });
+        let text = match after {
+            Some(after) => {
+                format!(
+                    "{name}: another process applies version {version} since {:.1} s after the swap; until then this one did",
+                    after.as_secs_f64()
+                )
+            }
+            None => format!(
+                "{name}: no process with the role consume has taken version {version} over, and this one ends: start one, or people \
+                 read what does not change any more"
+            ),
+        };
+        self.event(&event, &text);
     }
 
     pub fn swapped(self, name: &str, swapped: &Swapped, took: Duration, hours: f64) {
@@ -131,7 +172,8 @@ impl<'a> Bar<'a> {
         }
     }
 
-    pub fn show(&mut self, places: &[Place]) {
+    /// `makes_room`: the live projection that goes first.
+    pub fn show(&mut self, places: &[Place], makes_room: Option<&str>) {
         let done: i64 = places.iter().map(|place| place.next_offset).sum();
         let known = !places.is_empty() && places.iter().all(|place| place.end().is_some());
         let total: i64 = places.iter().map(|place| place.end().unwrap_or_default().max(place.next_offset)).sum();
@@ -140,11 +182,15 @@ impl<'a> Bar<'a> {
         let rate = self.rate();
         let left = (known && rate > 0.0).then(|| (total - done) as f64 / rate);
         if self.terminal {
-            let percent = if known && total > 0 { done as f64 * 100.0 / total as f64 } else { 0.0 };
+            if !known || total == 0 {
+                return;
+            }
+            let percent = done as f64 * 100.0 / total as f64;
+            let room = makes_room.map_or_else(String::new, |name| format!(", makes room for {name}"));
             let left = left.map_or_else(String::new, |left| format!(", {left:.0} s left"));
             let furthest = places.iter().max_by_key(|place| place.end().unwrap_or_default() - place.next_offset);
             let behind = furthest.map_or_else(String::new, |place| format!(", {} at {}", place.at, place.next_offset));
-            eprint!("\r\x1b[2K{}: {percent:.1} % of {total}, {rate:.0}/s{left}{behind}", self.label);
+            eprint!("\r\x1b[2K{}: {percent:.1} % of {total}, {rate:.0}/s{left}{behind}{room}", self.label);
             let _ = std::io::stderr().flush();
         } else if self.voice.json && self.said.is_none_or(|said| said.elapsed() > LINES) {
             self.said = Some(Instant::now());
@@ -157,7 +203,7 @@ impl<'a> Bar<'a> {
             say!(
                 "{}",
                 json!({ "event": "progress", "done": done, "total": known.then_some(total), "per_second": rate.round(),
-                               "seconds_left": left.map(f64::round), "partitions": partitions })
+                               "seconds_left": left.map(f64::round), "makes_room_for": makes_room, "partitions": partitions })
             );
         }
     }

@@ -56,6 +56,21 @@ fn network_of_ipv6_is_one_client() {
 }
 
 #[test]
+fn nobody_is_let_in_while_many_that_made_room_are_not_gone() {
+    use futures_util::FutureExt as _;
+    let all = connections(Limits { per_client: 1000, ..LIMITS });
+    let client = ip("10.0.0.1");
+    let mut places: Vec<Place> = (0..LIMITS.connections + LEAVING).map(|_| all.admit(client).ok().unwrap()).collect();
+    assert_eq!(all.let_leave().now_or_never(), None);
+    let leaving = places.iter().position(|place| told(&place.activity) == Some(Order::Cut)).unwrap();
+    places.remove(leaving);
+    assert_eq!(all.let_leave().now_or_never(), Some(()));
+    drop(places);
+    let table = all.lock();
+    assert_eq!((table.leaving, table.open()), (0, 0));
+}
+
+#[test]
 fn longest_idle_connection_makes_room() {
     let all = connections(Limits { per_client: 8, ..LIMITS });
     let places: Vec<Arc<Place>> = (0..8)

@@ -45,11 +45,12 @@ pub(super) struct Fate(i64);
 
 impl Fate {
     const PENDING: i64 = i64::MIN;
-    const NO_OFFSET: i64 = i64::MIN + 1;
 
-    /// `offset` < 0: the broker has it (it knew the sequence number), but did not say where.
-    pub fn written(offset: i64) -> Self {
-        Self(if offset < 0 { Self::NO_OFFSET } else { offset })
+    /// Without an offset (below 0), nobody knows: librdkafka takes a record for written when one that was sent after it is
+    /// acknowledged. The broker of a partition that has not seen the producer before takes that one, whatever its sequence number,
+    /// and the first may never have come: refused for want of replicas, and not sent again.
+    pub fn reported(offset: i64) -> Self {
+        if offset < 0 { Self::failed(Reason::NotPlaced) } else { Self(offset) }
     }
 
     pub fn failed(reason: Reason) -> Self {
@@ -58,8 +59,7 @@ impl Fate {
 
     fn delivery(self, partition: i32) -> Delivery {
         match self.0 {
-            offset if offset >= 0 => Delivery::Written { partition, offset: Some(offset) },
-            Self::NO_OFFSET => Delivery::Written { partition, offset: None },
+            offset if offset >= 0 => Delivery::Written { partition, offset },
             code => {
                 let reason = u8::try_from(-1 - code).map_or(Reason::Other, Reason::from_code);
                 if reason.is_definite() { Delivery::NotWritten(reason) } else { Delivery::Unknown(reason) }
@@ -311,8 +311,8 @@ mod tests {
 
     #[test]
     fn fate_of_each_kind_reads_back_as_delivery() {
-        assert_eq!(Fate::written(0).delivery(3), Delivery::Written { partition: 3, offset: Some(0) });
-        assert_eq!(Fate::written(-1001).delivery(3), Delivery::Written { partition: 3, offset: None });
+        assert_eq!(Fate::reported(0).delivery(3), Delivery::Written { partition: 3, offset: 0 });
+        assert_eq!(Fate::reported(-1001).delivery(3), Delivery::Unknown(Reason::NotPlaced));
         assert_eq!(Fate::failed(Reason::QueueFull).delivery(0), Delivery::NotWritten(Reason::QueueFull));
         assert_eq!(Fate::failed(Reason::TimedOut).delivery(0), Delivery::Unknown(Reason::TimedOut));
     }
@@ -323,7 +323,7 @@ mod tests {
         let number = window.insert(batch(1, &budget));
         window.queued(number);
         assert_eq!(budget.used(), 1);
-        window.settle(Ticket { batch: number, index: 0 }, Fate::written(7));
+        window.settle(Ticket { batch: number, index: 0 }, Fate::reported(7));
         assert_eq!(budget.used(), 0);
         assert!(window.is_empty());
     }
@@ -344,7 +344,7 @@ mod tests {
                 pending.push((vec![None; size], PendingReceipt(batch)));
             }
             for (batch, index, offset) in reports {
-                window.settle(Ticket { batch, index }, Fate::written(offset));
+                window.settle(Ticket { batch, index }, Fate::reported(offset));
                 if let Some(slot) = pending.get_mut(batch as usize).and_then(|(seen, _)| seen.get_mut(index as usize)) {
                     slot.get_or_insert(offset);
                 }
@@ -354,7 +354,7 @@ mod tests {
             for (seen, receipt) in pending {
                 let all: Option<Vec<i64>> = seen.into_iter().collect();
                 let got = receipt.now_or_never().map(|r| r.deliveries.iter().map(|d| match d {
-                    Delivery::Written { offset, .. } => offset.unwrap(),
+                    Delivery::Written { offset, .. } => *offset,
                     _ => -1,
                 }).collect::<Vec<_>>());
                 prop_assert_eq!(got, all);

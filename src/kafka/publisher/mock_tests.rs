@@ -137,6 +137,23 @@ async fn too_few_replicas_in_sync_are_no_202_and_one_try_at_a_time() {
     }
 }
 
+/// The broker refuses a producer's first request for want of replicas, and takes the second, which was on its way: it has nothing
+/// to compare its sequence number with. librdkafka reports the records of the first as written with those of the second.
+#[tokio::test(flavor = "multi_thread")]
+async fn record_that_is_acknowledged_only_with_a_later_one_is_not_written() {
+    let (cluster, options) = cluster();
+    let publisher = ready(&options).await;
+    cluster.broker_round_trip_time(1, Duration::from_millis(300)).unwrap();
+    cluster.request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS]);
+    let first = publisher.publish(one("a")).unwrap();
+    // More than they wait for others: these are two requests.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let second = publisher.publish(one("a")).unwrap();
+    let (first, second) = (within(20, first).await, within(20, second).await);
+    assert_eq!(first.deliveries, [Delivery::Unknown(Reason::NotPlaced)]);
+    assert!(matches!(second.deliveries[..], [Delivery::Written { offset: 0, .. }]), "{second:?}");
+}
+
 fn partition(key: &str) -> i32 {
     murmur2::partition_of(key.as_bytes(), 2)
 }

@@ -117,9 +117,8 @@ pub struct Receipt {
 /// What became of one record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Delivery {
-    /// On every in-sync replica. The offset is missing in one rare case: the acknowledgement of the first try was
-    /// lost, and the broker remembers that it has the record but not where.
-    Written { partition: i32, offset: Option<i64> },
+    /// On every in-sync replica, and the broker has said where.
+    Written { partition: i32, offset: i64 },
     /// Certainly not in the log.
     NotWritten(Reason),
     /// Perhaps in the log: nobody can tell but a reader of it. Never sent again by us.
@@ -131,11 +130,11 @@ impl Receipt {
         self.deliveries.iter().all(|d| matches!(d, Delivery::Written { .. }))
     }
 
-    /// The position that covers every record written whose offset is known.
+    /// The position that covers every record written.
     pub fn position(&self) -> Position {
         let mut position = Position::new();
         for delivery in &self.deliveries {
-            if let Delivery::Written { partition, offset: Some(offset) } = delivery {
+            if let Delivery::Written { partition, offset } = delivery {
                 position.include(TopicPartition::new(self.topic.clone(), *partition), *offset);
             }
         }
@@ -182,6 +181,8 @@ reasons! {
     NotEnoughReplicas = 7, false, "too few replicas are in sync";
     Closed = 8, false, "millpond was stopped before the acknowledgement came";
     ProducerLost = 9, false, "the producer failed and was replaced";
+    /// Acknowledged only with one that was sent after it.
+    NotPlaced = 11, false, "kafka did not say where the record is";
     Other = 10, false, "kafka reported an error that leaves open whether the record was written";
 }
 
@@ -487,7 +488,7 @@ mod tests {
 
     #[test]
     fn position_names_first_and_last_record_of_each_partition() {
-        let written = |partition, offset| Delivery::Written { partition, offset: Some(offset) };
+        let written = |partition, offset| Delivery::Written { partition, offset };
         let deliveries = vec![written(0, 5), written(1, 9), written(0, 6), Delivery::Unknown(Reason::TimedOut)];
         let receipt = Receipt { topic: "t".into(), deliveries };
         assert_eq!(receipt.position().to_string(), "t/0@5..7,t/1@10");

@@ -116,7 +116,7 @@ impl ProducerContext for Context {
                 if self.state.topics.any_doubted() {
                     self.state.topics.note(message.topic(), message.partition(), true);
                 }
-                Fate::written(message.offset())
+                Fate::reported(message.offset())
             }
             Err((error, message)) => {
                 let code = error.rdkafka_error_code().unwrap_or(Code::Fail);

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
-use crate::store::outbox::Lane;
 
 fn row(version: i32, made: i64, out_seq: i64, event: u128) -> OutboxRow {
     OutboxRow {
@@ -21,16 +20,21 @@ fn row(version: i32, made: i64, out_seq: i64, event: u128) -> OutboxRow {
     }
 }
 
+fn in_log(record: &MarkerRecord) -> Record {
+    let (key, payload) = (Some(record.key.clone()), record.payload.clone());
+    Record { topic: TOPIC.into(), partition: 0, offset: 0, timestamp: None, key, payload, headers: Vec::new() }
+}
+
 /// Sends the rows that have not left in one transaction, through the log and back; returns those.
 fn send(markers: &mut Markers, rows: &[OutboxRow]) -> Vec<u128> {
-    let leave: Vec<&OutboxRow> = rows.iter().filter(|row| !markers.has(row)).collect();
+    let leave: Vec<(&OutboxRow, i32)> = rows.iter().filter(|row| !markers.has(row)).map(|row| (row, 0)).collect();
     let mut step = Step::default();
     markers.step(&leave, &mut step);
     let mut read = markers.clone();
     for record in step.records() {
-        apply(&mut read.of, read.installation, Some(&record.key), record.payload.as_deref());
+        apply(&mut read.of, read.installation, &in_log(&record));
     }
-    let ids = leave.iter().map(|row| row.event_id.as_u128()).collect();
+    let ids = leave.iter().map(|(row, _)| row.event_id.as_u128()).collect();
     markers.take(step);
     assert_eq!(read.of, markers.of, "what is read is what was taken up");
     ids
@@ -83,16 +87,83 @@ fn markers_of_versions_before_the_last_are_forgotten() {
 }
 
 #[test]
+fn rows_of_several_versions_in_one_transaction_have_a_marker_each() {
+    let mut markers = Markers::new(Uuid::from_u128(1));
+    send(&mut markers, &[row(1, 7, 1, 5)]);
+    let (old, new) = (row(1, 7, 2, 6), row(3, 9, 1, 7));
+    send(&mut markers, &[old.clone(), new.clone()]);
+    assert!(markers.has(&old) && markers.has(&new));
+}
+
+#[test]
 fn records_of_others_are_passed_over() {
     let mut markers = Markers::new(Uuid::from_u128(1));
     let mut other = Step::default();
-    Markers::new(Uuid::from_u128(2)).step(&[&row(1, 7, 1, 5)], &mut other);
+    Markers::new(Uuid::from_u128(2)).step(&[(&row(1, 7, 1, 5), 0)], &mut other);
     for record in other.records().into_iter().chain([greeting(Uuid::from_u128(1), "now")]) {
-        apply(&mut markers.of, markers.installation, Some(&record.key), record.payload.as_deref());
+        apply(&mut markers.of, markers.installation, &in_log(&record));
     }
-    apply(&mut markers.of, markers.installation, None, Some(b"{}"));
-    apply(&mut markers.of, markers.installation, Some(b"\xff"), None);
+    let strange = MarkerRecord { key: b"\xff".to_vec(), payload: None };
+    apply(&mut markers.of, markers.installation, &in_log(&strange));
+    apply(&mut markers.of, markers.installation, &Record { key: None, ..in_log(&strange) });
     assert!(markers.of.is_empty());
+}
+
+/// A marker as earlier releases have written it.
+fn of_earlier_release(place: &Place, out_seq: i64, ids: &[Uuid]) -> Record {
+    let bytes: Vec<u8> = ids.iter().flat_map(|id| *id.as_bytes()).collect();
+    let ids = BASE64.encode(bytes);
+    let value = serde_json::json!({ "made": 7, "out_seq": out_seq, "event_id": Uuid::nil(), "ids": ids });
+    in_log(&MarkerRecord { key: json(place), payload: Some(json(&value)) })
+}
+
+/// Takes up all these records as attempts, and those that are committed.
+fn read(markers: &mut Markers, records: &[(Record, bool)]) {
+    let mut attempted = HashMap::new();
+    for (record, is_committed) in records {
+        apply(&mut attempted, markers.installation, record);
+        if *is_committed {
+            apply(&mut markers.of, markers.installation, record);
+        }
+    }
+    markers.believe(attempted);
+}
+
+#[test]
+fn marker_of_an_earlier_release_is_believed_where_it_is_committed() {
+    let mut markers = Markers::new(Uuid::from_u128(1));
+    let (first, second) = (row(1, 7, 1, 5), row(1, 7, 2, 6));
+    let place = markers.place(&first);
+    let committed = of_earlier_release(&place, 1, &[first.event_id]);
+    let aborted = of_earlier_release(&place, 2, &[first.event_id, second.event_id]);
+    read(&mut markers, &[(committed, true), (aborted, false)]);
+    assert!(markers.has(&first) && !markers.has(&second));
+    assert!(markers.doubts([&first, &second]).is_empty());
+}
+
+#[test]
+fn what_an_attempt_has_sent_is_looked_for_also_after_others_have_left() {
+    let rows = [row(1, 7, 1, 5), row(1, 7, 2, 6)];
+    let mut step = Step::default();
+    Markers::new(Uuid::from_u128(1)).step(&[(&rows[0], 0), (&rows[1], 0)], &mut step);
+    let mut markers = Markers::new(Uuid::from_u128(1));
+    read(&mut markers, &[(in_log(&step.records()[0]), false)]);
+    // Postgres went back, and something else comes first.
+    assert_eq!(send(&mut markers, &[row(1, 7, 1, 99)]), [99]);
+    let doubts = markers.doubts(&rows);
+    assert_eq!((doubts.len(), doubts[0].ids.len(), doubts[0].is_committed), (1, 2, false));
+    assert!(markers.settle(&doubts[0], &HashSet::from([rows[0].event_id])));
+    assert!(markers.has(&row(1, 7, 1, 99)), "what left since is not forgotten");
+}
+
+#[test]
+fn targets_are_the_partitions_written_to_and_where_they_stood() {
+    let rows = [row(1, 7, 1, 5), row(1, 7, 2, 6), row(1, 7, 3, 7)];
+    let mut step = Step::default();
+    Markers::new(Uuid::from_u128(1)).step(&[(&rows[0], 4), (&rows[1], 2), (&rows[2], 4)], &mut step);
+    step.begin_at(|topic, partition| if topic == "e" { 100 + i64::from(partition) } else { 0 });
+    let target = |partition, from| Target { topic: "e".into(), partition, from };
+    assert_eq!(step.set[0].1.targets, [target(4, 104), target(2, 102)]);
 }
 
 /// What happens to an outbox.
@@ -158,7 +229,73 @@ fn play(events: &[Event]) -> (BTreeMap<u128, usize>, i64, bool) {
     (left, count, in_order)
 }
 
+/// A relay that begins anew, sees that many rows, sends some of them, and does not see the outcome; and where Kafka commits
+/// it.
+#[derive(Debug, Clone)]
+struct Torn {
+    seen: u8,
+    rows: u8,
+    committed: [bool; 3],
+    marker: bool,
+}
+
+fn torn() -> impl Strategy<Value = Torn> {
+    let committed = prop_oneof![Just([true; 3]), Just([false; 3]), any::<[bool; 3]>()];
+    (1..30_u8, 0..20_u8, committed, any::<bool>()).prop_map(|(seen, rows, committed, marker)| Torn {
+        seen,
+        rows,
+        committed,
+        marker,
+    })
+}
+
+/// Kafka, as far as it is committed: ids of events, and all markers, committed or not.
+#[derive(Default)]
+struct Topics {
+    events: Vec<Uuid>,
+    markers: Vec<(Record, bool)>,
+}
+
+impl Topics {
+    /// A relay that begins anew removes what has left of these rows.
+    fn begin_anew(&self, waiting: &mut Vec<OutboxRow>, seen: usize) -> Markers {
+        let mut markers = Markers::new(Uuid::from_u128(1));
+        read(&mut markers, &self.markers);
+        let rows: Vec<OutboxRow> = waiting.iter().take(seen).cloned().collect();
+        for doubt in markers.doubts(&rows) {
+            let found: HashSet<Uuid> = self.events.iter().filter(|id| doubt.ids.contains(id)).copied().collect();
+            waiting.retain(|row| !found.contains(&row.event_id));
+            markers.settle(&doubt, &found);
+        }
+        waiting.retain(|row| rows.iter().all(|seen| seen.out_seq != row.out_seq) || !markers.has(row));
+        markers
+    }
+}
+
 proptest! {
+    #[test]
+    fn every_event_leaves_once_however_kafka_tears_transactions(history in prop::collection::vec(torn(), 1..12)) {
+        let mut waiting: Vec<OutboxRow> = (1..=60).map(|n| row(1, 7, n, n as u128)).collect();
+        let mut topics = Topics::default();
+        for Torn { seen, rows, committed, marker } in history {
+            let seen_of: Vec<i64> = waiting.iter().take(usize::from(seen)).map(|row| row.out_seq).collect();
+            let markers = topics.begin_anew(&mut waiting, seen_of.len());
+            let leave = waiting.iter().filter(|row| seen_of.contains(&row.out_seq)).take(usize::from(rows));
+            let sent: Vec<(&OutboxRow, i32)> = leave.map(|row| (row, (row.out_seq % 3) as i32)).collect();
+            let mut step = Step::default();
+            markers.step(&sent, &mut step);
+            topics.markers.extend(step.records().iter().map(|record| (in_log(record), marker)));
+            let is_committed = |(_, at): &&(&OutboxRow, i32)| committed[*at as usize];
+            topics.events.extend(sent.iter().filter(is_committed).map(|(row, _)| row.event_id));
+        }
+        let all = waiting.len();
+        topics.begin_anew(&mut waiting, all);
+        let mut events = topics.events;
+        events.extend(waiting.iter().map(|row| row.event_id));
+        events.sort_unstable();
+        prop_assert_eq!(events, (1..=60).map(Uuid::from_u128).collect::<Vec<_>>());
+    }
+
     #[test]
     fn every_event_leaves_once_whenever_the_relay_dies(events in prop::collection::vec(event(), 0..60)) {
         let events: Vec<Event> = events.into_iter().filter(|event| !matches!(event, Event::Rewind(_))).collect();

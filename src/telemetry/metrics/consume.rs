@@ -28,4 +28,11 @@ metrics! {
         "Keys whose records wait in order, in all partitions of the projection, whichever process has them", &["consumer"];
     PARKED_RECORDS: IntGaugeVec = "millpond_parked_records",
         "Records that wait with their key", &["consumer"];
+    VERSION_LAG: IntGaugeVec = "millpond_version_lag_messages",
+        "Records that a version beside the live one has not applied yet, by its state (building, standby, scratch), whichever process applies them",
+        &["consumer", "version", "state"];
+    VERSION_PASSED: IntGaugeVec = "millpond_version_passed_messages",
+        "Offsets that lie behind its fences: how fast they grow is how fast it is built", &["consumer", "version", "state"];
+    VERSION_HALTED: IntGaugeVec = "millpond_version_halted_partitions",
+        "Partitions on which it has halted", &["consumer", "version", "state"];
 }

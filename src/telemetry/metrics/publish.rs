@@ -7,7 +7,9 @@ metrics! {
     SENT: IntCounterVec = "millpond_outbox_messages_total",
         "Rows of the outbox handed to Kafka, by outcome: written, failed", &["topic", "outcome"];
     RECOGNISED: IntCounter = "millpond_outbox_recognised_messages_total",
-        "Rows of the outbox that had left already, as a marker says, and were not sent again";
+        "Rows of the outbox that had left already, as a marker or the log says, and were not sent again";
+    TORN: IntCounter = "millpond_outbox_torn_transactions_total",
+        "Transactions of which Kafka committed only a part; the rest was sent again";
     TRANSACTIONS: IntCounterVec = "millpond_outbox_transactions_total",
         "Transactions of downstream events, by outcome: committed, failed, fenced (another relay has taken over)",
         &["outcome"];

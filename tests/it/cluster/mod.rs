@@ -1,8 +1,8 @@
 //! Millpond as it is run: processes of the real binary on one project, and servers that a test may stop.
 //!
 //! A [`Cluster`] is one application: a copy of a project with topics of its own, a database of its own, and however many
-//! processes a test starts. All clusters share one Kafka and one Postgres, apart from those of the other tests, one test
-//! at a time: whoever has the servers may stop, kill and freeze them, and the next one finds them mended.
+//! processes a test starts. A cluster has a Kafka and a Postgres, apart from those that the other tests share, for itself: it
+//! may stop, kill and freeze them, and the next one finds them mended.
 
 mod application;
 mod commands;

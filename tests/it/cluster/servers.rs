@@ -1,25 +1,47 @@
-//! The Kafka and the Postgres of all clusters, lent to one test at a time.
+//! A Kafka and a Postgres for each cluster, lent to one test at a time.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use millpond::dev::{KafkaServer, PostgresServer, Progress, Servers};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
-static SERVERS: Mutex<Option<Servers>> = Mutex::new(None);
+/// Pairs of servers at most, however many tests run at once: one takes half a GiB.
+const MOST: usize = 4;
+
+static POOL: Mutex<Pool> = Mutex::new(Pool { idle: Vec::new(), lent: 0 });
+static GIVEN_BACK: Condvar = Condvar::new();
+
+struct Pool {
+    idle: Vec<Servers>,
+    lent: usize,
+}
+
+impl Pool {
+    fn lock() -> MutexGuard<'static, Self> {
+        POOL.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// The servers, for as long as this lives.
-pub struct Exclusive(MutexGuard<'static, Option<Servers>>);
+pub struct Exclusive(Option<Servers>);
 
 impl Exclusive {
-    /// Waits for the test that has them; starts them if nobody had them yet, and mends what was left broken.
+    /// Takes servers that no test has, or starts some; waits for a test to end when there are enough. Mends what was left
+    /// broken.
     pub fn take() -> Self {
-        // A test that failed leaves nothing behind but servers in a state that is mended here.
-        let mut servers = SERVERS.lock().unwrap_or_else(PoisonError::into_inner);
-        match &mut *servers {
+        let mut pool =
+            GIVEN_BACK.wait_while(Pool::lock(), |pool| pool.lent == MOST).unwrap_or_else(PoisonError::into_inner);
+        pool.lent += 1;
+        let idle = pool.idle.pop();
+        drop(pool);
+        // From here on what panics gives its place back.
+        let mut taken = Self(idle);
+        match &mut taken.0 {
+            // A test that failed leaves nothing behind but servers in a state that is mended here.
             Some(servers) => mend(servers),
-            None => *servers = Some(start()),
+            None => taken.0 = Some(start()),
         }
-        Self(servers)
+        taken
     }
 
     fn servers(&self) -> &Servers {
@@ -45,6 +67,15 @@ impl Exclusive {
         connection.execute(AssertSqlSafe(format!("create database {name}"))).await.unwrap();
         let (address, _) = server.rsplit_once('/').expect("a URL with a database");
         format!("{address}/{name}")
+    }
+}
+
+impl Drop for Exclusive {
+    fn drop(&mut self) {
+        let mut pool = Pool::lock();
+        pool.lent -= 1;
+        pool.idle.extend(self.0.take());
+        GIVEN_BACK.notify_one();
     }
 }
 

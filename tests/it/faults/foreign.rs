@@ -29,6 +29,12 @@ impl Foreigner {
         self.write_with(key, payload, &[("from", Some("elsewhere"))]).await
     }
 
+    /// Writes a record without a value.
+    pub async fn bury(&self, key: &[u8]) {
+        let record = FutureRecord::<[u8], [u8]>::to(&self.topic).key(key).partition(partition_of(key, self.partitions));
+        self.producer.send(record, SOON).await.map_err(|(error, _)| error).unwrap();
+    }
+
     async fn write_with(&self, key: &[u8], payload: &[u8], headers: &[(&str, Option<&str>)]) -> String {
         let headers = headers
             .iter()

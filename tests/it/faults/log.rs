@@ -6,11 +6,10 @@ use millpond::kafka::{Idle, OutgoingRecord, Reader};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
 use rdkafka::client::DefaultClientContext;
-use rdkafka::{Offset, TopicPartitionList};
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, Process, Project, SOON, Web};
-use crate::harness::{eventually, eventually_async, unique};
+use crate::harness::{eventually, eventually_async, remove_records, unique};
 
 const PAYMENTS: usize = 12;
 
@@ -87,10 +86,8 @@ async fn log_that_was_cut_halts_until_told_to_skip_what_is_gone() {
     pay(&ingest.web, 5, 10).await;
     let ends = cluster.ends(&cluster.project.topic).await;
     let partition = i32::try_from(ends.iter().position(|end| *end > 0).unwrap()).unwrap();
-    let mut list = TopicPartitionList::new();
     let low = i64::try_from(PAYMENTS + 2).unwrap();
-    list.add_partition_offset(&cluster.project.topic, partition, Offset::Offset(low)).unwrap();
-    admin(&cluster).delete_records(&list, &AdminOptions::new()).await.unwrap();
+    remove_records(&cluster.servers.brokers(), &cluster.project.topic, partition, low).await;
 
     let consume = cluster.start("consume", &[]);
     let (code, command) = halted(&cluster).await;

@@ -79,6 +79,32 @@ async fn relay_stopped_under_load_sends_every_event_once() {
     assert_eq!(events.repeated, 0, "of {}", events.first);
 }
 
+/// Versions that are live in turn while nothing is sent: each has events of a stretch of the log.
+#[tokio::test(flavor = "multi_thread")]
+async fn events_of_versions_that_were_live_in_turn_leave_in_the_order_of_their_records() {
+    let cluster = Cluster::flights("turns").await;
+    let (ingest, consume) = (cluster.start("ingest", &[]), cluster.start("consume", &[]));
+    let late =
+        |cluster: &Cluster| late_departures(&cluster.cat(&cluster.project.topic)).values().map(Vec::len).sum::<usize>();
+    for (day, then) in
+        [(1, &["rebuild", "flight_rules", "--swap"][..]), (2, &["rollback", "flight_rules"]), (3, &["plan"])]
+    {
+        crate::flights::post(&ingest, &days(&[day])).await;
+        let made = i64::try_from(late(&cluster)).unwrap();
+        let waiting = "select count(*) from millpond.outbox where not held";
+        eventually_async(SOON, async || cluster.number(waiting).await == Some(made)).await;
+        cluster.succeeds(then);
+    }
+    let publish = cluster.start("publish", &[]);
+    let left = "select count(*) from millpond.outbox where not held";
+    eventually_async(SOON, async || cluster.number(left).await == Some(0)).await;
+    let events = judge(&cluster);
+    assert_eq!((events.first, events.repeated), (late(&cluster), 0));
+    for process in [publish, consume, ingest] {
+        process.stop();
+    }
+}
+
 /// What the topic of events has.
 struct Events {
     first: usize,
@@ -231,6 +257,25 @@ async fn projection_with_unsent_rows_is_dropped_only_when_told_to_give_them_up()
     for table in ["projections", "versions", "fences", "outbox", "dead_letters"] {
         assert_eq!(cluster.number(&format!("select count(*) from millpond.{table}")).await, Some(0), "{table}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn projection_that_a_process_applies_is_dropped_only_when_told_so() {
+    let cluster = Cluster::of("applied", Project::sums).await;
+    let consume = cluster.start("consume", &[]);
+    let applied = "select count(*) from millpond.ends where observed_at > now() - interval '1 second'";
+    eventually_async(SOON, async || cluster.number(applied).await == Some(2)).await;
+    std::fs::remove_dir_all(cluster.project.dir.join("consumers/sums")).unwrap();
+
+    let status: Value = serde_json::from_slice(&cluster.run(&["status", "--json"]).stdout).unwrap();
+    assert_eq!(status[0]["state"], "running", "{status}");
+    let refused = cluster.run(&["consumer", "drop", "sums"]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("a process applies sums"), "{said}");
+    assert_eq!(cluster.number("select count(*) from millpond.projections").await, Some(1));
+    consume.stop();
+    cluster.succeeds(&["consumer", "drop", "sums"]);
+    assert_eq!(cluster.number("select count(*) from millpond.projections").await, Some(0));
 }
 
 async fn sent(cluster: &Cluster) -> i64 {

@@ -10,6 +10,10 @@ mod servers;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+
 pub use answer::Answer;
 pub use database::{Database, database, empty_database};
 pub use servers::{brokers, own_folder, own_options, postgres_url};
@@ -39,4 +43,13 @@ pub async fn eventually_async<F: Future<Output = bool>>(within: Duration, mut co
         assert!(Instant::now() < deadline, "did not come true within {within:?}");
         tokio::time::sleep(POLL).await;
     }
+}
+
+/// Removes the records of a partition before an offset, as retention does.
+pub async fn remove_records(brokers: &str, topic: &str, partition: i32, before: i64) {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
+    let mut removed = TopicPartitionList::new();
+    removed.add_partition_offset(topic, partition, Offset::Offset(before)).unwrap();
+    admin.delete_records(&removed, &AdminOptions::new()).await.unwrap();
 }

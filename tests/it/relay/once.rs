@@ -3,18 +3,25 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use millpond::kafka::{Admin, Options, TopicSpec};
-use millpond::publish::Transactions;
+use millpond::kafka::{Admin, Idle, Options, OutgoingRecord, Reader, TopicSpec};
+use millpond::publish::{
+    Transactions,
+    markers::{self, Markers, Step},
+};
+use millpond::store::outbox::{self, Bounds, Lanes, OutboxRow};
 use millpond::store::relay::{self, Delivery};
+use millpond::telemetry::metrics::publish::TORN;
+use rdkafka::ClientConfig;
 use rdkafka::mocking::MockCluster;
-use rdkafka::producer::DefaultProducerContext;
+use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer as _};
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 
 use super::{Outbox, SOON};
-use crate::harness::{eventually_async, unique};
+use crate::harness::{brokers, eventually_async, remove_records, unique};
 use crate::publisher::{new_topic, options};
 
 const NUMBER: &str = "convert_to(n::text, 'UTF8')";
@@ -163,6 +170,104 @@ async fn databases_that_share_a_kafka_do_not_take_each_other_for_themselves() {
     for relay in relays {
         relay.stop().await;
     }
+}
+
+/// A transaction of a relay that Kafka tears: events of some of these rows are committed, the marker of all of them is, or is
+/// not. No broker can be made to do that at will, so it is made of several transactions.
+async fn torn_transaction(outbox: &Outbox, sent: Range<i64>, committed: Range<i64>, with_marker: bool) {
+    let mut postgres = outbox.connect().await;
+    let installation = relay::installation(&mut postgres).await.unwrap();
+    let bounds = Bounds { rows: 1_000, bytes: 1 << 20, all_rows: 1_000, all_bytes: 1 << 20 };
+    let rows = outbox::pending(&mut postgres, Lanes::But(&[]), bounds).await.unwrap().concat();
+    let rows: Vec<OutboxRow> = rows.into_iter().filter(|row| sent.contains(&row.out_seq)).collect();
+    let work = move || {
+        let producer = Idle::start(&options(), &format!("millpond-relay-{installation}")).unwrap();
+        let mut known = Markers::new(installation);
+        known.catch_up(&options()).unwrap();
+        let mut step = Step::default();
+        known.step(&rows.iter().map(|row| (row, 0)).collect::<Vec<_>>(), &mut step);
+        step.begin_at(|topic, partition| producer.reached(topic, partition));
+        let mut events = producer.begin().unwrap();
+        for row in rows.iter().filter(|row| committed.contains(&row.out_seq)) {
+            let id = row.event_id.to_string();
+            let headers: &[(&str, Option<&[u8]>)] = &[("mp-event-id", Some(id.as_bytes()))];
+            let (topic, key, payload) = (row.target_topic.as_str(), row.key.as_deref(), row.payload.as_deref());
+            events.send(&OutgoingRecord { topic, partition: Some(0), key, payload, headers }).unwrap();
+        }
+        drop(events.commit().unwrap());
+        let marking: BaseProducer = ClientConfig::new()
+            .set("bootstrap.servers", brokers())
+            .set("transactional.id", unique("torn"))
+            .create()
+            .unwrap();
+        marking.init_transactions(SOON).unwrap();
+        marking.begin_transaction().unwrap();
+        for marker in step.records() {
+            let payload = marker.payload.as_deref().unwrap();
+            marking.send(BaseRecord::to(markers::TOPIC).key(&marker.key).payload(payload)).unwrap();
+        }
+        // What is aborted is in the log, too.
+        marking.flush(SOON).unwrap();
+        let ended = if with_marker { marking.commit_transaction(SOON) } else { marking.abort_transaction(SOON) };
+        ended.unwrap();
+    };
+    tokio::task::spawn_blocking(work).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn transaction_that_kafka_tears_leaves_whole_and_once() {
+    let outbox = Outbox::of(new_topic(1).await);
+    outbox.version(1, "live").await;
+    outbox.rows(1, 0, 1..11, NUMBER).await;
+    let torn = TORN.get();
+    // The relay's topic is there once one has run.
+    outbox.relay_topics().await;
+    torn_transaction(&outbox, 1..9, 1..6, true).await;
+    let relay = outbox.relay().await;
+    outbox.is_empty().await;
+    relay.stop().await;
+    assert_eq!((outbox.log(0).await, TORN.get() - torn), (numbers(1..11), 1));
+
+    outbox.rows(1, 0, 11..21, NUMBER).await;
+    torn_transaction(&outbox, 11..19, 11..15, false).await;
+    let relay = outbox.relay().await;
+    outbox.is_empty().await;
+    relay.stop().await;
+    assert_eq!((outbox.log(0).await, TORN.get() - torn), (numbers(1..21), 2));
+
+    // Neither what was aborted whole nor what was committed whole is torn.
+    outbox.rows(1, 0, 21..41, NUMBER).await;
+    torn_transaction(&outbox, 21..31, 0..0, false).await;
+    torn_transaction(&outbox, 21..26, 21..26, true).await;
+    let relay = outbox.relay().await;
+    outbox.is_empty().await;
+    relay.stop().await;
+    assert_eq!((outbox.log(0).await, TORN.get() - torn), (numbers(1..41), 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn committed_transaction_whose_records_retention_has_removed_does_not_leave_again() {
+    let topic = new_topic(1).await;
+    let outbox = Outbox::of(topic.clone());
+    outbox.version(1, "live").await;
+    outbox.rows(1, 0, 1..11, NUMBER).await;
+    outbox.relay_topics().await;
+    torn_transaction(&outbox, 1..9, 1..9, true).await;
+    remove_records(&brokers(), &topic, 0, 6).await;
+    let relay = outbox.relay().await;
+    outbox.is_empty().await;
+    relay.stop().await;
+    assert_eq!(outbox.log(0).await, numbers(7..11), "what was removed, and what was kept of it, is not sent again");
+
+    // What was aborted may have left in part, but nobody knows which: none of it may be lost.
+    outbox.rows(1, 0, 11..21, NUMBER).await;
+    torn_transaction(&outbox, 11..21, 0..0, false).await;
+    let (_, end) = Reader::open(&options()).unwrap().watermarks(&topic, 0).unwrap();
+    remove_records(&brokers(), &topic, 0, end).await;
+    let relay = outbox.relay().await;
+    outbox.is_empty().await;
+    relay.stop().await;
+    assert_eq!(outbox.log(0).await, numbers(11..21));
 }
 
 /// A cluster that gives nobody the right to transactions.

@@ -1,5 +1,7 @@
 //! What came out: the tables as Postgres has them, all from one snapshot.
 
+use std::collections::BTreeSet;
+
 use sqlx::postgres::PgRow;
 use sqlx::{Executor as _, PgConnection, Row as _};
 
@@ -18,6 +20,9 @@ pub struct Step {
     pub to: i64,
     /// Owner and epoch that whoever asked for it believed in; none for what is no batch.
     pub by: Option<(uuid::Uuid, i64)>,
+    pub version: i32,
+    /// Whether that is the version that people read in the end.
+    pub live: bool,
 }
 
 /// All that the checks look at in Postgres.
@@ -27,6 +32,8 @@ pub struct Actual {
     /// In the order in which they were taken.
     pub steps: Vec<Step>,
     pub verdicts: Verdicts,
+    /// Projections of which versions have been live in turn.
+    pub swapped: BTreeSet<String>,
     /// Keys left parked, with what they are.
     pub parked: Vec<String>,
     /// Rows left in the outbox.
@@ -41,14 +48,17 @@ impl Actual {
     pub async fn read(connection: &mut PgConnection) -> anyhow::Result<Self> {
         connection.execute("begin isolation level repeatable read read only").await?;
         let mut actual = Self { tables: tables(connection).await?, ..Self::default() };
-        let steps = "select projection, topic, partition, epoch, owner, from_offset, to_offset, by_owner, by_epoch
-                       from rig.fence_log order by id";
+        let steps = "select projection, topic, partition, epoch, owner, from_offset, to_offset, by_owner, by_epoch, version,
+                            version = (select live_version from millpond.projections p where p.projection = l.projection)
+                       from rig.fence_log l order by id";
         actual.steps = sqlx::query(steps).fetch_all(&mut *connection).await?.iter().map(step).collect();
-        actual.outbox = sqlx::query_scalar("select count(*) from millpond.outbox").fetch_one(&mut *connection).await?;
+        actual.outbox = sqlx::query_scalar("select count(*) from rig.outbox").fetch_one(&mut *connection).await?;
         actual.verdicts = verdicts(connection).await?;
+        let swapped = sqlx::query_scalar("select distinct projection from millpond.swaps").fetch_all(&mut *connection);
+        actual.swapped = swapped.await?.into_iter().collect();
         let parked =
             "select format('%s of %s %s@%s: %s records', encode(key, 'escape'), projection, partition, head, records)
-                        from millpond.parked_keys order by 1";
+                        from rig.parked_keys order by 1";
         actual.parked = sqlx::query_scalar(parked).fetch_all(&mut *connection).await?;
         let stuck =
             "select format('%s: %s for %s s', application_name, state, extract(epoch from now() - xact_start)::int)
@@ -97,10 +107,10 @@ async fn tables(connection: &mut PgConnection) -> anyhow::Result<Tables> {
         tables.amounts.insert(row.try_get(0)?, row.try_get(1)?);
     }
     let place = |row: &PgRow| -> anyhow::Result<(i32, i64)> { Ok((row.try_get(0)?, row.try_get(1)?)) };
-    let dead = r#"select projection, partition, "offset", reason_class from millpond.dead_letters"#;
+    let dead = r#"select projection, partition, "offset", reason_class from rig.dead_letters"#;
     let letter = |row: &PgRow| -> anyhow::Result<(Place, String)> { Ok((record(row)?, row.try_get(3)?)) };
     tables.dead_letters = connection.fetch_all(dead).await?.iter().map(letter).collect::<Result<_, _>>()?;
-    let refused = r#"select partition, "offset" from millpond.refusals where projection = 'accounts'"#;
+    let refused = r#"select partition, "offset" from rig.refusals where projection = 'accounts'"#;
     tables.refusals = connection.fetch_all(refused).await?.iter().map(place).collect::<Result<_, _>>()?;
     Ok(tables)
 }
@@ -130,5 +140,7 @@ fn step(row: &PgRow) -> Step {
         from: row.get(5),
         to: row.get(6),
         by: row.get::<Option<uuid::Uuid>, _>(7).zip(row.get(8)),
+        version: row.get(9),
+        live: row.get(10),
     }
 }

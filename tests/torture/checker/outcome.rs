@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::log::{Credit, DeadFrom, Place, Placed};
+use super::model::WAITS;
 use super::{Case, Finding, Model, Violation};
+use crate::values::Append;
 
 /// Check 8: no money is made or lost, and no balance is below zero; in every snapshot no credit is before its debit.
 pub fn bank(case: &Case<'_>, violations: &mut Vec<Violation>) {
@@ -101,8 +103,11 @@ pub fn dead_letters(case: &Case<'_>, model: &Model, violations: &mut Vec<Violati
         finding.add(|| format!("{} has failed and is not in the topic of dead letters", told(place)));
     }
     // Where Postgres went back, what was told before then may have been decided before it failed the second time.
-    for place in mirrored.difference(&model.failed).filter(|_| !case.went_back) {
-        finding.add(|| format!("{} has not failed and is in the topic of dead letters", told(place)));
+    let untold = |place: &&Place| !case.went_back && !failed_in_another(case, place);
+    for place in mirrored.difference(&model.failed).filter(untold) {
+        finding.add(|| {
+            format!("{} has not failed and is in the topic of dead letters{}", told(place), history(case, place))
+        });
     }
     adds_up(case, model, &mut finding);
     finding.end(violations);
@@ -110,6 +115,30 @@ pub fn dead_letters(case: &Case<'_>, model: &Model, violations: &mut Vec<Violati
 
 fn told((consumer, partition, offset): &Place) -> String {
     format!("{partition}@{offset} of {consumer}")
+}
+
+/// Whether a record may have failed in a version that was live in turn, and was decided about there, before another one in
+/// which it still waited did what was decided.
+fn failed_in_another(case: &Case<'_>, place: &Place) -> bool {
+    let (consumer, partition, offset) = place;
+    let of_lane = case.log.lanes.iter().filter(|_| consumer == "lanes");
+    let is_poison = |it: &Placed<Append>| (it.partition, it.offset) == (*partition, *offset) && it.value.poison != 0;
+    let waited = case.verdicts().get(place).is_some_and(|decided| decided.class == WAITS);
+    waited && case.actual.swapped.contains(consumer) && of_lane.into_iter().any(is_poison)
+}
+
+/// What is known of a record of a lane and of the poison before it, with what was decided.
+fn history(case: &Case<'_>, (consumer, partition, offset): &Place) -> String {
+    let is_it = |placed: &&Placed<Append>| (placed.partition, placed.offset) == (*partition, *offset);
+    let Some(it) = case.log.lanes.iter().find(is_it).filter(|_| consumer == "lanes") else { return String::new() };
+    let of_lane = case.log.lanes.iter().filter(|placed| placed.value.key == it.value.key && placed.offset <= *offset);
+    let poison = of_lane.filter(|placed| placed.value.poison != 0 || placed.offset == *offset);
+    let decided = |placed: &Placed<Append>| {
+        let verdict = case.verdicts().get(&(consumer.clone(), placed.partition, placed.offset));
+        let verdict = verdict.map_or("nothing".to_owned(), |v| format!("{} of {} by {}", v.what, v.class, v.by));
+        format!("@{} {} poison {}: {verdict}", placed.offset, placed.event_id, placed.value.poison)
+    };
+    format!(" ({})", poison.map(decided).collect::<Vec<_>>().join("; "))
 }
 
 /// What was applied, set aside and passed over is all that there is, record by record.

@@ -57,9 +57,9 @@ fn places(
 /// Check 9: the steps of each fence begin at 0, leave no gap, never go back, and each is one owner's of one epoch.
 pub fn tiling(case: &Case<'_>, violations: &mut Vec<Violation>) {
     let mut finding = Finding::new(9, "tiling of the fence");
-    let mut fences: BTreeMap<(&str, &str, i32), Vec<&Step>> = BTreeMap::new();
+    let mut fences: BTreeMap<(&str, i32, &str, i32), Vec<&Step>> = BTreeMap::new();
     for step in &case.actual.steps {
-        fences.entry((&step.projection, &step.topic, step.partition)).or_default().push(step);
+        fences.entry((&step.projection, step.version, &step.topic, step.partition)).or_default().push(step);
     }
     for (fence, steps) in &fences {
         let (mut at, mut epoch, mut owner) = (0, 0, None);
@@ -90,8 +90,8 @@ pub fn tiling(case: &Case<'_>, violations: &mut Vec<Violation>) {
         ])
     {
         for (partition, end) in records {
-            let steps = fences.iter().find(|((name, _, at), _)| *name == projection && at == partition);
-            let reached = steps.and_then(|(_, steps)| steps.last()).map_or(0, |step| step.to);
+            let of_live = |step: &&&Step| step.live && step.projection == projection && step.partition == *partition;
+            let reached = case.actual.steps.iter().rev().find(|step| of_live(&step)).map_or(0, |step| step.to);
             if reached < *end {
                 finding.add(|| format!("{projection} on partition {partition} ends at {reached} of {end}"));
             }

@@ -16,6 +16,8 @@ use super::{Fault, Field, SHOWS_WITHIN};
 
 /// Room that is left: less than a second's writes.
 const ROOM: u64 = 2_000;
+/// After so long there is none: once a broker is gone, what the others have room in may be what nobody can write to.
+const ROOM_FOR: Duration = Duration::from_secs(2);
 
 /// So many brokers gone leave less than the least in-sync replicas.
 const ENOUGH: usize = 2;
@@ -30,14 +32,23 @@ pub async fn full(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     for node in &nodes {
         let data = field.servers.folder().join(format!("kafka-{node}/kafka/data"));
         let server = field.servers.kafka.node(*node).context("a node")?;
-        fill(server.pid(), longest(&data, &field.arena.topics.appends)? + ROOM)?;
+        let longest = lengths(&data, &field.arena.topics.appends)?.into_iter().max().unwrap_or_default();
+        fill(server.pid(), longest + ROOM)?;
     }
     let mut alive = nodes.clone();
-    let begun = Instant::now();
+    let (begun, mut has_room) = (Instant::now(), true);
     // The third one may live on: with two gone nobody writes to it any more.
     while nodes.len() - alive.len() < ENOUGH && begun.elapsed() < SHOWS_WITHIN {
         let kafka = &mut field.servers.kafka;
         alive.retain(|node| kafka.node(*node).is_some_and(|server| server.check().is_ok()));
+        if has_room && begun.elapsed() > ROOM_FOR {
+            has_room = false;
+            for node in &alive {
+                let data = field.servers.folder().join(format!("kafka-{node}/kafka/data"));
+                let shortest = lengths(&data, &field.arena.topics.appends)?.into_iter().min().unwrap_or_default();
+                fill(field.servers.kafka.node(*node).context("a node")?.pid(), shortest)?;
+            }
+        }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let ended = nodes.len() - alive.len();
@@ -57,20 +68,20 @@ pub async fn full(field: &mut Field<'_>) -> anyhow::Result<Fault> {
     Ok(fault)
 }
 
-/// The longest segment of a topic on a broker.
-fn longest(data: &Path, topic: &str) -> anyhow::Result<u64> {
-    let mut longest = 0;
+/// How long the segments of a topic on a broker are.
+fn lengths(data: &Path, topic: &str) -> anyhow::Result<Vec<u64>> {
+    let mut lengths = Vec::new();
     for folder in fs::read_dir(data)?.flatten() {
         if !folder.file_name().to_string_lossy().starts_with(&format!("{topic}-")) {
             continue;
         }
         for file in fs::read_dir(folder.path())?.flatten() {
             if file.path().extension().is_some_and(|extension| extension == "log") {
-                longest = longest.max(file.metadata()?.len());
+                lengths.push(file.metadata()?.len());
             }
         }
     }
-    Ok(longest)
+    Ok(lengths)
 }
 
 fn fill(pid: i32, most: u64) -> anyhow::Result<()> {

@@ -22,6 +22,7 @@ mod repeats;
 mod schema;
 mod tail;
 mod topic;
+mod versions;
 
 pub use self::postgres_disk::take_own_mounts;
 
@@ -128,6 +129,10 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("I2", "requests that are too large, lie about their length, or mean two things (and I5)"),
     scenario("I3", "bodies that unfold without end: gzip, zstd, stacked, cut off, before and after the key is known"),
     scenario("I4", "floods of HTTP/2: resets, continuations, settings, pings, no window"),
+    scenario("S1", "a version is built beside the live one, killed ten times, and swapped in"),
+    scenario("S2", "swaps and rollbacks, one after the other"),
+    scenario("S3", "swaps that come too early, or are killed at any moment"),
+    scenario("S4", "a rollback while those who apply are killed"),
     scenario("I6", "SIGTERM or kill -9 of an ingest node under load"),
 ];
 
@@ -241,6 +246,10 @@ async fn inject_one(scenario: &str, field: &mut Field<'_>) -> anyhow::Result<Fau
         "P13" => narrow::shared_rows_held(field).await,
         "O3" => narrow::relay_killed_anywhere(field).await,
         "I8" => narrow::ingest_gone_unheard(field).await,
+        "S1" => versions::rebuilt(field).await,
+        "S2" => versions::swapped(field).await,
+        "S3" => versions::swap_killed(field).await,
+        "S4" => versions::rolled_back(field).await,
         "O2" => outbox::relay_cut_off(field).await,
         other => bail!("there is no scenario {other}; `make torture ARGS=list` names them"),
     }
@@ -396,7 +405,7 @@ impl<'a> Look<'a> {
 
     /// Whether the tables show everything below these offsets; nothing while Postgres is away.
     async fn shows(&mut self, wanted: &BTreeMap<i32, i64>) -> Option<bool> {
-        let sql = "select projection, partition, next_offset from millpond.fences
+        let sql = "select projection, partition, next_offset from rig.fences
                     where projection in ('appends', 'chains')";
         let rows = self.rows(sql).await?;
         let there = |(partition, end): (&i32, &i64)| {

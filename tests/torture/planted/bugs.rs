@@ -83,7 +83,7 @@ pub const BUGS: &[Planted] = &[
     of_binary(Bug::UnsortedUpserts, &[("P13", &[1, 2])], &[13]),
     of_binary(Bug::AnsweredEarly, &[("I8", &[1, 2])], &[1]),
     of_binary(Bug::AcksOne, &[("K16", &[1, 2, 3])], &[1]),
-    of_binary(Bug::ProducerGoesOn, &[("K3", &[1, 2, 3])], &[8, 10]),
+    of_binary(Bug::ProducerGoesOn, &[("O2", &[1, 2]), ("K3", &[1, 2, 3])], &[8, 10]),
     of_binary(Bug::RedeliveredApplied, &[("P2", &[3, 7, 11])], &[5]),
     of_binary(Bug::UnknownAsWritten, &[("K3", &[1, 2, 3])], &[1]),
     of_binary(Bug::PositionAhead, &[("P6", &[1, 3, 6])], &[6]),
@@ -91,6 +91,11 @@ pub const BUGS: &[Planted] = &[
     of_binary(Bug::MarkersUnread, &[("O1", &[1, 2])], &[10]),
     of_binary(Bug::ReleasedEarly, &[("C7", &[1, 2])], &[5, 11, 16, 17]),
     of_binary(Bug::OutboxEmptiedFirst, &[("O3", &[1, 2, 3])], &[8, 10]),
+    of_binary(Bug::SwapUnchecked, &[("S3", &[1, 2])], &[5, 6, 7, 15]),
+    of_binary(Bug::BuildSends, &[("S1", &[2, 8])], &[10]),
+    of_binary(Bug::VerdictsUnread, &[("S1", &[3, 9, 4])], &[5, 11, 16, 17]),
+    of_binary(Bug::ViewsLeft, &[("S3", &[1, 2])], &[5, 15]),
+    of_binary(Bug::SwapApart, &[("S3", &[1, 2])], &[5, 15]),
 ];
 
 /// Nothing: the runs in which bugs are looked for have to find nothing without one.

@@ -107,7 +107,8 @@ pub fn page(rows: &[Row]) -> String {
 
 /// Short enough for a row, and without what would end a cell.
 fn shown(witness: &str) -> String {
-    let short: String = witness.chars().take(WITNESS).collect();
-    let cut = if short.len() < witness.len() { "…" } else { "" };
+    let line = witness.split_whitespace().collect::<Vec<_>>().join(" ");
+    let short: String = line.chars().take(WITNESS).collect();
+    let cut = if short.len() < line.len() { "…" } else { "" };
     format!("{}{cut}", short.replace('|', "/"))
 }

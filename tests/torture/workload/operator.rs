@@ -28,8 +28,14 @@ const SKIPPING: &str = "appends";
 /// What Postgres refuses: poison.
 const REFUSED: &str = "refused_by_postgres";
 /// How refusals of the command line are recognised: for certain nothing was changed.
-const REFUSALS: [&str; 5] =
-    ["has no such record", "only waits behind", "cannot be applied any more", "has no value", "the new value"];
+const REFUSALS: [&str; 6] = [
+    "has no such record",
+    "only waits behind",
+    "cannot be applied any more",
+    "has no value",
+    "the new value",
+    "were decided about through another version",
+];
 
 /// What the operator needs to run commands.
 #[derive(Debug, Clone)]

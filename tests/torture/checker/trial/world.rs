@@ -205,7 +205,8 @@ fn steps(log: &Log) -> Vec<Step> {
                 let owner = (epoch > 0).then(|| Uuid::from_u128(epoch));
                 let (projection, topic, epoch) = (projection.to_owned(), TOPIC.to_owned(), epoch as i64);
                 let by = owner.filter(|_| to > from).map(|owner| (owner, epoch));
-                steps.push(Step { projection, topic, partition, epoch, owner, from, to, by });
+                let (version, live) = (1, true);
+                steps.push(Step { projection, topic, partition, epoch, owner, from, to, by, version, live });
             };
             step(0, 0, 0);
             step(1, 0, 0);
