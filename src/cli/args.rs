@@ -182,8 +182,14 @@ pub struct Replay {
     /// Rows to show of each kind and table
     #[arg(long, default_value_t = 10, value_name = "ROWS")]
     pub samples: usize,
+    /// Apply at most so many records a second, of each candidate
+    #[arg(long, value_name = "RECORDS")]
+    pub throttle: Option<u32>,
+    /// Make no room for live projections that fall behind
+    #[arg(long)]
+    pub full_speed: bool,
     /// Remove all scratch tables of the projection now, and try nothing
-    #[arg(long, conflicts_with_all = ["from", "until", "key", "conditions", "candidates"])]
+    #[arg(long, conflicts_with_all = ["from", "until", "key", "conditions", "candidates", "throttle", "full_speed"])]
     pub drop: bool,
 }
 

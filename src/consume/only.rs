@@ -67,11 +67,21 @@ impl FromStr for Condition {
         if path.iter().any(String::is_empty) {
             return Err(expected());
         }
-        Ok(Self { path, operator, value: value.trim().to_owned() })
+        let value = value.trim();
+        // A slip of the finger, as `a==1` or `a>>1`, would match nothing and say nothing.
+        if value.starts_with(['!', '<', '>', '=']) {
+            return Err(format!("`{text}`: two operators follow each other; {}", expected()));
+        }
+        Ok(Self { path, operator, value: value.to_owned() })
     }
 }
 
 impl Condition {
+    /// Whether the value can be compared with a number, or with what is none.
+    pub fn is_of_number(&self) -> bool {
+        self.value == "null" || self.value.parse::<f64>().is_ok()
+    }
+
     /// A field that is not there is not as asked, whatever is asked.
     fn holds(&self, record: &Value) -> bool {
         let mut found = record;
@@ -129,7 +139,9 @@ impl Only {
         if self.conditions.is_empty() {
             return true;
         }
-        let Some(Ok((id, body))) = payload.map(framing::split) else { return false };
+        // It has no fields, and can only remove: without it, rows would stay that are gone.
+        let Some(payload) = payload else { return true };
+        let Ok((id, body)) = framing::split(payload) else { return false };
         let id = i32::try_from(id).unwrap_or(i32::MAX);
         let Some(decoder) = self.decoder(schemas, id) else { return true };
         let Some(decoder) = decoder else { return false };
@@ -198,7 +210,7 @@ mod tests {
 
     #[test]
     fn what_is_no_condition_is_refused_with_an_example() {
-        for text in ["", "a", "=1", "a.=1", "a!1", ".a=1"] {
+        for text in ["", "a", "=1", "a.=1", "a!1", ".a=1", "a==1", "a>>1", "a= =1"] {
             let error = text.parse::<Condition>().unwrap_err();
             assert!(error.contains("such as account=a1"), "{error}");
         }

@@ -1,9 +1,6 @@
 //! Versions that are built beside the live one: begun, found again after a crash, given up.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 use sqlx::{Connection, PgConnection, Row};
@@ -36,12 +33,8 @@ pub async fn reserve(connection: &mut PgConnection, projection: &str) -> Result<
 /// Finds the version that is being built of a definition, or begins one. One of another definition is given up: its folder
 /// has changed since. Only who has reserved the projection may ask.
 ///
-/// `unindexed`: the definition makes a version without its indexes, to be swapped in when they are [noted](note_indexed).
-pub async fn begin(
-    connection: &mut PgConnection,
-    definition: &Definition<'_>,
-    unindexed: bool,
-) -> Result<Build, Error> {
+/// It is not [loaded](note_loaded) from here on.
+pub async fn begin(connection: &mut PgConnection, definition: &Definition<'_>) -> Result<Build, Error> {
     let mut tx = connection.begin().await?;
     let next = versions::lock_to_make(&mut tx, definition.projection).await?;
     let Some(live) = versions::live(&mut tx, definition.projection).await? else {
@@ -53,26 +46,18 @@ pub async fn begin(
     };
     let found = keep_only(&mut tx, definition.projection, definition.hash).await?;
     let version = open(&mut tx, definition, found, next).await?;
-    if unindexed && found.is_none() {
-        set_indexed(&mut tx, definition.projection, version, false).await?;
-    }
     tx.commit().await?;
     Ok(Build { version, live, resumed: found.is_some() })
 }
 
-/// Notes that a version has its indexes.
-pub async fn note_indexed(connection: &mut PgConnection, projection: &str, version: i32) -> Result<(), Error> {
-    set_indexed(connection, projection, version, true).await
+/// Notes that a version has been at the end of the log, and has its indexes: now it may be made the live one.
+pub async fn note_loaded(connection: &mut PgConnection, projection: &str, version: i32) -> Result<(), Error> {
+    set_loaded(connection, projection, version, true).await
 }
 
-async fn set_indexed(
-    connection: &mut PgConnection,
-    projection: &str,
-    version: i32,
-    indexed: bool,
-) -> Result<(), Error> {
+async fn set_loaded(connection: &mut PgConnection, projection: &str, version: i32, loaded: bool) -> Result<(), Error> {
     let of = format!("where projection = {} and version = {version}", literal(projection));
-    run(connection, format!("update millpond.versions set indexed = {indexed} {of}")).await
+    run(connection, format!("update millpond.versions set loaded = {loaded} {of}")).await
 }
 
 /// Goes on with a version that is being built, or makes one of that number.
@@ -84,6 +69,7 @@ pub(super) async fn open(
 ) -> Result<i32, Error> {
     let Some(version) = found else {
         versions::create(tx, definition, next, "building").await?;
+        set_loaded(tx, definition.projection, next, false).await?;
         return Ok(next);
     };
     // Whoever goes on with it means to try again.
@@ -92,6 +78,7 @@ pub(super) async fn open(
     run(tx, format!("update millpond.fences {ended} {of} and state = 'halted'")).await?;
     // The log has grown since its ends were seen.
     run(tx, format!("delete from millpond.ends {of}")).await?;
+    set_loaded(tx, definition.projection, version, false).await?;
     versions::note_sources(tx, definition, version).await?;
     Ok(version)
 }
@@ -145,40 +132,6 @@ async fn try_give_up_all(connection: &mut PgConnection, projection: &str) -> Res
     tx.commit().await?;
     Ok(building)
 }
-
-/// Waits, with nothing locked, until one version has reached where another one stands now, so that the rest is a matter of
-/// moments; whether it has within that time.
-///
-/// # Errors
-/// [`Error::Refused`] when it has halted.
-pub(super) async fn comes_near(
-    connection: &mut PgConnection,
-    projection: &str,
-    (there, version): (i32, i32),
-    within: Duration,
-) -> Result<bool, Error> {
-    let deadline = Instant::now() + within;
-    let wanted = places(connection, projection, there).await?;
-    loop {
-        let found = places(connection, projection, version).await?;
-        if let Some((place, why)) = found.iter().find_map(|place| Some((place, place.halted.as_ref()?))) {
-            let at = &place.at;
-            return Err(Error::Refused(format!("version {version} of {projection} has halted on {at}: {why}")));
-        }
-        let next =
-            |at: &TopicPartition| found.iter().find(|place| place.at == *at).map_or(0, |place| place.next_offset);
-        if wanted.iter().all(|place| next(&place.at) >= place.next_offset) {
-            return Ok(true);
-        }
-        if Instant::now() > deadline {
-            return Ok(false);
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-}
-
-/// Between two looks.
-const LOOK: Duration = Duration::from_millis(50);
 
 /// Drops a version that was never live, with all that it has set aside or would have sent.
 pub async fn give_up(tx: &mut PgConnection, projection: &str, version: i32) -> Result<(), Error> {

@@ -40,6 +40,9 @@ pub enum Error {
     /// A version that was to be swapped in is not as far as the live one.
     #[error("{0}")]
     Behind(String),
+    /// Something that is not ours would go with what was to be dropped.
+    #[error("{0}")]
+    NeededByOthers(String),
 }
 
 // Not `#[from]`, which makes a cause of what the text says already: it would be printed twice.
@@ -69,6 +72,19 @@ impl Error {
         }
     }
 
+    /// Says what stands in the way where Postgres would not drop something of ours, as others depend on it.
+    pub(super) fn of_dependents(self, what: &str) -> Self {
+        let Error::Sql(sqlx::Error::Database(error)) = &self else { return self };
+        let error = error.downcast_ref::<PgDatabaseError>();
+        if error.code() != "2BP01" {
+            return self;
+        }
+        let others = error.detail().unwrap_or(error.message()).replace('\n', ", ");
+        Self::NeededByOthers(format!(
+            "{what} cannot be removed: {others}. What is not Millpond's is not dropped with it: drop that first"
+        ))
+    }
+
     /// Whether another session held a lock for longer than a statement waits for one.
     pub fn is_lock_timeout(&self) -> bool {
         self.sqlstate() == Some("55P03")
@@ -85,7 +101,11 @@ impl Error {
             return match self {
                 // The database was lost on the way, or others are at it.
                 Error::Migrate(MigrateError::Execute(_) | MigrateError::ExecuteMigration(..)) => Class::Transient,
-                Error::Url(_) | Error::Address(_) | Error::Refused(_) | Error::Migrate(_) => Class::Deploy,
+                Error::Url(_)
+                | Error::Address(_)
+                | Error::Refused(_)
+                | Error::NeededByOthers(_)
+                | Error::Migrate(_) => Class::Deploy,
                 _ => Class::Transient,
             };
         };

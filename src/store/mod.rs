@@ -12,9 +12,11 @@ mod error;
 pub mod fence;
 pub mod headers;
 pub mod indexes;
+mod near;
 pub mod outbox;
 pub mod parked;
 pub mod relay;
+pub mod removal;
 pub mod replays;
 pub mod scratch;
 pub mod seen;
@@ -36,6 +38,7 @@ use sqlx::{
     migrate::{Migration, MigrationType, Migrator},
     postgres::PgConnectOptions,
 };
+use tokio::sync::Semaphore;
 
 /// What every session pins: what results depend on, and how long things may take.
 ///
@@ -65,12 +68,22 @@ pub async fn connect(url: &str, application: &str) -> Result<PgConnection, Error
         .application_name(application)
         .options(SETTINGS)
         .disable_statement_logging();
-    let connecting = PgConnection::connect_with(&options);
-    // A server that is being stopped can accept and never answer: 5 s is above any healthy start-up of a backend.
-    match tokio::time::timeout(Duration::from_secs(5), connecting).await {
-        Ok(connection) => Ok(connection?),
-        Err(_) => Err(Error::ConnectTimeout),
-    }
+    opened(PgConnection::connect_with(&options)).await
+}
+
+/// How many connections a process opens at once. Where a machine is so busy that a dozen of them, side by side, are none of
+/// them ready in time, they are when they take turns.
+static OPENING: Semaphore = Semaphore::const_new(4);
+
+/// Waits for a turn to open a connection, and then 5 s for it: a server that is being stopped can accept and never answer,
+/// and no healthy start-up of a backend takes as long.
+async fn opened<C, E>(opening: impl Future<Output = Result<C, E>>) -> Result<C, Error>
+where
+    Error: From<E>,
+{
+    let _turn = OPENING.acquire().await.expect("invariant: the semaphore is never closed");
+    let opened = tokio::time::timeout(Duration::from_secs(5), opening).await;
+    Ok(opened.map_err(|_| Error::ConnectTimeout)??)
 }
 
 /// Longest wait for an answer: the statement timeout and what the network may add. A server that vanished without a
@@ -99,7 +112,7 @@ const MIGRATIONS: [(i64, &str, &str); 11] = [
     (8, "verdicts of people", include_str!("../../migrations/0008_verdicts_of_people.sql")),
     (9, "replays", include_str!("../../migrations/0009_replays.sql")),
     (10, "when decided", include_str!("../../migrations/0010_when_decided.sql")),
-    (11, "indexes after the load", include_str!("../../migrations/0011_indexes_after_the_load.sql")),
+    (11, "loaded", include_str!("../../migrations/0011_loaded.sql")),
 ];
 
 /// Brings the platform tables up to this binary's version; safe to run from many processes at once. After an error the

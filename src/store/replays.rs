@@ -61,38 +61,25 @@ pub async fn keep(connection: &mut PgConnection, projection: &str, version: i32,
     Ok(())
 }
 
-/// Removes scratch versions: those of a projection, or of all, whose time is over. Returns which.
-pub async fn expire(connection: &mut PgConnection) -> Result<Vec<(String, i32)>, Error> {
-    let over: Vec<String> = sqlx::query_scalar(
-        "select distinct projection from millpond.versions where state = 'scratch' and kept_until < now()",
+/// The scratch versions of a projection.
+pub async fn scratch(connection: &mut PgConnection, projection: &str) -> Result<Vec<i32>, Error> {
+    Ok(sqlx::query_scalar(
+        "select version from millpond.versions where projection = $1 and state = 'scratch' order by version",
     )
-    .fetch_all(&mut *connection)
-    .await?;
-    let mut removed = Vec::new();
-    for projection in over {
-        let versions = remove(connection, &projection, "kept_until < now()").await?;
-        removed.extend(versions.into_iter().map(|version| (projection.clone(), version)));
-    }
-    Ok(removed)
+    .bind(projection)
+    .fetch_all(connection)
+    .await?)
 }
 
-/// Removes all scratch versions of a projection; returns which.
-pub async fn remove_all(connection: &mut PgConnection, projection: &str) -> Result<Vec<i32>, Error> {
-    remove(connection, projection, "true").await
-}
-
-async fn remove(connection: &mut PgConnection, projection: &str, which: &'static str) -> Result<Vec<i32>, Error> {
+/// Removes one of them.
+///
+/// # Errors
+/// [`Error::NeededByOthers`] where something of somebody else's depends on it; a lock timeout while somebody reads it.
+pub async fn remove(connection: &mut PgConnection, projection: &str, version: i32) -> Result<(), Error> {
     let mut tx = connection.begin().await?;
     versions::lock(&mut tx, projection).await?;
-    let sql = format!(
-        "select version from millpond.versions where projection = $1 and state = 'scratch' and {which} order by version"
-    );
-    let found: Vec<i32> = sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).bind(projection).fetch_all(&mut *tx).await?;
-    for version in &found {
-        builds::give_up(&mut tx, projection, *version).await?;
-    }
-    tx.commit().await?;
-    Ok(found)
+    builds::give_up(&mut tx, projection, version).await?;
+    Ok(tx.commit().await?)
 }
 
 /// What a version would have sent, by record type; mirrors of dead letters left out.

@@ -27,8 +27,11 @@ pub struct Entry {
     pub log_time: i64,
 }
 
+/// Its name.
+pub(super) const TABLE: &str = "_seen";
+
 fn table(schema: &str) -> String {
-    format!("{}._seen", ident(schema))
+    format!("{}.{TABLE}", ident(schema))
 }
 
 /// Makes the table of a version, unless it is there: versions are older than it.

@@ -10,7 +10,7 @@ use futures_util::SinkExt;
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, CopyInSink, Row, Statement, types::ToSql};
 
-use super::{Error, SETTINGS, address::address};
+use super::{Error, SETTINGS, address::address, opened};
 
 /// One connection with its prepared statements. Dropping it closes the connection, which rolls back what is open.
 pub struct Session {
@@ -27,7 +27,7 @@ impl Drop for Session {
 }
 
 impl Session {
-    /// Connects within 5 s and runs `setup`.
+    /// Connects and runs `setup`.
     pub async fn connect(url: &str, application: &str, setup: &str) -> Result<Self, Error> {
         let mut address = address(url)?;
         let settings: Vec<String> =
@@ -43,11 +43,7 @@ impl Session {
             .keepalives_interval(Duration::from_secs(5))
             .keepalives_retries(3)
             .tcp_user_timeout(Duration::from_secs(20));
-        let connecting = address.config.connect(address.tls);
-        let (client, connection) = match tokio::time::timeout(Duration::from_secs(5), connecting).await {
-            Ok(connected) => connected?,
-            Err(_) => return Err(Error::ConnectTimeout),
-        };
+        let (client, connection) = opened(address.config.connect(address.tls)).await?;
         // Its error is that of the statement under way, which its caller gets.
         let driver = tokio::spawn(async move { drop(connection.await) });
         let session = Self { client, driver, statements: HashMap::new() };

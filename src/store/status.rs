@@ -122,6 +122,15 @@ pub async fn silent_seconds(connection: &mut PgConnection, projection: &str) -> 
     .await?)
 }
 
+/// Whether an operator has paused a projection.
+pub async fn is_paused(connection: &mut PgConnection, projection: &str) -> Result<bool, Error> {
+    let paused = sqlx::query_scalar("select paused from millpond.projections where projection = $1")
+        .bind(projection)
+        .fetch_optional(connection)
+        .await?;
+    Ok(paused.unwrap_or(false))
+}
+
 /// Sets or lifts the pause; false when there is no such projection.
 pub async fn set_paused(connection: &mut PgConnection, projection: &str, paused: bool) -> Result<bool, Error> {
     let done = sqlx::query("update millpond.projections set paused = $2 where projection = $1")

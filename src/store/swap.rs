@@ -8,11 +8,8 @@ use std::time::{Duration, Instant};
 
 use sqlx::{Connection, PgConnection, Row};
 
-use super::{Error, builds, fence, parked, run, versions};
-use crate::{
-    domain::{literal, schema_name},
-    planted::{self, Bug},
-};
+use super::{Error, fence, near, parked, removal, run, versions};
+use crate::planted::{self, Bug};
 
 /// Longest wait for a fence or a view: who reads waits behind us as long.
 const LOCKS: Duration = Duration::from_secs(2);
@@ -43,7 +40,7 @@ pub async fn swap(
     run(&mut tx, format!("set local lock_timeout = '{}ms'", LOCKS.as_millis())).await?;
     versions::lock(&mut tx, projection).await?;
     let row = sqlx::query(
-        "select p.live_version, v.state, v.live_sql, v.indexed from millpond.projections p
+        "select p.live_version, v.state, v.live_sql, v.loaded from millpond.projections p
            join millpond.versions v on v.projection = p.projection and v.version = $2
           where p.projection = $1 for update of p",
     )
@@ -59,18 +56,18 @@ pub async fn swap(
     if state == "retired" {
         return Err(Error::Refused(format!("version {to} of {projection} is not kept any more")));
     }
-    if !row.try_get::<bool, _>("indexed")? {
+    if !row.try_get::<bool, _>("loaded")? && !planted::is(Bug::SwapUnchecked) {
         return Err(Error::Refused(format!(
-            "version {to} of {projection} has not got its indexes yet: `millpond rebuild {projection}` makes them, or wait for the one \
-             that runs"
+            "version {to} of {projection} has not been at the end of the log with all its indexes since its build began or went on: \
+             `millpond rebuild {projection}` brings it there, or wait for the one that runs"
         )));
     }
     let live_sql: Vec<String> = row.try_get::<Option<Vec<String>>, _>("live_sql")?.unwrap_or_default();
-    refuse_dependents(&mut tx, projection, from).await?;
+    removal::refuse_dependents(&mut tx, projection, from).await?;
     // Not while anybody is held.
     trim_held(&mut tx, projection, to).await?;
     let is_checked = !planted::is(Bug::SwapUnchecked);
-    if is_checked && !builds::comes_near(&mut tx, projection, (from, to), LOCKS).await? {
+    if is_checked && !near::comes_near(&mut tx, projection, (from, to), LOCKS).await? {
         return Err(behind(&mut tx, projection, from, to).await?);
     }
     let began = Instant::now();
@@ -83,7 +80,7 @@ pub async fn swap(
     parked::follow_wishes(&mut tx, projection, (from, to)).await?;
     let sent_before = release(&mut tx, projection, from, to).await?;
     for statement in live_sql.into_iter().filter(|_| !planted::is(Bug::ViewsLeft)) {
-        run(&mut tx, statement).await?;
+        run(&mut tx, statement).await.map_err(|error| error.of_dependents(&format!("the view of {projection}")))?;
     }
     if planted::is(Bug::SwapApart) {
         run(&mut tx, "commit; select pg_sleep(0.1); begin").await?;
@@ -111,7 +108,7 @@ pub async fn swap(
 /// The live version is held: the other one comes to where it is in a moment, unless nobody is at work on it. A read that has
 /// seen a position must not go back behind it.
 async fn wait_until_there(tx: &mut PgConnection, projection: &str, from: i32, to: i32) -> Result<(), Error> {
-    if builds::comes_near(tx, projection, (from, to), LOCKS).await? {
+    if near::comes_near(tx, projection, (from, to), LOCKS).await? {
         return Ok(());
     }
     Err(behind(tx, projection, from, to).await?)
@@ -119,54 +116,10 @@ async fn wait_until_there(tx: &mut PgConnection, projection: &str, from: i32, to
 
 /// Why a version cannot be made live that is not as far as the live one.
 async fn behind(tx: &mut PgConnection, projection: &str, from: i32, to: i32) -> Result<Error, Error> {
-    let behind: Vec<String> = sqlx::query_scalar(
-        "select o.topic || '/' || o.partition || ' (' || (o.next_offset - coalesce(n.next_offset, 0)) || ' records)'
-           from millpond.fences o
-           left join millpond.fences n on n.projection = o.projection and n.version = $3 and n.topic = o.topic
-                and n.partition = o.partition
-          where o.projection = $1 and o.version = $2 and o.next_offset > coalesce(n.next_offset, 0)
-          order by o.topic, o.partition",
-    )
-    .bind(projection)
-    .bind(from)
-    .bind(to)
-    .fetch_all(tx)
-    .await?;
     Ok(Error::Behind(format!(
         "version {to} of {projection} is behind the live one on {}; a read would go back in time. Is somebody at work on it? \
          `millpond rebuild {projection}` goes on with it",
-        behind.join(", ")
-    )))
-}
-
-/// What stands in the way of dropping the old version's views now and its tables later.
-async fn refuse_dependents(tx: &mut PgConnection, projection: &str, from: i32) -> Result<(), Error> {
-    let dependents: Vec<String> = sqlx::query_scalar(
-        "with ours as (
-            select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace
-             where n.nspname = $1 or (n.nspname = 'live' and obj_description(c.oid, 'pg_class') = $2))
-         select distinct format('%I.%I', n.nspname, c.relname) from pg_depend d
-           join pg_rewrite r on r.oid = d.objid and d.classid = 'pg_rewrite'::regclass
-           join pg_class c on c.oid = r.ev_class join pg_namespace n on n.oid = c.relnamespace
-          where d.refclassid = 'pg_class'::regclass and d.refobjid in (table ours) and c.oid not in (table ours)
-         union
-         select distinct format('%I.%I', n.nspname, c.relname) from pg_constraint k
-           join pg_class c on c.oid = k.conrelid join pg_namespace n on n.oid = c.relnamespace
-          where k.confrelid in (table ours) and k.conrelid not in (table ours) order by 1",
-    )
-    .bind(schema_name(projection, from))
-    .bind(format!("projection {projection}"))
-    .fetch_all(tx)
-    .await?;
-    if dependents.is_empty() {
-        return Ok(());
-    }
-    Err(Error::Refused(format!(
-        "{} depend{} on the views or tables of {projection}, which a swap replaces: drop {} first and make {} again after it",
-        dependents.join(", "),
-        if dependents.len() == 1 { "s" } else { "" },
-        if dependents.len() == 1 { "it" } else { "them" },
-        if dependents.len() == 1 { "it" } else { "them" },
+        near::behind(tx, projection, (from, to)).await?
     )))
 }
 
@@ -247,29 +200,6 @@ async fn release(tx: &mut PgConnection, projection: &str, from: i32, to: i32) ->
         .execute(tx)
         .await?;
     Ok(dropped)
-}
-
-/// Drops versions that were kept long enough; returns which.
-pub async fn drop_kept(connection: &mut PgConnection, projection: &str) -> Result<Vec<i32>, Error> {
-    let mut tx = connection.begin().await?;
-    versions::lock(&mut tx, projection).await?;
-    let old: Vec<i32> = sqlx::query_scalar(
-        "select version from millpond.versions where projection = $1 and state = 'standby' and kept_until < now()",
-    )
-    .bind(projection)
-    .fetch_all(&mut *tx)
-    .await?;
-    for version in &old {
-        // What it would have sent, had it stayed live, is sent by the one that is.
-        let of = format!("where projection = {} and version = {version}", literal(projection));
-        run(&mut tx, format!("delete from millpond.outbox {of} and held")).await?;
-        for table in ["dead_letters", "refusals"] {
-            run(&mut tx, format!("delete from millpond.{table} {of}")).await?;
-        }
-        versions::retire(&mut tx, projection, *version).await?;
-    }
-    tx.commit().await?;
-    Ok(old)
 }
 
 /// The version that was live before the last swap, if it is kept.

@@ -2,8 +2,8 @@
 
 use sqlx::{Connection, PgConnection, Row};
 
-use super::{Error, builds, run, seen};
-use crate::domain::{TableInfo, ident, literal, schema_name};
+use super::{Error, builds, removal, run, seen};
+use crate::domain::{TableInfo, literal, schema_name};
 
 /// What decides the rows of a projection, as the compiler found it in a consumer's folder.
 pub struct Definition<'a> {
@@ -248,20 +248,18 @@ pub(super) async fn note_sources(
 /// Closes a version's fences to its writers and drops its tables. What it has put into the outbox stays: an event that
 /// was committed leaves, before those of the next version.
 pub(super) async fn retire(tx: &mut PgConnection, projection: &str, version: i32) -> Result<(), Error> {
+    let of = format!("where projection = {} and version = {version}", literal(projection));
     run(
         tx,
         format!(
-            "update millpond.fences set state = 'retired', owner = null where projection = {0} and version = {1};
-             update millpond.versions set state = 'retired' where projection = {0} and version = {1};
-             delete from millpond.ends where projection = {0} and version = {1};
-             delete from millpond.parked_keys where projection = {0} and version = {1};
-             drop schema if exists {2} cascade;",
-            literal(projection),
-            version,
-            ident(&schema_name(projection, version)),
+            "update millpond.fences set state = 'retired', owner = null {of};
+             update millpond.versions set state = 'retired' {of};
+             delete from millpond.ends {of};
+             delete from millpond.parked_keys {of};"
         ),
     )
-    .await
+    .await?;
+    removal::drop_tables(tx, projection, version).await
 }
 
 /// Forgets everything of a projection but its dead letters, refusals and verdicts: the next start reads the log from zero.
@@ -275,6 +273,7 @@ pub async fn start_over(connection: &mut PgConnection, projection: &str) -> Resu
             .await?
             .flatten();
     let Some(version) = live else { return Ok(false) };
+    removal::drop_live_views(&mut tx, projection).await?;
     retire(&mut tx, projection, version).await?;
     sqlx::query("update millpond.projections set live_version = null where projection = $1")
         .bind(projection)
@@ -314,8 +313,9 @@ pub async fn drop_projection(connection: &mut PgConnection, projection: &str, un
         .bind(projection)
         .fetch_all(&mut *tx)
         .await?;
+    removal::drop_live_views(&mut tx, projection).await?;
     for version in versions {
-        run(&mut tx, format!("drop schema if exists {} cascade", ident(&schema_name(projection, version)))).await?;
+        removal::drop_tables(&mut tx, projection, version).await?;
     }
     for table in ["outbox", "ends", "dead_letters", "refusals", "parked_keys", "verdicts", "fences", "versions"] {
         run(&mut tx, format!("delete from millpond.{table} where projection = {}", literal(projection))).await?;

@@ -3,6 +3,7 @@
 mod beside;
 mod decisions;
 mod equality;
+mod foreign;
 mod replays;
 mod rounds;
 

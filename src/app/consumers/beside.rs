@@ -6,11 +6,11 @@ use std::collections::{BTreeMap, HashMap};
 use anyhow::{Context as _, bail};
 use tracing::{info, warn};
 
-use super::{Context, sources};
+use super::{Context, expired::Expired, sources};
 use crate::{
     consume::Member,
     store::{
-        self, PgConnection, builds, replays, swap,
+        self, PgConnection, builds,
         versions::{self, Kept},
     },
     telemetry::metrics::consume as metrics,
@@ -30,6 +30,7 @@ struct Looks {
     connection: Option<PgConnection>,
     /// Why a version cannot be started here, as it was said last.
     told: HashMap<(String, i32), String>,
+    expired: Expired,
 }
 
 impl Beside {
@@ -46,7 +47,7 @@ impl Beside {
 
     async fn look_with(
         &self,
-        Looks { connection, told }: &mut Looks,
+        Looks { connection, told, expired }: &mut Looks,
         context: &Context,
         names: &[String],
         own: &[(String, i32)],
@@ -55,24 +56,7 @@ impl Beside {
             Some(connection) => connection,
             None => connection.insert(store::connect(&context.config.postgres.url, "millpond versions").await?),
         };
-        for (name, version) in store::bounded(replays::expire(connection)).await? {
-            info!(consumer = name, version, "the scratch tables of a replay have expired; they are removed");
-        }
         let wanted = store::bounded(versions::kept(connection, names)).await?;
-        for name in wanted.iter().filter(|kept| kept.is_over).map(|kept| kept.projection.as_str()) {
-            match store::bounded(swap::drop_kept(connection, name)).await {
-                Ok(dropped) => {
-                    for version in dropped {
-                        info!(consumer = name, version, "kept long enough to go back to; its tables are removed");
-                    }
-                }
-                // The versions of others are looked after all the same.
-                Err(error) if error.is_lock_timeout() || error.is_too_slow() => {
-                    warn!(consumer = name, %error, "a version was kept long enough, and cannot be removed yet");
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
         measure(store::bounded(builds::beside(connection)).await?, names);
         let mut members = self.members.lock().await;
         let is_wanted = |at: &(String, i32)| {
@@ -104,7 +88,8 @@ impl Beside {
                 }
             }
         }
-        Ok(())
+        // Last: what cannot be removed holds up nothing else.
+        Ok(expired.remove(connection).await?)
     }
 
     /// Whether a version of the consumer runs that is not its folder's.

@@ -55,6 +55,7 @@ impl Building {
         if places.len() < self.partitions || !places.iter().all(there) {
             return Ok(None);
         }
+        builds::note_loaded(&mut connection, &self.name, self.version).await?;
         let versions = (self.live, self.version);
         let comparing = store::diff::compare(&config.postgres.url, &self.name, versions, Scope::whole(0));
         let diff = tokio::time::timeout(PATIENCE, comparing).await.ok().and_then(Result::ok);
@@ -77,7 +78,7 @@ fn told(diff: &Diff) -> String {
         }
         let differs: Vec<String> = columns.iter().map(|(column, rows)| format!("{column} in {rows}")).collect();
         let differs = if differs.is_empty() { String::new() } else { format!(" ({})", differs.join(", ")) };
-        format!("{table} has {added} rows more, {removed} less, {changed} others{differs}")
+        format!("{table} has {added} rows more, {} less, {changed} others{differs}", removed.unwrap_or_default())
     };
     let tables: Vec<String> = diff.tables.iter().map(table).collect();
     format!("; {}", tables.join("; "))
@@ -92,7 +93,7 @@ mod tests {
         let table = TableDiff {
             table: "sums".to_owned(),
             changed: 3,
-            removed: 1,
+            removed: Some(1),
             columns: vec![("total".to_owned(), 3)],
             ..TableDiff::default()
         };
@@ -104,6 +105,8 @@ mod tests {
             held_ms: 1,
             aligned: true,
             touched: false,
+            only_new_topics: Vec::new(),
+            only_old_topics: Vec::new(),
             tables: vec![table],
         };
         assert_eq!(told(&diff), "; sums has 0 rows more, 1 less, 3 others (total in 3)");

@@ -4,6 +4,7 @@ mod beside;
 mod build;
 mod command;
 mod context;
+mod expired;
 mod sources;
 
 use std::{
@@ -14,10 +15,10 @@ use std::{
 };
 
 use anyhow::bail;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use self::beside::Beside;
-pub use self::{command::command, context::Context, sources::collect};
+pub use self::{command::command, context::Context, expired::Expired, sources::collect};
 use super::{project::Project, stopped::Stopped};
 use crate::{
     consume::Member,
@@ -213,14 +214,11 @@ impl Members {
     /// Starts consumers anew whose version is no longer the live one, as after `consumer restart --from-zero`.
     pub async fn follow(self: Arc<Self>, dir: PathBuf) {
         let mut told: HashMap<String, String> = HashMap::new();
+        let (mut versions, mut builds) = (None, None);
         loop {
             tokio::time::sleep(FOLLOW).await;
-            if let Err(error) = self.look_beside(&dir).await {
-                debug!(error = format!("{error:#}"), "cannot look at the versions");
-            }
-            if let Err(error) = self.finish_builds(&dir).await {
-                debug!(error = format!("{error:#}"), "cannot look at what is being built");
-            }
+            note_look(&mut versions, "versions beside the folders' own", self.look_beside(&dir).await);
+            note_look(&mut builds, "what is being built", self.finish_builds(&dir).await);
             let waiting: Vec<String> = {
                 let running = self.running.lock().await;
                 let superseded = running.iter().filter(|(_, s)| s.member.engine.vitals.is_superseded());
@@ -309,6 +307,15 @@ fn tell(on_change: OnChange, consumer: &str, what: &str) {
         OnChange::Build => eprintln!("consumer {consumer}: {what}"),
         OnChange::Refuse => info!(consumer, "{what}"),
     }
+}
+
+/// Warns that something cannot be looked at, once for each reason: it is tried again every second.
+fn note_look(told: &mut Option<String>, what: &str, looked: anyhow::Result<()>) {
+    let failed = looked.err().map(|error| format!("{error:#}"));
+    if let Some(error) = failed.as_ref().filter(|error| told.as_ref() != Some(*error)) {
+        warn!(error, "cannot look at {what}; trying again every second");
+    }
+    *told = failed;
 }
 
 /// Tables and views are made and dropped under locks that any open transaction may be in the way of.

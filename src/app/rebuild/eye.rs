@@ -80,6 +80,16 @@ impl<'a> Eye<'a> {
         }
     }
 
+    /// Whether an operator has paused the projection.
+    async fn is_paused(&mut self) -> bool {
+        let Some(connection) = &mut self.connection else { return false };
+        let Ok(paused) = store::bounded(store::status::is_paused(connection, self.name)).await else {
+            self.connection = None;
+            return false;
+        };
+        paused
+    }
+
     /// Has `pace` make room while a live projection is behind, seen twice: for a moment any of them is. Which one that is.
     async fn protect(&mut self, pace: &Pace) -> Option<String> {
         let connection = self.connection.as_mut()?;
@@ -93,10 +103,16 @@ impl<'a> Eye<'a> {
         found.filter(|_| is_certain)
     }
 
-    /// Shows how far the version is until it stands at the end of so many partitions; how fast it got there. `pace`:
-    /// that of who builds it, where it is to make room for live projections.
-    pub async fn catch_up(&mut self, voice: &Voice, partitions: usize, pace: Option<&Pace>) -> anyhow::Result<f64> {
+    /// Shows how far the version is until it stands at the end of so many partitions; how fast it got there, where it was
+    /// enough to say so. `pace`: that of who builds it, where it is to make room for live projections.
+    pub async fn catch_up(
+        &mut self,
+        voice: &Voice,
+        partitions: usize,
+        pace: Option<&Pace>,
+    ) -> anyhow::Result<Option<f64>> {
         let mut bar = Bar::new(voice, self.name, self.version);
+        let mut said_paused = false;
         let there = |place: &Place| place.end().is_some_and(|end| place.next_offset >= end);
         loop {
             let Some(places) = self.places().await? else {
@@ -106,6 +122,16 @@ impl<'a> Eye<'a> {
                 Some(pace) => self.protect(pace).await,
                 None => None,
             };
+            if self.is_paused().await {
+                if !std::mem::replace(&mut said_paused, true) {
+                    voice.say(&format!(
+                        "{0} is paused, and so is what is built of it: `millpond consumer resume {0}` lets both go on",
+                        self.name
+                    ));
+                }
+            } else {
+                said_paused = false;
+            }
             bar.show(&places, makes_room.as_deref());
             if places.len() == partitions && places.iter().all(there) {
                 if let Some(pace) = pace {

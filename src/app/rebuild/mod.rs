@@ -55,7 +55,20 @@ pub async fn run(config: &Config, arguments: Rebuild, handlers: Arc<Handlers>) -
     let (build, member) = begin(config, &arguments, handlers, &mut holder).await?;
     let partitions = member.followed.unwrap_or_default();
     voice.begun(name, build, partitions);
-    let mut built = follow(&member.engine, config, &arguments, &voice, build, partitions).await;
+    let mut built = tokio::select! {
+        built = follow(&member.engine, config, &arguments, &voice, build, partitions) => built,
+        lost = stay_holder(config, name, holder) => Err(lost),
+    };
+    if let Err(error) = &built
+        && is_live(config, name, build.version).await
+    {
+        // By somebody else, before we had looked at it or were asked.
+        voice.say(&format!(
+            "version {} of {name} was made live meanwhile, by another command ({error:#})",
+            build.version
+        ));
+        built = Ok(Followed::Live);
+    }
     if matches!(built, Ok(Followed::Live)) {
         built = hand_over(config, name, build.version, &voice, &member).await.map(|()| Followed::Live);
     }
@@ -64,6 +77,37 @@ pub async fn run(config: &Config, arguments: Rebuild, handlers: Arc<Handlers>) -
         Followed::Stopped => ExitCode::from(130),
         Followed::Live | Followed::Ended => ExitCode::SUCCESS,
     })
+}
+
+/// How often it is looked whether the session that holds the right to build is there.
+const HELD: Duration = Duration::from_secs(1);
+
+/// Keeps the right to build a projection's versions, also when its session is lost, as with a Postgres that restarts; comes
+/// back when another process has taken it.
+async fn stay_holder(config: &Config, name: &str, mut holder: PgConnection) -> anyhow::Error {
+    loop {
+        tokio::time::sleep(HELD).await;
+        if store::bounded(store::run(&mut holder, "select")).await.is_ok() {
+            continue;
+        }
+        let Ok(mut again) = wiring::database(config, "millpond rebuild").await else { continue };
+        match store::bounded(builds::reserve(&mut again, name)).await {
+            Ok(true) => holder = again,
+            Ok(false) => {
+                return anyhow::anyhow!(
+                    "the session that held the right to build versions of {name} was lost, and another process builds one now; \
+                     this one ends"
+                );
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// Whether people read a version; not, as far as can be found out.
+async fn is_live(config: &Config, name: &str, version: i32) -> bool {
+    let Ok(mut connection) = wiring::database(config, "millpond rebuild").await else { return false };
+    store::bounded(versions::live(&mut connection, name)).await.is_ok_and(|live| live == Some(version))
 }
 
 /// What became of a version.
@@ -125,16 +169,23 @@ async fn begin(
     let create = |version| compiled.create_unindexed_sql(version);
     let begin = async |definition: &Definition<'_>| {
         let create: &(dyn Fn(i32) -> Vec<String> + Sync) = if unindexed { &create } else { definition.create };
-        builds::begin(connection, &Definition { create, ..*definition }, unindexed).await
+        builds::begin(connection, &Definition { create, ..*definition }).await
     };
     let begun = context.defined(&project, spec, &compiled, begin).await?;
     let build = begun.map_err(|error| told_of_lock(&spec.name, error))?;
     let mut engine = context.engine(&project, spec, compiled, build.version)?;
-    engine.pace = Pace::of(arguments.throttle);
+    throttle(&mut engine, arguments.throttle);
     if let Some(parallel) = arguments.parallel {
         engine.sessions.allow_batches(parallel.into());
     }
     Ok((build, context.follow(engine, partitions)?))
+}
+
+/// Bounds the records a second. A transaction has a tenth of them at most, so that they come evenly.
+fn throttle(engine: &mut Engine, per_second: Option<u32>) {
+    let Some(rate) = per_second.filter(|rate| *rate > 0) else { return };
+    engine.pace = Pace::of(Some(rate));
+    engine.bounds.max_records = engine.bounds.max_records.min((rate as usize / 10).max(1));
 }
 
 /// Waits until the version has caught up, and for what becomes of it then.
@@ -150,8 +201,9 @@ async fn follow(
     let mut eye = Eye::new(config, name, build.version);
     let work = async {
         let pace = (!arguments.full_speed).then_some(&engine.pace);
-        let rate = eye.catch_up(voice, partitions, pace).await?;
-        eye.note_rate(rate).await;
+        if let Some(rate) = eye.catch_up(voice, partitions, pace).await? {
+            eye.note_rate(rate).await;
+        }
         make_indexes(engine, config, voice).await?;
         // Another one may have been made live since the build began.
         let (_, live) = candidate(&mut wiring::database(config, "millpond rebuild").await?, name).await?;
@@ -165,7 +217,7 @@ async fn follow(
             voice.ask(name).await?
         };
         if wanted {
-            swap_once_near(config, name, build.version, &arguments.keep).await?;
+            swap_once_near(config, name, build.version, &arguments.keep, voice).await?;
             return Ok(Followed::Live);
         }
         voice.follows(name);
@@ -202,7 +254,7 @@ async fn make_indexes(engine: &Engine, config: &Config, voice: &Voice) -> anyhow
         }
         voice.made_indexes(name, missing.len(), began.elapsed());
     }
-    Ok(builds::note_indexed(&mut connection, name, version).await?)
+    Ok(builds::note_loaded(&mut connection, name, version).await?)
 }
 
 /// Removes what is being built; who is at work on it ends.
@@ -237,11 +289,11 @@ fn refuse_changed(diff: &Diff, most: Option<i64>) -> anyhow::Result<()> {
 const NEAR_WITHIN: Duration = Duration::from_secs(60);
 
 /// [`swap_to`] of a version that this process builds. Each attempt waits for 2 s.
-async fn swap_once_near(config: &Config, name: &str, version: i32, keep: &Keep) -> anyhow::Result<()> {
+async fn swap_once_near(config: &Config, name: &str, version: i32, keep: &Keep, voice: &Voice) -> anyhow::Result<()> {
     let began = Instant::now();
     loop {
         let mut connection = wiring::database(config, "millpond swap").await?;
-        match swap_to(&mut connection, name, version, keep).await {
+        match swap_to(&mut connection, name, version, keep, voice).await {
             Err(error)
                 if began.elapsed() < NEAR_WITHIN && matches!(error.downcast_ref(), Some(store::Error::Behind(_))) => {}
             done => return done,
@@ -249,13 +301,19 @@ async fn swap_once_near(config: &Config, name: &str, version: i32, keep: &Keep) 
     }
 }
 
-async fn swap_to(connection: &mut PgConnection, name: &str, version: i32, keep: &Keep) -> anyhow::Result<()> {
+async fn swap_to(
+    connection: &mut PgConnection,
+    name: &str,
+    version: i32,
+    keep: &Keep,
+    voice: &Voice,
+) -> anyhow::Result<()> {
     let by = who::by(keep.by.as_deref());
-    let kept = Duration::try_from_secs_f64(keep.hours * 3600.0).context("--keep: a number of hours, 0 or more")?;
+    let kept = kept_for(keep.hours)?;
     let began = Instant::now();
     let swapped = store::swap::swap(connection, name, version, kept, &by).await;
     let swapped = swapped.map_err(|error| told_of_lock(name, error))?;
-    Voice::new(false).swapped(name, &swapped, began.elapsed(), keep.hours);
+    voice.swapped(name, &swapped, began.elapsed(), keep.hours);
     Ok(())
 }
 
@@ -275,7 +333,7 @@ pub async fn swap(config: &Config, name: &str, max_changed: Option<i64>, keep: &
         let diff = store::diff::compare(&config.postgres.url, name, (live, version), Scope::whole(0)).await?;
         refuse_changed(&diff, max_changed)?;
     }
-    swap_to(&mut connection, name, version, keep).await
+    swap_to(&mut connection, name, version, keep, &Voice::new(false)).await
 }
 
 /// `millpond rollback`
@@ -284,7 +342,18 @@ pub async fn rollback(config: &Config, name: &str, keep: &Keep) -> anyhow::Resul
     let Some(version) = store::swap::previous(&mut connection, name).await? else {
         bail!("{name} has no version to go back to: it was not swapped, or the one before is not kept any more");
     };
-    swap_to(&mut connection, name, version, keep).await
+    swap_to(&mut connection, name, version, keep, &Voice::new(false)).await
+}
+
+/// What is kept longer than this is kept for good, and is more than an interval of Postgres should be asked for.
+const LONGEST: f64 = 24.0 * 365.0 * 100.0;
+
+/// The words of `--keep`.
+fn kept_for(hours: f64) -> anyhow::Result<Duration> {
+    if !(0.0..=LONGEST).contains(&hours) {
+        bail!("--keep: {hours} is no number of hours from 0 to {LONGEST} (a hundred years)");
+    }
+    Ok(Duration::from_secs_f64(hours * 3600.0))
 }
 
 async fn candidate(connection: &mut PgConnection, name: &str) -> anyhow::Result<(i32, i32)> {

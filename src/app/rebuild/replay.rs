@@ -3,16 +3,12 @@
 //! The rows are those of a scratch version: applied by the same workers as those of any other, read by nobody but who asks,
 //! never swapped, and gone after a while.
 
-use std::{path::Path, process::ExitCode, sync::Arc, time::Duration};
-
-use anyhow::{Context as _, bail};
-use serde::Serialize;
-use serde_json::json;
+use std::{path::Path, process::ExitCode, sync::Arc};
 
 use super::{eye::Eye, show::Voice};
 use crate::{
     app::{
-        consumers::{self, told_of_lock},
+        consumers::{self, Expired, told_of_lock},
         database, folder,
         look::start,
         project::Project,
@@ -31,6 +27,8 @@ use crate::{
         versions::OnChange,
     },
 };
+use anyhow::{Context as _, bail};
+use serde::Serialize;
 
 /// A candidate at work.
 struct Trial {
@@ -63,13 +61,13 @@ struct Outcome {
 pub async fn run(config: &Config, arguments: Replay, handlers: Arc<Handlers>) -> anyhow::Result<ExitCode> {
     let mut connection = wiring::database(config, "millpond replay").await?;
     if arguments.drop {
-        let removed = replays::remove_all(&mut connection, &arguments.name).await?;
-        say!("{}: {} removed", arguments.name, versions(&removed));
-        return Ok(ExitCode::SUCCESS);
+        return remove_all(&mut connection, &arguments.name).await;
     }
-    let keep = Duration::try_from_secs_f64(arguments.hours * 3600.0).context("--keep: a number of hours, 0 or more")?;
+    let keep = super::kept_for(arguments.hours)?;
     database::migrate(config).await?;
-    replays::expire(&mut connection).await?;
+    if let Err(error) = Expired::default().remove(&mut connection).await {
+        bail!("cannot look for scratch versions whose time is over: {error}");
+    }
     let project = Project::load(&config.project.dir)?;
     let candidates = candidates(&project, &arguments)?;
     let registry = schemas::connect(config).await?;
@@ -100,16 +98,26 @@ pub async fn run(config: &Config, arguments: Replay, handlers: Arc<Handlers>) ->
     };
     for outcome in &outcomes {
         replays::keep(&mut connection, &arguments.name, outcome.version, keep).await?;
-        voice.replayed(
-            &json!({ "event": "replayed", "consumer": arguments.name, "candidate": outcome }),
-            &outcome.text(),
-        );
+        voice.replayed(&arguments.name, outcome, || outcome.text());
     }
     if outcomes.len() > 1 && !voice.is_json() {
         say!("{}", side_by_side(&outcomes));
     }
     voice.say(&format!("kept for {} h: `millpond replay {} --drop` removes it now", arguments.hours, arguments.name));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Removes all scratch versions, as far as each can be.
+async fn remove_all(connection: &mut PgConnection, name: &str) -> anyhow::Result<ExitCode> {
+    let (mut removed, mut failed) = (Vec::new(), Vec::new());
+    for version in replays::scratch(connection, name).await? {
+        match replays::remove(connection, name, version).await {
+            Ok(()) => removed.push(version),
+            Err(error) => failed.push(format!("scratch version {version}: {:#}", told_of_lock(name, error))),
+        }
+    }
+    say!("{name}: {} removed", versions(&removed));
+    if failed.is_empty() { Ok(ExitCode::SUCCESS) } else { bail!("{}", failed.join("\n")) }
 }
 
 fn versions(numbers: &[i32]) -> String {
@@ -195,6 +203,27 @@ impl Mark {
         Ok(Self::Start(start(text)?))
     }
 
+    /// Refuses a position that is about something else than these topics, or lies beyond their ends.
+    fn check(&self, reader: &Reader, topics: &[String]) -> anyhow::Result<()> {
+        let Self::Position(position) = self else { return Ok(()) };
+        for (at, span) in position.iter() {
+            if !topics.iter().any(|topic| *topic == *at.topic) {
+                let near = nearest(&at.topic, topics.iter().map(String::as_str));
+                let near = near.map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
+                bail!("the consumer does not read a topic `{}`{near}", at.topic);
+            }
+            let partitions = reader.partitions_of(&at.topic)?;
+            if usize::try_from(at.partition).is_ok_and(|partition| partition >= partitions) {
+                bail!("`{}` has {partitions} partitions, from 0 on", at.topic);
+            }
+            let (_, end) = reader.watermarks(&at.topic, at.partition)?;
+            if span.next > end {
+                bail!("{at} ends before {end}");
+            }
+        }
+        Ok(())
+    }
+
     /// The offset on each of the first partitions of a topic; none where it says nothing of one.
     fn on(&self, reader: &Reader, topic: &str, partitions: &[i32]) -> anyhow::Result<Vec<Option<i64>>> {
         Ok(match self {
@@ -216,11 +245,16 @@ async fn choose(
     let from = Mark::read(&arguments.from).context("--from")?;
     let until = arguments.until.as_deref().map(Mark::read).transpose().context("--until")?;
     let (options, topics) = (context.kafka.clone(), spec.topics.clone());
+    let (from_text, until_text) = (arguments.from.clone(), arguments.until.clone().unwrap_or_default());
     // Without a live version there is nothing that it had to follow.
     let ends = until.is_some() || !is_live;
     let look = move || -> anyhow::Result<(Vec<Part>, bool)> {
         let reader = Reader::open(&options)?;
         let (mut parts, mut cut) = (Vec::new(), false);
+        from.check(&reader, &topics).with_context(|| format!("--from {from_text}"))?;
+        if let Some(until) = &until {
+            until.check(&reader, &topics).with_context(|| format!("--until {until_text}"))?;
+        }
         for topic in &topics {
             let partitions: Vec<i32> = (0..reader.partitions_of(topic)? as i32).collect();
             let starts = from.on(&reader, topic, &partitions)?;
@@ -261,6 +295,15 @@ fn only(project: &Project, spec: &ConsumerSpec, arguments: &Replay) -> anyhow::R
             let near = nearest(field, fields()).map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
             bail!("--where: no record type of this project has a field `{field}`{near}");
         }
+        let is_number = |pg_type: &str| {
+            ["smallint", "integer", "bigint", "real", "double precision", "numeric"]
+                .iter()
+                .any(|name| pg_type.starts_with(name))
+        };
+        let types = || relations.iter().flat_map(|relation| &relation.columns).filter(|column| column.name == field);
+        if condition.path.len() == 1 && types().all(|column| is_number(&column.sql_type)) && !condition.is_of_number() {
+            bail!("--where: `{field}` is a number, and is compared with one, such as {field}>=15");
+        }
     }
     Ok(Only::new(arguments.key.as_deref(), conditions))
 }
@@ -283,6 +326,7 @@ async fn begin(
     let version = begun.map_err(|error| told_of_lock(&spec.name, error))?;
     let mut engine = context.engine(project, spec, compiled, version)?;
     engine.preparer = engine.preparer.only(only);
+    super::throttle(&mut engine, arguments.throttle);
     let partitions = parts.iter().map(|part| part.at.clone()).collect();
     Ok(Trial { folder: folder.to_owned(), version, tables, member: context.follow(engine, partitions)? })
 }
@@ -298,15 +342,18 @@ async fn judge(
 ) -> anyhow::Result<Vec<Outcome>> {
     let name = arguments.name.as_str();
     let mut outcomes = Vec::new();
-    for Trial { folder, version, tables, .. } in trials {
+    for Trial { folder, version, tables, member } in trials {
         let version = *version;
         let mut eye = Eye::new(config, name, version);
-        eye.catch_up(voice, chosen.parts.len(), None).await?;
+        let pace = (!arguments.full_speed).then_some(&member.engine.pace);
+        eye.catch_up(voice, chosen.parts.len(), pace).await?;
         let diff = match live {
             Some(live) => Some(store::diff::compare(&config.postgres.url, name, (live, version), chosen.scope).await?),
             None => None,
         };
         let mut connection = wiring::database(config, "millpond replay").await?;
+        // Counting rows may take its time.
+        store::run(&mut connection, "set statement_timeout = 0").await?;
         let places = store::builds::places(&mut connection, name, version).await?;
         let first = |at: &TopicPartition| chosen.parts.iter().find(|part| part.at == *at).map_or(0, |part| part.from);
         let mut rows = Vec::new();

@@ -1,12 +1,14 @@
 //! What people and programs see of a rebuild: a bar and sentences on a terminal, lines of JSON elsewhere.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     io::{IsTerminal as _, Write as _},
     time::{Duration, Instant},
 };
 
-use serde_json::json;
+use serde::Serialize;
+use serde_json::{json, value::RawValue};
 
 use crate::{
     cli::{args::DiffFormat, say::say},
@@ -72,15 +74,20 @@ impl Voice {
         );
     }
 
-    pub fn replayed(self, event: &serde_json::Value, text: &str) {
-        self.event(event, text);
+    pub fn replayed(self, name: &str, candidate: &impl Serialize, text: impl FnOnce() -> String) {
+        self.rows(&Replayed { event: "replayed", consumer: name, candidate }, text);
     }
 
     pub fn diff(self, diff: &Diff) {
+        self.rows(&Compared { event: "diff", rows: diff.rows(), diff }, || text(diff));
+    }
+
+    /// Says what has rows in it, as Postgres writes them: a `Value` in between would make doubles of their numbers.
+    fn rows(self, event: &impl Serialize, text: impl FnOnce() -> String) {
         if self.json {
-            say!("{}", json!({ "event": "diff", "rows": diff.rows(), "diff": diff }));
+            say!("{}", serde_json::to_string(event).expect("invariant: names are texts"));
         } else {
-            say!("{}", text(diff));
+            say!("{}", text());
         }
     }
 
@@ -141,6 +148,21 @@ impl Voice {
             ),
         );
     }
+}
+
+#[derive(Serialize)]
+struct Compared<'a> {
+    event: &'static str,
+    /// That differ.
+    rows: i64,
+    diff: &'a Diff,
+}
+
+#[derive(Serialize)]
+struct Replayed<'a, C> {
+    event: &'static str,
+    consumer: &'a str,
+    candidate: &'a C,
 }
 
 /// The bar of a rebuild.
@@ -213,8 +235,8 @@ impl<'a> Bar<'a> {
         (self.done - self.first.unwrap_or(self.done)) as f64 / self.begun.elapsed().as_secs_f64().max(0.001)
     }
 
-    /// Says that it is done; how fast it was.
-    pub fn end(&self) -> f64 {
+    /// Says that it is done; how fast it was, in records a second, if it did most of it.
+    pub fn end(&self) -> Option<f64> {
         if self.terminal {
             eprint!("\r\x1b[2K");
         }
@@ -223,7 +245,8 @@ impl<'a> Bar<'a> {
             &json!({ "event": "caught_up", "seconds": seconds }),
             &format!("at the end of the log after {seconds:.1} s"),
         );
-        self.rate()
+        let read = self.done - self.first.unwrap_or(self.done);
+        (read > 0 && read * 2 >= self.done).then(|| self.rate())
     }
 }
 
@@ -234,13 +257,13 @@ pub fn print(diff: &Diff, format: DiffFormat) -> anyhow::Result<()> {
         DiffFormat::Json => say!("{}", serde_json::to_string_pretty(diff)?),
         DiffFormat::Csv => {
             say!("table,kind,key,old,new");
-            let cell = |value: Option<&serde_json::Value>| {
-                value.map_or_else(String::new, |value| format!("\"{}\"", value.to_string().replace('"', "\"\"")))
+            let cell = |value: Option<&RawValue>| {
+                value.map_or_else(String::new, |value| format!("\"{}\"", value.get().replace('"', "\"\"")))
             };
             for table in &diff.tables {
                 for sample in &table.samples {
                     let Sample { kind, key, old, new } = sample;
-                    let (key, old, new) = (cell(Some(key)), cell(old.as_ref()), cell(new.as_ref()));
+                    let (key, old, new) = (cell(Some(key)), cell(old.as_deref()), cell(new.as_deref()));
                     say!("{},{kind},{key},{old},{new}", table.table);
                 }
             }
@@ -250,7 +273,7 @@ pub fn print(diff: &Diff, format: DiffFormat) -> anyhow::Result<()> {
 }
 
 pub(super) fn text(diff: &Diff) -> String {
-    let Diff { projection, old_version, new_version, position, held_ms, aligned, touched, tables } = diff;
+    let Diff { projection, old_version, new_version, position, held_ms, aligned, touched, .. } = diff;
     let mut text = format!("{projection}: version {new_version} against version {old_version}, ");
     let _ = if *aligned {
         write!(text, "both at {position} (held for {held_ms} ms)")
@@ -264,10 +287,20 @@ pub(super) fn text(diff: &Diff) -> String {
         text.push_str("; only rows that version ");
         let _ = write!(text, "{new_version} has");
     }
-    for table in tables {
+    for (version, topics) in [(new_version, &diff.only_new_topics), (old_version, &diff.only_old_topics)] {
+        if !topics.is_empty() {
+            let _ = write!(text, "; only version {version} reads {}", topics.join(", "));
+        }
+    }
+    for table in &diff.tables {
         table_text(table, &mut text);
     }
     text
+}
+
+/// The values of a row, each as it is written.
+fn members(row: &RawValue) -> BTreeMap<String, Box<RawValue>> {
+    serde_json::from_str(row.get()).unwrap_or_default()
 }
 
 fn table_text(table: &TableDiff, text: &mut String) {
@@ -277,7 +310,9 @@ fn table_text(table: &TableDiff, text: &mut String) {
         let _ = write!(text, "\n  {name}: not compared: {why}");
         return;
     }
-    let _ = write!(text, "\n  {name}: {added} rows added, {removed} removed, {changed} changed, {same} the same");
+    let removed =
+        removed.map_or_else(|| "removed ones not looked for".to_owned(), |removed| format!("{removed} removed"));
+    let _ = write!(text, "\n  {name}: {added} rows added, {removed}, {changed} changed, {same} the same");
     for (column, rows) in columns {
         let _ = write!(text, "\n    {column} differs in {rows}");
     }
@@ -290,10 +325,12 @@ fn table_text(table: &TableDiff, text: &mut String) {
         let _ = write!(text, "\n    {kind:8} {key}");
         match (old, new) {
             (Some(old), Some(new)) => {
-                let differing =
-                    old.as_object().into_iter().flatten().filter(|(name, value)| new.get(*name) != Some(*value));
-                for (name, value) in differing {
-                    let _ = write!(text, "  {name}: {value} -> {}", new.get(name).unwrap_or(&serde_json::Value::Null));
+                let (old, new) = (members(old), members(new));
+                for (name, value) in &old {
+                    let now = new.get(name).map_or("null", |now| now.get());
+                    if value.get() != now {
+                        let _ = write!(text, "  {name}: {value} -> {now}");
+                    }
                 }
             }
             (Some(row), None) | (None, Some(row)) => {

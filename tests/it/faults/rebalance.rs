@@ -32,10 +32,13 @@ async fn members_that_join_leave_die_and_return_apply_everything_once() {
     caught_up(&cluster).await;
     let second = member();
     has_partitions(&second, 1).await;
+    let all = (CONSUMERS * cluster.ends(&cluster.project.topic).await.len()) as i64;
     for _ in 0..ZOMBIES {
+        eventually_async(SOON, async || holds(&first) > 0 && holds(&first) + holds(&second) == all).await;
         let before = assignments(&first);
         first.pause();
-        // Only the other can have applied what came since.
+        // It has been taken for dead when the other one has all partitions, whether or not anything comes meanwhile.
+        eventually_async(SOON, async || holds(&second) == all).await;
         caught_up(&cluster).await;
         first.cont();
         has_partitions(&first, before + 1).await;
@@ -51,6 +54,19 @@ async fn members_that_join_leave_die_and_return_apply_everything_once() {
 
 fn assignments(member: &Process) -> usize {
     member.log().matches(r#""message":"assigned""#).count()
+}
+
+/// How many partitions a member has been given and not lost again.
+fn holds(member: &Process) -> i64 {
+    let log = member.log();
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    lines
+        .map(|line| match line["message"].as_str() {
+            Some("assigned") => 1,
+            Some("revoked") => -line["partitions"].as_i64().expect("a number"),
+            _ => 0,
+        })
+        .sum()
 }
 
 /// Waits until a member has been given so many partitions in its life.

@@ -74,11 +74,22 @@ async fn replay_tries_folders_on_a_part_of_the_log_and_leaves_nothing_behind() {
     let at = format!("{}@{wanted}", last.rsplit_once('@').unwrap().0);
     assert!(part["diff"]["position"].as_str().unwrap().split(',').any(|place| place == at), "{part}");
     assert_eq!(part["diff"]["aligned"], false);
+    assert_eq!(
+        part["diff"]["tables"][0]["removed"],
+        Value::Null,
+        "what would be gone is not known of a part of the log"
+    );
 
     // Who is wrong is told so, and nothing of it stays.
     for (wrong, told) in [
         (["--where", "amuont=1"], "did you mean `amount`?"),
         (["--where", "amount"], "expected a field"),
+        (["--where", "amount>>3"], "two operators follow each other"),
+        (["--where", "amount>abc"], "`amount` is a number"),
+        (["--until", "nosuch.topic/0@5"], "does not read a topic `nosuch.topic`"),
+        (["--until", &format!("{}/7@5", cluster.project.topic)], "2 partitions, from 0 on"),
+        (["--from", &format!("{}/1@999", cluster.project.topic)], "ends before"),
+        (["--keep", "1e12"], "is no number of hours"),
         (["--from", "yesterday"], "expected start, end, an offset or a time"),
         (["--candidate", "nowhere"], "consumer.toml"),
     ] {

@@ -1,12 +1,19 @@
 //! The difference between two versions of a projection at the same offsets: exact, and found by Postgres.
 
+mod tables;
+
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
+use serde_json::value::RawValue;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use super::{Error, builds, fence, run};
-use crate::domain::{TableInfo, TopicPartition, ident, schema_name};
+use super::{
+    Error, builds, fence,
+    near::{self, Topics},
+    run,
+};
+use crate::domain::{TableInfo, TopicPartition};
 
 /// How long the live version may be held while the other one comes to where it stands.
 const HOLD: Duration = Duration::from_secs(2);
@@ -26,7 +33,8 @@ pub struct TableDiff {
     /// Rows that both versions have.
     pub same: i64,
     pub added: i64,
-    pub removed: i64,
+    /// None where it is not known: the new version has read a part of the log only.
+    pub removed: Option<i64>,
     pub changed: i64,
     /// How many of the changed rows differ in each column; those without any are not listed.
     pub columns: Vec<(String, i64)>,
@@ -43,9 +51,10 @@ pub struct TableDiff {
 pub struct Sample {
     /// `added`, `removed` or `changed`.
     pub kind: String,
-    pub key: serde_json::Value,
-    pub old: Option<serde_json::Value>,
-    pub new: Option<serde_json::Value>,
+    /// Objects as Postgres writes them: a number has all of its digits.
+    pub key: Box<RawValue>,
+    pub old: Option<Box<RawValue>>,
+    pub new: Option<Box<RawValue>>,
 }
 
 /// Two versions, compared.
@@ -62,13 +71,16 @@ pub struct Diff {
     pub aligned: bool,
     /// Whether only rows were compared whose key the new version has.
     pub touched: bool,
+    /// Topics that only one of them reads.
+    pub only_new_topics: Vec<String>,
+    pub only_old_topics: Vec<String>,
     pub tables: Vec<TableDiff>,
 }
 
 impl Diff {
     /// Rows that differ, over all tables.
     pub fn rows(&self) -> i64 {
-        self.tables.iter().map(|table| table.added + table.removed + table.changed).sum()
+        self.tables.iter().map(|table| table.added + table.removed.unwrap_or(0) + table.changed).sum()
     }
 }
 
@@ -100,9 +112,11 @@ pub async fn compare(url: &str, projection: &str, (old, new): (i32, i32), scope:
     // A table of many millions of rows takes its time; whoever asks can end us.
     run(&mut reader, "set statement_timeout = 0; set idle_in_transaction_session_timeout = 0").await?;
     // One that has halted, or was paused, comes nowhere: each is compared as it is.
+    let topics = near::shared_topics(&mut holder, projection, (old, new)).await?;
     let aligned = scope.aligned && !stands_still(&mut holder, projection, old).await?;
     let (position, held) = if aligned {
-        let held = align(&mut holder, &mut reader, projection, (old, new)).await;
+        take_turn(&mut holder, projection).await?;
+        let held = align(&mut holder, &mut reader, projection, (old, new), &topics).await;
         // Also after an error: the other version goes on.
         free(&mut holder, projection, new).await?;
         held?
@@ -110,6 +124,8 @@ pub async fn compare(url: &str, projection: &str, (old, new): (i32, i32), scope:
         run(&mut reader, SNAPSHOT).await?;
         (shown(&offsets(&mut reader, projection, new).await?), Duration::ZERO)
     };
+    // It is the next one's turn.
+    let _ = holder.close().await;
     let (before, after) = (tables(&mut reader, projection, old).await?, tables(&mut reader, projection, new).await?);
     let mut found = Vec::new();
     for table in &after {
@@ -117,7 +133,7 @@ pub async fn compare(url: &str, projection: &str, (old, new): (i32, i32), scope:
             found.push(not_compared(&table.name, "only the new version has it"));
             continue;
         };
-        found.push(table_diff(&mut reader, projection, (old, earlier), (new, table), scope).await?);
+        found.push(tables::compare(&mut reader, projection, (old, earlier), (new, table), scope).await?);
     }
     for table in before.iter().filter(|table| after.iter().all(|later| later.name != table.name)) {
         found.push(not_compared(&table.name, "the new version does not have it"));
@@ -132,6 +148,8 @@ pub async fn compare(url: &str, projection: &str, (old, new): (i32, i32), scope:
         held_ms,
         aligned,
         touched: scope.touched,
+        only_new_topics: topics.only_new,
+        only_old_topics: topics.only_old,
         tables: found,
     })
 }
@@ -140,23 +158,47 @@ fn not_compared(table: &str, why: &str) -> TableDiff {
     TableDiff { table: table.to_owned(), not_compared: Some(why.to_owned()), ..TableDiff::default() }
 }
 
-/// Brings both versions to the same offsets, and leaves `reader` in a snapshot of that moment. First the new one is bound
+/// Comparisons of one projection take turns until each has its snapshot: each binds the new version to where it wants it.
+async fn take_turn(holder: &mut PgConnection, projection: &str) -> Result<(), Error> {
+    let began = Instant::now();
+    loop {
+        let turn: bool = sqlx::query_scalar("select pg_try_advisory_lock(hashtextextended('millpond.diff.' || $1, 0))")
+            .bind(projection)
+            .fetch_one(&mut *holder)
+            .await?;
+        if turn {
+            return Ok(());
+        }
+        if began.elapsed() > NEAR {
+            return Err(Error::Refused(format!(
+                "the versions of {projection} are being compared by somebody else since more than {} s; try again when that is done",
+                NEAR.as_secs()
+            )));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Brings both versions to the same offsets of the topics that both read, and leaves `reader` in a snapshot of that moment. First the new one is bound
 /// to where it is, and the live one comes there or beyond; then the live one is held, and the new one is let go up to it.
 async fn align(
     holder: &mut PgConnection,
     reader: &mut PgConnection,
     projection: &str,
     (old, new): (i32, i32),
+    topics: &Topics,
 ) -> Result<(String, Duration), Error> {
     let near = Instant::now() + NEAR;
     // Only one that is near is worth holding the live version for.
-    if !builds::comes_near(holder, projection, (old, new), NEAR).await? {
-        let (live, other) = (offsets(holder, projection, old).await?, offsets(holder, projection, new).await?);
+    if !near::comes_near(holder, projection, (old, new), NEAR).await? {
+        let (live, other) =
+            (shared(holder, projection, old, topics).await?, shared(holder, projection, new, topics).await?);
         return Err(apart(projection, &live, &other));
     }
     loop {
         bind(holder, projection, new, None).await?;
-        let (live, other) = (offsets(holder, projection, old).await?, offsets(holder, projection, new).await?);
+        let (live, other) =
+            (shared(holder, projection, old, topics).await?, shared(holder, projection, new, topics).await?);
         if !reaches(&live, &other) {
             if Instant::now() > near {
                 return Err(apart(projection, &live, &other));
@@ -166,10 +208,11 @@ async fn align(
         }
         let mut tx = holder.begin().await?;
         let began = Instant::now();
-        let live = fence::hold(&mut tx, projection, old).await?;
+        let mut live = fence::hold(&mut tx, projection, old).await?;
+        live.retain(|(at, _)| topics.has(at));
         bind(reader, projection, new, Some(&live)).await?;
         loop {
-            let other = offsets(reader, projection, new).await?;
+            let other = shared(reader, projection, new, topics).await?;
             if other == live {
                 run(reader, SNAPSHOT).await?;
                 tx.rollback().await?;
@@ -182,7 +225,8 @@ async fn align(
         }
         tx.rollback().await?;
         if Instant::now() > near {
-            let (live, other) = (offsets(holder, projection, old).await?, offsets(holder, projection, new).await?);
+            let (live, other) =
+                (shared(holder, projection, old, topics).await?, shared(holder, projection, new, topics).await?);
             return Err(apart(projection, &live, &other));
         }
         // It goes on for a while, nearer to the live one.
@@ -233,6 +277,18 @@ async fn offsets(
     Ok(places.into_iter().map(|place| (place.at, place.next_offset)).collect())
 }
 
+/// Where a version stands on those partitions that both versions read.
+async fn shared(
+    connection: &mut PgConnection,
+    projection: &str,
+    version: i32,
+    topics: &Topics,
+) -> Result<Vec<(TopicPartition, i64)>, Error> {
+    let mut offsets = offsets(connection, projection, version).await?;
+    offsets.retain(|(at, _)| topics.has(at));
+    Ok(offsets)
+}
+
 /// Whether `live` is on every partition where `other` is, or beyond.
 fn reaches(live: &[(TopicPartition, i64)], other: &[(TopicPartition, i64)]) -> bool {
     other.iter().all(|(at, next)| live.iter().any(|(place, reached)| place == at && reached >= next))
@@ -280,163 +336,4 @@ async fn tables(connection: &mut PgConnection, projection: &str, version: i32) -
             .fetch_one(connection)
             .await?;
     Ok(tables.0)
-}
-
-async fn table_diff(
-    reader: &mut PgConnection,
-    projection: &str,
-    (old, before): (i32, &TableInfo),
-    (new, after): (i32, &TableInfo),
-    scope: Scope,
-) -> Result<TableDiff, Error> {
-    let table = &after.name;
-    if before.key != after.key || after.key.is_empty() {
-        return Ok(not_compared(table, "its key is not the same in both versions"));
-    }
-    let has = |info: &TableInfo, name: &str| info.columns.iter().any(|column| column.name == name);
-    let only = |a: &TableInfo, b: &TableInfo| {
-        a.columns.iter().map(|c| c.name.clone()).filter(|name| !has(b, name)).collect::<Vec<_>>()
-    };
-    let type_of = |info: &TableInfo, name: &str| {
-        info.columns.iter().find(|column| column.name == name).map(|column| column.pg_type.clone())
-    };
-    if let Some(key) = after.key.iter().find(|key| type_of(before, key) != type_of(after, key)) {
-        return Ok(not_compared(table, &format!("`{key}` of its key has another type in each")));
-    }
-    // What has no equality, or another type in each, is compared as text.
-    let as_text = |name: &str| {
-        let (old, new) = (type_of(before, name), type_of(after, name));
-        old != new || new.is_some_and(|pg_type| matches!(pg_type.as_str(), "json" | "xml"))
-    };
-    let values: Vec<(&str, bool)> = after
-        .columns
-        .iter()
-        .map(|column| (column.name.as_str(), as_text(&column.name)))
-        .filter(|(name, _)| has(before, name) && !after.key.iter().any(|key| key == name))
-        .collect();
-    let joined = Joined::new(projection, (old, new), table, &after.key, &values, scope.touched);
-    let row = sqlx::query(AssertSqlSafe(joined.count())).fetch_one(&mut *reader).await?;
-    let mut columns = Vec::new();
-    for (index, (name, _)) in values.iter().enumerate() {
-        columns.push(((*name).to_owned(), row.try_get::<i64, _>(4 + index)?));
-    }
-    columns.retain(|(_, changed)| *changed > 0);
-    let mut found = TableDiff {
-        table: table.clone(),
-        same: row.try_get(0)?,
-        added: row.try_get(1)?,
-        removed: row.try_get(2)?,
-        changed: row.try_get(3)?,
-        columns,
-        only_new: only(after, before),
-        only_old: only(before, after),
-        ..TableDiff::default()
-    };
-    for kind in ["added", "removed", "changed"] {
-        let rows = sqlx::query(AssertSqlSafe(joined.sample(kind, scope.samples))).fetch_all(&mut *reader).await?;
-        for row in rows {
-            found.samples.push(Sample {
-                kind: kind.to_owned(),
-                key: row.try_get(0)?,
-                old: row.try_get(1)?,
-                new: row.try_get(2)?,
-            });
-        }
-    }
-    Ok(found)
-}
-
-/// The rows of two tables, side by side.
-struct Joined {
-    from: String,
-    key: Vec<String>,
-    values: Vec<String>,
-    /// Of each value, how it is compared: as it is, or as text.
-    casts: Vec<&'static str>,
-}
-
-impl Joined {
-    fn new(
-        projection: &str,
-        (old, new): (i32, i32),
-        table: &str,
-        key: &[String],
-        values: &[(&str, bool)],
-        touched: bool,
-    ) -> Self {
-        let relation = |version| format!("{}.{}", ident(&schema_name(projection, version)), ident(table));
-        let key: Vec<String> = key.iter().map(|name| ident(name)).collect();
-        let casts = values.iter().map(|(_, as_text)| if *as_text { "::text" } else { "" }).collect();
-        let values: Vec<String> = values.iter().map(|(name, _)| ident(name)).collect();
-        let join = if touched { "right" } else { "full" };
-        let from = format!("{} o {join} join {} n using ({})", relation(old), relation(new), key.join(", "));
-        Self { from, key, values, casts }
-    }
-
-    /// Whether a row is in one of them: a column of the key is never null there.
-    fn kind(&self, kind: &str) -> String {
-        let (missing_old, missing_new) = (format!("o.{} is null", self.key[0]), format!("n.{} is null", self.key[0]));
-        match kind {
-            "added" => missing_old,
-            "removed" => missing_new,
-            _ => format!("(not {missing_old} and not {missing_new} and {})", self.differs()),
-        }
-    }
-
-    fn differs(&self) -> String {
-        if self.values.is_empty() {
-            return "false".to_owned();
-        }
-        let side = |side: &str| {
-            let values = self.values.iter().zip(&self.casts);
-            values.map(|(name, cast)| format!("{side}.{name}{cast}")).collect::<Vec<_>>().join(", ")
-        };
-        format!("(({}) is distinct from ({}))", side("o"), side("n"))
-    }
-
-    fn count(&self) -> String {
-        let changed = self.kind("changed");
-        let columns: String = self
-            .values
-            .iter()
-            .zip(&self.casts)
-            .map(|(name, cast)| {
-                format!(", count(*) filter (where {changed} and o.{name}{cast} is distinct from n.{name}{cast})")
-            })
-            .collect();
-        format!(
-            "select count(*) filter (where not o.{key} is null and not n.{key} is null and not {differs}),
-                    count(*) filter (where {added}), count(*) filter (where {removed}), count(*) filter (where {changed})
-                    {columns} from {from}",
-            key = self.key[0],
-            differs = self.differs(),
-            added = self.kind("added"),
-            removed = self.kind("removed"),
-            from = self.from,
-        )
-    }
-
-    fn sample(&self, kind: &str, limit: usize) -> String {
-        let object = |names: &[String], side: &str| {
-            let pairs: Vec<String> = names.iter().map(|name| format!("{side}{name}")).collect();
-            format!("to_jsonb((select r from (select {}) r))", pairs.join(", "))
-        };
-        let shown = |side: &str| {
-            if self.values.is_empty() {
-                return "null::jsonb".to_owned();
-            }
-            object(&self.values, &format!("{side}."))
-        };
-        let (old, new) = (shown("o"), shown("n"));
-        format!(
-            "select {}, case when o.{first} is null then null else {old} end,
-                    case when n.{first} is null then null else {new} end
-               from {} where {} order by {} limit {limit}",
-            object(&self.key, ""),
-            self.from,
-            self.kind(kind),
-            self.key.join(", "),
-            first = self.key[0],
-        )
-    }
 }
