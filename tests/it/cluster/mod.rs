@@ -151,9 +151,18 @@ impl Cluster {
 
     /// Begins a command, whose output nobody reads.
     pub fn spawn(&self, args: &[&str]) -> Child {
+        self.command(args).stdout(Stdio::null()).spawn().unwrap()
+    }
+
+    /// [`Self::spawn`], for [`Child::wait_with_output`].
+    pub fn spawn_heard(&self, args: &[&str]) -> Child {
+        self.command(args).stdout(Stdio::piped()).spawn().unwrap()
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_millpond"));
-        command.args(args).args(self.flags()).current_dir(&self.project.dir);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+        command.args(args).args(self.flags()).current_dir(&self.project.dir).stdin(Stdio::null()).stderr(Stdio::null());
+        command
     }
 
     /// [`Self::run`] that has to succeed; what it printed.

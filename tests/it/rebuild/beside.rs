@@ -125,3 +125,38 @@ async fn rebuild_makes_room_for_a_live_projection_that_is_behind() {
         cluster.succeeds(&["rebuild", "sums", "--give-up"]);
     }
 }
+
+/// The right to build is of one process, also when Postgres has ended the session that held it.
+#[tokio::test(flavor = "multi_thread")]
+async fn build_whose_session_is_ended_goes_on_alone_and_says_when_it_is_paused() {
+    let cluster = Cluster::of("alone", Project::sums).await;
+    let all = cluster.start("all", &[]);
+    for n in 1..=60 {
+        pay(&all, &format!("a{}", n % 4), n).await;
+    }
+    eventually_async(SOON, async || totals(&cluster).await == 1830).await;
+    cluster.project.bound(Project::TOO_MUCH / 2);
+    cluster.succeeds(&["consumer", "pause", "sums"]);
+    let rebuild = cluster.spawn_heard(&["rebuild", "sums", "--swap"]);
+    let holder = async || {
+        let sql = "select max(a.pid)::int8 from pg_locks l join pg_stat_activity a using (pid)
+                    where l.locktype = 'advisory' and a.application_name = 'millpond rebuild' and a.datname = current_database()";
+        cluster.number(sql).await
+    };
+    let begun = "select count(*) from millpond.fences where projection = 'sums' and version = 2 and owner is not null";
+    eventually_async(SOON, async || cluster.number(begun).await == Some(2)).await;
+    let ended = holder().await;
+    let end = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+                where application_name = 'millpond rebuild' and datname = current_database()";
+    assert!(cluster.number(end).await >= Some(1));
+    eventually_async(SOON, async || holder().await.is_some_and(|now| Some(now) != ended)).await;
+    let second = cluster.run(&["rebuild", "sums"]);
+    let error = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(!second.status.success() && error.contains("another process builds a version of sums"), "{error}");
+    cluster.succeeds(&["consumer", "resume", "sums"]);
+    eventually_async(SOON, async || live(&cluster, "sums").await == Some(2)).await;
+    let output = rebuild.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("sums is paused"), "{said}");
+    all.stop();
+}
