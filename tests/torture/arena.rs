@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::fs;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::process::Stdio;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -153,12 +154,19 @@ impl Arena {
         Desk { project, brokers, database }
     }
 
-    /// The application, which knows the handler, with a planted bug if there is one.
+    /// The application, which knows the handler, with a planted bug if there is one. It ends with us, however we end, where
+    /// the machine has a `setpriv` that can do it.
     pub fn application(&self) -> anyhow::Result<std::process::Command> {
-        let mut words = crate::planted::wrapper(self.bug.as_deref())?.into_iter();
-        let Some(first) = words.next() else { return Ok(std::process::Command::new(&self.application)) };
-        let mut command = std::process::Command::new(first);
-        command.args(words).arg(&self.application);
+        static TIE: [&str; 4] = ["setpriv", "--pdeathsig", "KILL", "--"];
+        static CAN_TIE: LazyLock<bool> = LazyLock::new(|| {
+            let probe = std::process::Command::new(TIE[0]).args(&TIE[1..]).arg("true").stderr(Stdio::null()).status();
+            probe.is_ok_and(|status| status.success())
+        });
+        let mut words: Vec<OsString> = if *CAN_TIE { TIE.map(OsString::from).into() } else { Vec::new() };
+        words.extend(crate::planted::wrapper(self.bug.as_deref())?.into_iter().map(OsString::from));
+        words.push(self.application.clone().into());
+        let mut command = std::process::Command::new(&words[0]);
+        command.args(&words[1..]);
         Ok(command)
     }
 
